@@ -1,0 +1,57 @@
+"""What megatune raises, and the exit code each error ends the command with.
+
+The user's own mistakes (`UserError`) are printed as a message without a traceback and
+exit 2; everything else exits 1.
+"""
+
+from collections.abc import Sequence
+
+
+class MegatuneError(Exception):
+    """An error with a message meant for the user; the command line prints it as it is."""
+
+    exit_code = 1
+
+
+class UserError(MegatuneError):
+    """The user's input is at fault: exit 2, no traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """Problems of a run file, all of them at once.
+
+    `problems` are whole sentences that name what was asked, found, allowed and the fix.
+    """
+
+    def __init__(self, problems: Sequence[str], *, source: str = "the run file") -> None:
+        self.problems = list(problems)
+        self.source = source
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        if len(self.problems) == 1:
+            return f"{self.source}: {self.problems[0]}"
+        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        return f"{self.source} has {len(self.problems)} problems:{lines}"
+
+
+class DataError(UserError):
+    """The data cannot be used: missing file, missing column, broken row, empty set."""
+
+
+class ModelError(UserError):
+    """The model cannot be used as asked: unknown folder, refused family or layout."""
+
+
+class PlanError(UserError):
+    """No layout satisfies what was asked."""
+
+
+class LaunchError(MegatuneError):
+    """The ranks could not be started, or one of them died."""
+
+
+class CheckpointError(MegatuneError):
+    """A checkpoint could not be written, or none could be read."""
