@@ -1,0 +1,119 @@
+"""What this machine has, without torch: GPUs, CPU cores and memory that this process may use."""
+
+import math
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from megatune.launch import ranks
+
+_NVIDIA_SMI_TIMEOUT_S = 20.0  # a broken driver makes it hang for ever
+_UNLIMITED_BYTES = 1 << 60  # cgroup v1 writes a huge number for "no limit"
+
+
+def count_gpus(driver_folder: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+    """How many NVIDIA GPUs this process can use: those of CUDA_VISIBLE_DEVICES that exist.
+
+    Asks `nvidia-smi -L`, and the driver's folder where that is absent, fails or hangs.
+    """
+    installed = _count_by_nvidia_smi()
+    if installed is None:
+        installed = len(list(driver_folder.iterdir())) if driver_folder.is_dir() else 0
+    visible = ranks.visible_devices()
+    if visible is None or installed == 0:
+        return installed
+    # An index beyond the last GPU ends CUDA's list; names (GPU-..., MIG-...) are taken as they are.
+    usable = 0
+    for entry in visible:
+        if entry.isdigit() and int(entry) >= installed:
+            break
+        usable += 1
+    return usable
+
+
+def count_cpus(root: Path = Path("/")) -> int:
+    """CPU cores that this process may use: its affinity, cut down by cgroup quotas. At least 1."""
+    cores = len(os.sched_getaffinity(0))
+    quotas = [_cpu_quota_v2(folder) for folder in _cgroup_folders(root, "")]
+    quotas += [_cpu_quota_v1(folder) for folder in _cgroup_folders(root, "cpu")]
+    return max(1, min([cores, *(math.floor(quota) for quota in quotas if quota is not None)]))
+
+
+def host_memory_bytes(root: Path = Path("/")) -> int | None:
+    """Bytes of host memory that this process may use: the machine's, cut down by cgroup limits.
+
+    None when the kernel does not say.
+    """
+    limits = [_byte_limit(folder / "memory.max") for folder in _cgroup_folders(root, "")]
+    limits += [_byte_limit(folder / "memory.limit_in_bytes") for folder in _cgroup_folders(root, "memory")]
+    known = [limit for limit in [_machine_memory(root), *limits] if limit is not None]
+    return min(known) if known else None
+
+
+def cpu_model(root: Path = Path("/")) -> str | None:
+    """The processor's name, as `lscpu` shows it, or None."""
+    match = re.search(r"^model name\s*:\s*(.+)$", _read(root / "proc/cpuinfo") or "", re.MULTILINE)
+    return match.group(1).strip() if match else None
+
+
+def cpu_flags(root: Path = Path("/")) -> str:
+    """The processor's instruction sets; code compiled for one machine may not run on one that lacks them."""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read(root / "proc/cpuinfo") or "", re.MULTILINE)
+    return " ".join(sorted(match.group(1).split())) if match else ""
+
+
+def _count_by_nvidia_smi() -> int | None:
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # not installed, or hanging: the driver's folder is asked next
+    if done.returncode != 0:
+        return None
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
+def _cgroup_folders(root: Path, controller: str) -> list[Path]:
+    """This process's cgroup of `controller` ("" is cgroup v2) and all above it: each may set a limit."""
+    mount = root / "sys/fs/cgroup"
+    folders: list[Path] = []
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controller not in controllers.split(","):
+            continue
+        base = mount / controllers if controller else mount
+        # A container sees its own cgroup as the top, whatever path the kernel names here.
+        inner = base / path.strip("/")
+        folders += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(base)]
+    return folders
+
+
+def _cpu_quota_v2(folder: Path) -> float | None:
+    quota, _, period = (_read(folder / "cpu.max") or "").partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.strip().isdigit() else None
+
+
+def _cpu_quota_v1(folder: Path) -> float | None:
+    quota = (_read(folder / "cpu.cfs_quota_us") or "").strip()
+    period = (_read(folder / "cpu.cfs_period_us") or "").strip()
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def _byte_limit(file: Path) -> int | None:
+    text = (_read(file) or "").strip()
+    return int(text) if text.isdigit() and int(text) < _UNLIMITED_BYTES else None
+
+
+def _machine_memory(root: Path) -> int | None:
+    match = re.search(r"^MemTotal:\s+(\d+) kB$", _read(root / "proc/meminfo") or "", re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else None
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except OSError:
+        return None  # this kernel or container does not offer the file

@@ -1,0 +1,101 @@
+"""One child process that cannot outlive this one, and what its end means in words."""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatune.errors import LaunchError
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: the child may only call it
+
+_SIGNAL_MEANINGS = {
+    signal.SIGKILL: "killed (SIGKILL): probably out of host memory",
+    signal.SIGTERM: "terminated (SIGTERM) before it could save",
+    signal.SIGINT: "interrupted (SIGINT) before it could save",
+    signal.SIGSEGV: "crashed (SIGSEGV): a fault in native code",
+    signal.SIGILL: "crashed (SIGILL): an op built for another processor",
+    signal.SIGBUS: "crashed (SIGBUS): probably no space left in /dev/shm or on a disk that is memory-mapped",
+    signal.SIGABRT: "aborted (SIGABRT) in native code",
+}
+
+
+@dataclass
+class RankProcess:
+    """A running or ended rank. `log_start` is the byte of its log file at which this start begins."""
+
+    rank: int
+    log: Path
+    log_start: int
+    process: subprocess.Popen[bytes]
+    stopped_by_us: bool = False
+    """We told it to end because another rank had failed, so its own end is no cause."""
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal, or None while the rank runs."""
+        return self.process.poll()
+
+    def send(self, signum: int) -> None:
+        """Send a signal to the rank alone; harmless once it has ended."""
+        self.process.send_signal(signum)
+
+    def kill_group(self) -> None:
+        """End the rank and everything it started that is still in its session, at once."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # all of them have ended
+
+
+def start_process(
+    command: Sequence[str], *, environment: Mapping[str, str], stdout: int, stderr: int
+) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own, to be killed by the kernel when this process dies.
+
+    Its own session keeps the terminal's Ctrl-C from it: signals come from the launcher, once.
+    Call it from the main thread only: the kernel counts the end of the starting thread as the
+    parent's death. Raises LaunchError when the program cannot be started.
+    """
+    try:
+        return subprocess.Popen(
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(os.getpid()),
+        )
+    except OSError as error:
+        raise LaunchError(f"cannot start {command[0]}: {error.strerror or error}") from error
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words.
+
+    >>> describe_exit(-9)
+    'killed (SIGKILL): probably out of host memory'
+    >>> describe_exit(3)
+    'ended with exit code 3'
+    """
+    if code >= 0:
+        return f"ended with exit code {code}"
+    known = _SIGNAL_MEANINGS.get(signal.Signals(-code)) if -code in set(signal.Signals) else None
+    return known or f"killed by {signal_name(-code)}"
+
+
+def signal_name(signum: int) -> str:
+    """`SIGTERM` for 15."""
+    return signal.Signals(signum).name if signum in set(signal.Signals) else f"signal {signum}"
+
+
+def _die_with_parent(parent: int) -> Callable[[], None]:
+    def between_fork_and_exec() -> None:
+        if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0 or os.getppid() != parent:
+            os._exit(127)  # the parent died before the request was made
+
+    return between_fork_and_exec

@@ -1,0 +1,124 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from megatune.launch.devices import count_cpus, count_gpus, cpu_flags, host_memory_bytes
+
+GIB = 2**30
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Installs a stand-in for nvidia-smi that runs the given shell line."""
+
+    def install(line: str) -> None:
+        tool = tmp_path / "bin" / "nvidia-smi"
+        tool.parent.mkdir()
+        tool.write_text(f"#!/bin/sh\n{line}\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return install
+
+
+LIST_TWO = "echo 'GPU 0: NVIDIA A100 (UUID: GPU-a)'; echo '  MIG 1g.10gb'; echo 'GPU 1: NVIDIA A100'"
+
+
+def test_gpus_are_those_that_the_driver_lists(nvidia_smi):
+    nvidia_smi(LIST_TWO)
+    assert count_gpus() == 2
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("1", 1), ("", 0), ("0,1,2", 2), ("GPU-a", 1), ("7,0", 0)])
+def test_visible_devices_limit_the_gpus_to_those_that_exist(nvidia_smi, monkeypatch, visible, expected):
+    nvidia_smi(LIST_TWO)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_gpus() == expected
+
+
+def test_visible_devices_of_a_machine_without_gpus_count_for_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert count_gpus(tmp_path / "none") == 0
+
+
+def test_a_failing_nvidia_smi_falls_back_to_the_drivers_folder(nvidia_smi, tmp_path):
+    nvidia_smi("exit 9")
+    write(tmp_path, {"gpus/0000:01/information": "", "gpus/0000:02/information": ""})
+    assert count_gpus(tmp_path / "gpus") == 2
+
+
+def test_a_hanging_nvidia_smi_does_not_hang_the_start(nvidia_smi, monkeypatch, tmp_path):
+    monkeypatch.setattr("megatune.launch.devices._NVIDIA_SMI_TIMEOUT_S", 0.2)
+    nvidia_smi("exec sleep 30")
+    assert count_gpus(tmp_path / "none") == 0
+
+
+@pytest.fixture
+def eight_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_a_cgroup_v2_quota_of_any_level_limits_the_cores(tmp_path):
+    root = write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/slurm/job_7\n",
+            "sys/fs/cgroup/slurm/cpu.max": "350000 100000\n",
+            "sys/fs/cgroup/slurm/job_7/cpu.max": "max 100000\n",
+        },
+    )
+    assert count_cpus(root) == 3
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_a_cgroup_v1_quota_limits_the_cores_and_never_below_one(tmp_path):
+    root = write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "3:cpu,cpuacct:/docker/ab\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+        },
+    )
+    assert count_cpus(root) == 1
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_without_a_quota_the_affinity_counts(tmp_path):
+    assert count_cpus(tmp_path) == 8
+
+
+def test_host_memory_is_the_smallest_of_machine_and_cgroup_limits(tmp_path):
+    root = write(
+        tmp_path,
+        {
+            "proc/meminfo": f"MemTotal:       {64 * GIB // 1024} kB\n",
+            "proc/self/cgroup": "4:memory:/job\n0::/\n",
+            "sys/fs/cgroup/memory/job/memory.limit_in_bytes": f"{16 * GIB}\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        },
+    )
+    assert host_memory_bytes(root) == 16 * GIB
+    (root / "proc/self/cgroup").unlink()
+    assert host_memory_bytes(root) == 64 * GIB
+
+
+def test_unknown_host_memory_is_none(tmp_path):
+    assert host_memory_bytes(tmp_path) is None
+
+
+def test_this_machine_answers():
+    assert 1 <= count_cpus() <= (os.cpu_count() or 1)
+    assert (host_memory_bytes() or 0) > GIB // 2
+    assert cpu_flags()
