@@ -1,0 +1,138 @@
+"""Rules between sections: each section is right by itself, and together they must make sense."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatune.config.document import format_value
+from megatune.config.run import Run
+from megatune.errors import ConfigError
+
+
+def check_run(run: Run, *, source: str = "the run file") -> None:
+    """Raise ConfigError with every rule between sections that `run` breaks.
+
+    Looks at the file system for output_dir, deepspeed and checkpoint.resume, and at nothing else.
+    """
+    rules = (
+        _batch,
+        _offload,
+        _precision,
+        _optimizer,
+        _evaluation,
+        _checkpoints,
+        _slurm,
+        _output_dir,
+        _deepspeed,
+    )
+    problems = [problem for rule in rules for problem in rule(run)]
+    if problems:
+        raise ConfigError(problems, source=source)
+
+
+def _batch(run: Run) -> Iterator[str]:
+    keys = ("gradient_accumulation_steps", "global_batch_size", "tokens_per_step")
+    given = [f"train.{key}" for key in keys if getattr(run.train, key) is not None]
+    if len(given) > 1:
+        yield f"{' and '.join(given)} are given, but each decides the others; keep one, set the rest to null."
+    tokens, length = run.train.tokens_per_step, run.data.max_seq_length
+    if tokens is not None and tokens % length:
+        near = [
+            format_value(value)
+            for value in (tokens // length * length, -(-tokens // length) * length)
+            if value
+        ]
+        yield (
+            f"train.tokens_per_step = {tokens} is not a multiple of data.max_seq_length = {length}; "
+            f"use {' or '.join(near)}."
+        )
+
+
+def _offload(run: Run) -> Iterator[str]:
+    offload, stage = run.parallel.offload, run.parallel.zero_stage
+    needed = {"none": 0, "optimizer": 1}.get(offload, 3)
+    if stage < needed:
+        allowed = "none" if stage == 0 else "none or optimizer"
+        yield (
+            f"parallel.offload = {offload} needs parallel.zero_stage {needed} or higher, but it is {stage}; "
+            f"raise the stage, or set the offload to {allowed}."
+        )
+
+
+def _precision(run: Run) -> Iterator[str]:
+    kernel = run.model.attn_implementation
+    if run.precision == "fp32" and kernel.startswith("flash_attention"):
+        yield (
+            f"model.attn_implementation = {kernel} computes in bf16 and fp16 only, but precision is fp32; "
+            f"use sdpa or eager, or another precision."
+        )
+
+
+def _optimizer(run: Run) -> Iterator[str]:
+    if run.train.momentum and run.train.optimizer != "sgd":
+        yield (
+            f"train.momentum = {run.train.momentum} has an effect with train.optimizer = sgd only, "
+            f"but that is {run.train.optimizer}; take it out, or change the optimizer."
+        )
+
+
+def _evaluation(run: Run) -> Iterator[str]:
+    evaluate = run.evaluate
+    if run.data.validation is None:
+        for key in ("eval_steps", "early_stopping_patience", "max_eval_rows"):
+            if getattr(evaluate, key) is not None:
+                yield f"evaluate.{key} is given, but there are no rows to evaluate on; give data.validation."
+    if evaluate.early_stopping_patience is not None and evaluate.eval_steps is None:
+        yield "evaluate.early_stopping_patience counts evaluations during training; give evaluate.eval_steps."
+
+
+def _checkpoints(run: Run) -> Iterator[str]:
+    checkpoint = run.checkpoint
+    if checkpoint.save_total_limit is not None and checkpoint.save_steps is None:
+        yield "checkpoint.save_total_limit limits checkpoints during training; give checkpoint.save_steps."
+    if checkpoint.resume not in ("auto", "none"):
+        yield from _must_be(
+            Path(checkpoint.resume), "checkpoint.resume", folder=True, else_use="auto or none"
+        )
+
+
+def _slurm(run: Run) -> Iterator[str]:
+    if run.slurm is None:
+        return
+    pairs = (
+        ("launch.nodes", run.launch.nodes, "slurm.nodes", run.slurm.nodes),
+        ("launch.nproc_per_node", run.launch.nproc_per_node, "slurm.gpus_per_node", run.slurm.gpus_per_node),
+    )
+    for key, value, slurm_key, slurm_value in pairs:
+        is_given = key.partition(".")[2] in run.launch.model_fields_set and value != "auto"
+        if is_given and slurm_value is not None and value != slurm_value:
+            yield f"{key} = {value} and {slurm_key} = {slurm_value} differ; for Slurm, keep {slurm_key} only."
+
+
+def _output_dir(run: Run) -> Iterator[str]:
+    for path in (run.train.output_dir, *run.train.output_dir.parents):
+        kind = _kind(path)
+        if kind not in ("a folder", "missing"):
+            asked = f"train.output_dir = {run.train.output_dir}"
+            yield f"{asked} must be a folder, but {path} is {kind}; use another path."
+            return
+
+
+def _deepspeed(run: Run) -> Iterator[str]:
+    if run.deepspeed is not None:
+        yield from _must_be(run.deepspeed, "deepspeed", folder=False, else_use="another path")
+
+
+def _must_be(path: Path, key: str, *, folder: bool, else_use: str) -> Iterator[str]:
+    wanted, kind = "a folder" if folder else "a file", _kind(path)
+    if kind != wanted:
+        yield f"{key} = {path} must be {wanted}, but it is {kind}; use {else_use}."
+
+
+def _kind(path: Path) -> str:
+    """What there is, as it stands in a message; where the system refuses to look, its reason."""
+    try:
+        if path.is_dir():
+            return "a folder"
+        return "a file" if path.exists() else "missing"
+    except OSError as error:
+        return f"not accessible ({error.strerror})"

@@ -1,0 +1,111 @@
+"""The kinds of value a run file holds. Strict: `seed: true` is not 1 and `"1e-5"` in quotes is not a number.
+
+A validator raises ValueError with the clause that follows "it must be": `problems` puts it into a sentence.
+"""
+
+import math
+import re
+import unicodedata
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+
+MAX_COUNT = 2**31 - 1
+
+# Control characters, lone surrogates and line separators: none can be in a file name, a job name or an
+# `#SBATCH` line without meaning something else than the user sees.
+_REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+_MINUTES = r"\d+"
+_CLOCK = r"\d+:[0-5]?\d(:[0-5]?\d)?"  # minutes:seconds or hours:minutes:seconds
+_DAYS = r"\d+-\d+(:[0-5]?\d){0,2}"
+_SLURM_TIME = re.compile(rf"({_MINUTES}|{_CLOCK}|{_DAYS})", re.ASCII)
+_SLURM_MEMORY = re.compile(r"\d+[KMGT]?", re.ASCII)
+
+
+def one_line(text: str) -> str:
+    """`text` itself. Raises ValueError when it is empty or would not print on one line."""
+    if not text.strip():
+        raise ValueError("text that is not empty")
+    if any(unicodedata.category(char) in _REFUSED_CATEGORIES for char in text):
+        raise ValueError("text on one line, without control characters")
+    return text
+
+
+def path_text(text: str) -> str:
+    """`text` itself. Raises ValueError where the text is no usable path."""
+    one_line(text)
+    if text.startswith("~"):
+        # Only a shell expands it; here it would make a folder whose name is "~".
+        raise ValueError("a path written in full, without ~")
+    return text
+
+
+def _as_path(value: object) -> object:
+    if isinstance(value, str):
+        return Path(path_text(value))
+    if isinstance(value, Path):
+        return value
+    raise ValueError("a path")
+
+
+def _offload(text: str) -> str:
+    target = text.removeprefix("nvme:")
+    if text in ("none", "optimizer", "all") or (target != text and target.startswith("/")):
+        return text
+    raise ValueError("none, optimizer, all, or nvme:/absolute/path")
+
+
+def _warmup(steps: float) -> float:
+    if steps >= 1 and steps != math.floor(steps):
+        raise ValueError("a whole number of steps, or below 1 for a share of all steps")
+    return steps
+
+
+def _number_as_text(value: object) -> object:
+    """Slurm takes bare numbers where YAML sees integers (`time: 90`, `mem: 4000`)."""
+    return str(value) if type(value) is int else value
+
+
+def _slurm_time(text: str) -> str:
+    if not _SLURM_TIME.fullmatch(text):
+        raise ValueError("HH:MM:SS, D-HH:MM:SS, or minutes")
+    return text
+
+
+def _slurm_memory(text: str) -> str:
+    if not _SLURM_MEMORY.fullmatch(text):
+        raise ValueError("a number with K, M, G or T, as in 64G; a bare number is MiB")
+    return text
+
+
+class Section(BaseModel):
+    """Common to all sections: frozen, a key it does not know is an error, and null is the default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        # An unknown key stays, to be refused whatever it holds.
+        return {
+            key: value for key, value in values.items() if value is not None or key not in cls.model_fields
+        }
+
+
+Text = Annotated[str, Strict(), AfterValidator(one_line)]
+PathText = Annotated[str, Strict(), AfterValidator(path_text)]
+RunPath = Annotated[Path, BeforeValidator(_as_path)]
+Flag = Annotated[bool, Strict()]
+Count = Annotated[int, Strict(), Field(ge=1, le=MAX_COUNT)]
+CountOrZero = Annotated[int, Strict(), Field(ge=0, le=MAX_COUNT)]
+Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
+Warmup = Annotated[NonNegative, AfterValidator(_warmup)]
+Offload = Annotated[Text, AfterValidator(_offload)]
+SlurmTime = Annotated[Text, BeforeValidator(_number_as_text), AfterValidator(_slurm_time)]
+SlurmMemory = Annotated[Text, BeforeValidator(_number_as_text), AfterValidator(_slurm_memory)]

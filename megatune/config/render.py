@@ -1,0 +1,21 @@
+"""The resolved run file: every value with where it came from. `load_run` reads it back to the same run."""
+
+from megatune.config.document import format_value
+from megatune.config.load import LoadedRun, leaves
+
+_INDENT = "  "
+
+
+def resolved_yaml(loaded: LoadedRun) -> str:
+    """All keys of the run as YAML, each line with its origin as a comment."""
+    lines = ["# Every key of the run, and where its value came from."]
+    opened: tuple[str, ...] = ()
+    for key, value in leaves(loaded.run):
+        above = key[:-1]
+        for depth, name in enumerate(above):
+            if above[: depth + 1] != opened[: depth + 1]:
+                lines.append(f"{_INDENT * depth}{name}:")
+        opened = above
+        text = f"{_INDENT * len(above)}{key[-1]}: {format_value(value)}"
+        lines.append(f"{text}  # {loaded.origins['.'.join(key)]}")
+    return "\n".join(lines) + "\n"

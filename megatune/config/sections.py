@@ -1,0 +1,232 @@
+"""The sections of the run file, one frozen model each.
+
+A description is the only documentation of its key: `megatune init` and the JSON schema print it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict
+
+from megatune.config.fields import (
+    Count,
+    CountOrZero,
+    Flag,
+    NonNegative,
+    Offload,
+    PathText,
+    Positive,
+    RunPath,
+    Section,
+    Share,
+    SlurmMemory,
+    SlurmTime,
+    Text,
+    Warmup,
+)
+from megatune.config.source import DataSource
+
+Task = Literal["text", "dialogue"]
+
+TASK_ROWS: dict[str, str] = {
+    "text": "rows with `text`, or with `prompt` and `completion`",
+    "dialogue": "rows with `messages`, a list of {role, content}",
+}
+"""What a row of each task holds, in words."""
+
+
+class ModelSection(Section):
+    """The model to start from."""
+
+    model_name_or_path: PathText = Field(
+        description="Folder in Hugging Face form, or hub id.", examples=["path/to/model"]
+    )
+    initialize: Literal["pretrained", "random"] = Field(
+        default="pretrained", description="Take the weights, or draw them from config.json (benchmarks)."
+    )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
+        default="sdpa", description="Attention kernel, by its transformers name."
+    )
+    gradient_checkpointing: Flag | Literal["auto"] = Field(
+        default="auto",
+        description="Recompute activations in backward to save memory; auto: the planner decides.",
+    )
+    tokenizer: PathText | None = Field(
+        default=None,
+        description="Folder or hub id of the tokenizer, where it is not the model's.",
+        examples=["path/to/tokenizer"],
+    )
+    revision: Text | None = Field(
+        default=None, description="Branch, tag or commit of a hub id.", examples=["main"]
+    )
+    trust_remote_code: Flag = Field(
+        default=False, description="Run Python code that comes with the model. Only for sources you trust."
+    )
+
+
+class DataSection(Section):
+    """The rows to train on, and how they become sequences."""
+
+    task: Task = Field(default="text", description="What a row is and which tokens are trained.")
+    train: DataSource = Field(
+        description="Training rows: path(s), a hub id, or {path, split, columns}.",
+        examples=["data/train.jsonl"],
+    )
+    validation: DataSource | None = Field(
+        default=None, description="Held-out rows, in the same forms.", examples=["data/valid.jsonl"]
+    )
+    max_seq_length: int = Field(
+        default=1024, strict=True, ge=2, le=2**24, description="Tokens in a sequence; longer rows are cut."
+    )
+    packing: Flag = Field(
+        default=True, description="Put several rows into one sequence, without attention between them."
+    )
+    completion_only_loss: Flag = Field(
+        default=True, description="Train the answers only, not the prompts before them."
+    )
+    num_workers: CountOrZero = Field(
+        default=0, description="Processes that tokenise; 0 does it in the process itself."
+    )
+
+
+class TrainSection(Section):
+    """How long, how fast, with which optimizer. At most one of gradient_accumulation_steps,
+    global_batch_size and tokens_per_step."""
+
+    output_dir: RunPath = Field(
+        description="Run folder: checkpoints, metrics, logs, export.", examples=["runs/first"]
+    )
+    num_train_epochs: Positive = Field(default=3.0, description="Passes over the training rows.")
+    max_steps: Count | None = Field(
+        default=None, description="Optimizer steps; wins over num_train_epochs.", examples=[1000]
+    )
+    per_device_train_batch_size: Count = Field(
+        default=1, description="Sequences of max_seq_length in one micro-batch of one data-parallel rank."
+    )
+    gradient_accumulation_steps: Count | None = Field(
+        default=None,
+        description="Micro-batches in one optimizer step; 1 where nothing derives it.",
+        examples=[4],
+    )
+    global_batch_size: Count | None = Field(
+        default=None, description="Sequences in one optimizer step over all ranks.", examples=[64]
+    )
+    tokens_per_step: Count | None = Field(
+        default=None, description="Tokens in one optimizer step over all ranks.", examples=[65536]
+    )
+    learning_rate: NonNegative = Field(default=1e-5, description="Peak learning rate, reached after warm-up.")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine", description="Course of the learning rate after warm-up."
+    )
+    warmup_steps: Warmup = Field(
+        default=0.0, description="Steps of linear warm-up; below 1 it is a share of all steps."
+    )
+    optimizer: Literal["adamw", "adam", "adagrad", "sgd"] = Field(
+        default="adamw", description="Optimizer; adamw decays the weights apart from the gradient."
+    )
+    weight_decay: NonNegative = Field(default=0.0, description="Weight decay; biases and norms have none.")
+    adam_beta1: Share = Field(default=0.9, description="Decay of Adam's first moment.")
+    adam_beta2: Share = Field(default=0.999, description="Decay of Adam's second moment.")
+    adam_epsilon: Positive = Field(default=1e-8, description="Added to Adam's denominator.")
+    momentum: Share = Field(default=0.0, description="Momentum of sgd.")
+    max_grad_norm: NonNegative = Field(
+        default=1.0, description="Gradients are scaled down to this global norm; 0 switches it off."
+    )
+    seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = Field(
+        default=42, description="Decides data order, dropout and random weights."
+    )
+    logging_steps: Count = Field(default=1, description="Steps between two lines of the log.")
+
+
+class ParallelSection(Section):
+    """How the model is spread over the devices."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=3, description="What data-parallel ranks share out: 1 optimizer, 2 + gradients, 3 + weights."
+    )
+    tp_size: Count = Field(default=1, description="Devices that share each layer (tensor parallelism).")
+    offload: Offload = Field(
+        default="none",
+        description="What lives in host memory: none, optimizer, all, or nvme:/path for a local disk.",
+    )
+    leaf_modules: Flag = Field(
+        default=True, description="Under stage 3, gather one transformer block at a time."
+    )
+
+
+class EvaluateSection(Section):
+    """Evaluation on data.validation; it always runs before the first and after the last step."""
+
+    eval_steps: Count | None = Field(
+        default=None,
+        description="Steps between evaluations; without it only before and after.",
+        examples=[100],
+    )
+    per_device_eval_batch_size: Count | None = Field(
+        default=None,
+        description="Sequences a rank evaluates at once; otherwise as in training.",
+        examples=[4],
+    )
+    metric_for_best_model: Literal["loss"] = Field(
+        default="loss", description="What makes a checkpoint the best one."
+    )
+    early_stopping_patience: Count | None = Field(
+        default=None, description="Stop after so many evaluations without a better metric.", examples=[3]
+    )
+    max_eval_rows: Count | None = Field(
+        default=None, description="Evaluate on the first rows only.", examples=[1000]
+    )
+
+
+class CheckpointSection(Section):
+    """Saving, resuming, and the export at the end."""
+
+    save_steps: Count | None = Field(
+        default=None, description="Steps between checkpoints; without it only at the end.", examples=[100]
+    )
+    save_total_limit: Count | None = Field(
+        default=None,
+        description="Checkpoints kept; older ones are deleted, the best one never.",
+        examples=[3],
+    )
+    resume: PathText = Field(
+        default="auto", description="auto: go on from output_dir; none: start anew; or a checkpoint's folder."
+    )
+    export_at_end: Flag = Field(default=True, description="Write a Hugging Face folder after the last step.")
+
+
+class LaunchSection(Section):
+    """How the ranks are started."""
+
+    launcher: Literal["auto", "local", "torchrun"] = Field(
+        default="auto",
+        description="Who starts the ranks; auto joins a launched job and else starts them here.",
+    )
+    nproc_per_node: Count | Literal["auto"] = Field(
+        default="auto", description="Ranks on each node; auto: one for each device."
+    )
+    nodes: Count = Field(default=1, description="Nodes of the run.")
+    timeout_s: Positive = Field(
+        default=1800.0, description="Seconds a collective waits before the run fails."
+    )
+
+
+class SlurmSection(Section):
+    """The Slurm job of `megatune submit`, by sbatch's names. Without it the cluster's defaults hold."""
+
+    partition: Text | None = Field(default=None, description="Partition(s).", examples=["gpu"])
+    account: Text | None = Field(default=None, description="Account to charge.", examples=["project1"])
+    qos: Text | None = Field(default=None, description="Quality of service.", examples=["normal"])
+    constraint: Text | None = Field(default=None, description="Features of the nodes.", examples=["a100"])
+    nodes: Count = Field(default=1, description="Nodes of the job.")
+    gpus_per_node: Count | None = Field(default=None, description="GPUs on each node.", examples=[8])
+    cpus_per_task: Count | None = Field(default=None, description="CPU cores for each rank.", examples=[8])
+    mem: SlurmMemory | None = Field(default=None, description="Host memory of each node.", examples=["256G"])
+    time: SlurmTime | None = Field(
+        default=None, description="Time limit: HH:MM:SS, D-HH:MM:SS or minutes.", examples=["12:00:00"]
+    )
+    signal_delay_s: CountOrZero = Field(
+        default=300, description="Seconds before the time limit at which the run saves and stops."
+    )
+    requeue: Flag = Field(default=True, description="Queue the job again when it is cut short.")
+    exclude: Text | None = Field(default=None, description="Nodes not to use.", examples=["node[07,12]"])
+    job_name: Text | None = Field(default=None, description="Name in the queue.", examples=["finetune"])
