@@ -1,0 +1,1 @@
+"""The engines that run a training step. Only this package imports DeepSpeed."""

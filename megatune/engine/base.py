@@ -1,0 +1,52 @@
+"""What the training step asks of an engine. Two keep it: `ZeroEngine` and, as reference, `PlainEngine`."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from megatune.engine.world import World
+from megatune.model.build import BuiltModel
+from megatune.model.forward import TokenBatch
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What `Engine.step` did."""
+
+    grad_norm: float | None
+    """Norm of the whole model's gradient before clipping; None when the step was skipped."""
+    skipped: bool
+    """True when fp16 gradients overflowed and the weights were left as they were."""
+
+
+class Engine(Protocol):
+    """A model that can be trained. All methods are collective: every rank calls them."""
+
+    world: World
+    built: BuiltModel
+
+    @property
+    def description(self) -> str:
+        """What is really active, for people: asserted from the running objects, not from the settings."""
+
+    def loss(self, batch: TokenBatch) -> torch.Tensor:
+        """Sum of the token losses of this rank's micro-batch: fp32 scalar, with graph in training mode."""
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Add the gradient of `loss`, summed over data-parallel ranks. `is_last`: of this step's micro-batches."""
+
+    def step(self, learning_rate: float) -> StepOutcome:
+        """Clip, update the weights and clear the gradients."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """No dropout and no gradients inside."""
+
+    def weights(self, *, master: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole weights by their Hugging Face names, on the CPU, one after another.
+
+        Only rank 0 gets tensors of full shape, the others empty ones. `master`: the fp32 weights of
+        the optimizer instead of the ones the model computes with.
+        """

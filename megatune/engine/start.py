@@ -1,0 +1,63 @@
+"""Join the ranks of a job, and leave it."""
+
+import random
+import warnings
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from megatune.engine.world import World, check_degrees, make_world, process_group_timeout
+from megatune.errors import LaunchError
+from megatune.launch.ranks import RankInfo
+
+
+def join(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
+    """Enter the process group and make the groups of the layout. Collective: every rank calls it."""
+    check_degrees(rank.world_size, tensor_parallel)
+    _skip_unused_op()
+    device = torch.device(get_accelerator().device_name(rank.local_rank))
+    if device.type != "cpu":
+        get_accelerator().set_device(rank.local_rank)
+    backend = get_accelerator().communication_backend_name()
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else backend,
+        timeout=process_group_timeout(timeout_s),
+        device_id=device if device.type == "cuda" else None,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    if dist.get_world_size() != rank.world_size:
+        raise LaunchError(
+            f"the launcher promised {rank.world_size} ranks, the process group has {dist.get_world_size()}."
+        )
+    return make_world(tensor_parallel, device)
+
+
+def leave() -> None:
+    """Leave the process group, so that the other ranks do not take this one for dead."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def seed_everything(seed: int, world: World) -> None:
+    """Random numbers equal inside a tensor-parallel group and different over data-parallel ranks.
+
+    The ranks of a group work on the same tokens: a dropout mask that differs between them would
+    make their replicated weights drift apart without an error.
+    """
+    value = seed + 1000 * world.data_rank
+    random.seed(value)
+    np.random.seed(value % 2**32)  # noqa: NPY002 - models and data code of others draw from it
+    torch.manual_seed(value)
+
+
+def _skip_unused_op() -> None:
+    """Keep DeepSpeed from compiling its CPU shared-memory op, a minute at the first start.
+
+    Only `inference_all_reduce` uses it (deepspeed/comm/torch.py), which training never calls.
+    """
+    deepspeed.ops.__compatible_ops__ = {**deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm": False}

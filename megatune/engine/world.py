@@ -1,0 +1,156 @@
+"""The process groups of a run: who shares a model copy (tensor parallel), who shares its partitions (data parallel).
+
+Ranks of a tensor-parallel group are neighbours (rank = data_rank * tensor_parallel + tensor_rank),
+so that a group stays inside one node when the degree divides the ranks of a node.
+"""
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatune.errors import ConfigError
+from megatune.model.collectives import TensorGroup
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank's place. Also the `mpu` that DeepSpeed asks for groups (Megatron's interface)."""
+
+    rank: int
+    size: int
+    tensor_parallel: int
+    device: torch.device
+    data_group: dist.ProcessGroup | None
+    data_ranks: tuple[int, ...]
+    tensor_group: TensorGroup
+
+    @property
+    def data_parallel(self) -> int:
+        return self.size // self.tensor_parallel
+
+    @property
+    def data_rank(self) -> int:
+        return self.rank // self.tensor_parallel
+
+    @property
+    def tensor_rank(self) -> int:
+        return self.rank % self.tensor_parallel
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    # Megatron's names, as DeepSpeed calls them (deepspeed/utils/groups.py, runtime/engine.py).
+    def get_model_parallel_group(self) -> Any:
+        return self.tensor_group.process_group
+
+    def get_model_parallel_rank(self) -> int:
+        return self.tensor_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.tensor_parallel
+
+    def get_data_parallel_group(self) -> Any:
+        return self.data_group
+
+    def get_data_parallel_group_ranks(self) -> tuple[int, ...]:
+        return self.data_ranks
+
+    def get_data_parallel_rank(self) -> int:
+        return self.data_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.data_parallel
+
+    # What the step and the loop ask for.
+    def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
+        """In-place sum over the data-parallel ranks. Collective: every rank calls it."""
+        if self.data_parallel > 1:
+            dist.all_reduce(values, group=self.data_group)
+        return values
+
+    def max_over_all(self, values: torch.Tensor) -> torch.Tensor:
+        """In-place maximum over all ranks. Collective: every rank calls it."""
+        if self.size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """`value` of every rank, in rank order, on every rank. Collective: every rank calls it."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's `value` on every rank. Collective: every rank calls it."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks. Collective: every rank calls it."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def single_world(device: torch.device | None = None) -> World:
+    """One process without any process group: the reference that layouts are compared with."""
+    return World(
+        rank=0,
+        size=1,
+        tensor_parallel=1,
+        device=device or torch.device("cpu"),
+        data_group=None,
+        data_ranks=(0,),
+        tensor_group=TensorGroup(),
+    )
+
+
+def check_degrees(world_size: int, tensor_parallel: int) -> None:
+    """Raise ConfigError when `tensor_parallel` does not divide the ranks."""
+    if world_size % tensor_parallel:
+        allowed = [degree for degree in range(1, world_size + 1) if world_size % degree == 0]
+        raise ConfigError(
+            [
+                f"parallel.tp_size = {tensor_parallel} does not divide the {world_size} ranks. "
+                f"Use one of {', '.join(map(str, allowed))}, or change launch.nproc_per_node or launch.nodes."
+            ]
+        )
+
+
+def make_world(tensor_parallel: int, device: torch.device) -> World:
+    """The groups of this job. Collective: every rank calls it, after the process group exists."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    check_degrees(size, tensor_parallel)
+    tensor_ranks = [list(range(start, start + tensor_parallel)) for start in range(0, size, tensor_parallel)]
+    data_ranks = [list(range(start, size, tensor_parallel)) for start in range(tensor_parallel)]
+    tensor_group, _ = _own_group(tensor_ranks, rank)
+    data_group, mine = _own_group(data_ranks, rank)
+    return World(
+        rank=rank,
+        size=size,
+        tensor_parallel=tensor_parallel,
+        device=device,
+        data_group=data_group,
+        data_ranks=tuple(mine),
+        tensor_group=TensorGroup(rank % tensor_parallel, tensor_parallel, tensor_group),
+    )
+
+
+def _own_group(rank_lists: list[list[int]], rank: int) -> tuple[Any, list[int]]:
+    """Create all groups in the same order on every rank, as torch requires; return this rank's."""
+    groups = [dist.new_group(ranks) for ranks in rank_lists]
+    index = next(i for i, ranks in enumerate(rank_lists) if rank in ranks)
+    return groups[index], rank_lists[index]
+
+
+def process_group_timeout(timeout_s: float) -> datetime.timedelta:
+    """How long a collective waits for a missing rank."""
+    return datetime.timedelta(seconds=timeout_s)

@@ -1,0 +1,146 @@
+"""The DeepSpeed engine: ZeRO partitions over the data-parallel ranks of tensor-parallel shares."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    set_z3_leaf_modules,
+)
+from torch import nn
+
+from megatune.config import Run
+from megatune.engine.base import StepOutcome
+from megatune.engine.optimizers import make_optimizer, parameter_groups
+from megatune.engine.world import World
+from megatune.errors import MegatuneError
+from megatune.model.build import BuiltModel, build_model
+from megatune.model.forward import TokenBatch, loss_of_batch
+from megatune.model.shares import join_shares
+from megatune.model.source import ModelSource
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def _build(run: Run, source: ModelSource, world: World, ds_config: dict[str, Any]) -> BuiltModel:
+    dtype = DTYPES[run.precision]
+
+    def partition(module: nn.Module) -> None:
+        deepspeed.zero.Init(
+            module=module,
+            data_parallel_group=world.data_group,
+            config_dict_or_path=ds_config,
+            dtype=dtype,
+            mpu=world,
+        )
+
+    return build_model(
+        source,
+        dtype=dtype,
+        initialize=run.model.initialize,
+        attn_implementation=run.model.attn_implementation,
+        gradient_checkpointing=run.model.gradient_checkpointing is True,
+        seed=run.train.seed,
+        group=world.tensor_group,
+        place=partition if run.parallel.zero_stage == 3 else None,
+    )
+
+
+class ZeroEngine:
+    """Trains a model of `build_model` under DeepSpeed ZeRO stage 1, 2 or 3."""
+
+    def __init__(self, run: Run, source: ModelSource, world: World, ds_config: dict[str, Any]) -> None:
+        self.world, self._run, self._stage = world, run, run.parallel.zero_stage
+        self.built = _build(run, source, world, ds_config)
+        model = self.built.model
+        if self._stage == 3 and run.parallel.leaf_modules:
+            set_z3_leaf_modules(model, [self.built.block_class])
+        on_host = run.parallel.offload != "none"
+        groups = parameter_groups(model.parameters(), run.train.weight_decay)
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=make_optimizer(groups, run.train, on_host=on_host),
+            config=ds_config,
+            mpu=world,
+            dist_init_required=False,
+        )
+        self._engine.train()
+        self._names = {name: parameter for name, parameter in model.named_parameters()}
+        self._check_active()
+
+    @property
+    def description(self) -> str:
+        zero = type(self._engine.optimizer).__name__
+        dtype = next(iter(self._names.values())).dtype
+        offload = "" if self._run.parallel.offload == "none" else f", offload {self._run.parallel.offload}"
+        return (
+            f"DeepSpeed {deepspeed.__version__} {zero} (stage {self._engine.zero_optimization_stage()}) over "
+            f"dp={self.world.data_parallel} x tp={self.world.tensor_parallel}, {dtype} weights, "
+            f"{type(self._engine.basic_optimizer).__name__} on fp32 masters{offload}, device {self.world.device}"
+        )
+
+    def loss(self, batch: TokenBatch) -> torch.Tensor:
+        return loss_of_batch(self._engine, self.built, batch, self.world.device)
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        # DeepSpeed averages gradients over the data-parallel ranks; the step wants their sum.
+        self._engine.backward(loss * self.world.data_parallel, scale_wrt_gas=False)
+        if not is_last:
+            self._engine.step()  # counts the micro-batch, changes nothing
+
+    def step(self, learning_rate: float) -> StepOutcome:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        skipped_before = self._engine.skipped_steps
+        self._engine.step()
+        skipped = self._engine.skipped_steps > skipped_before
+        norm = self._engine.get_global_grad_norm()
+        return StepOutcome(grad_norm=None if skipped or norm is None else float(norm), skipped=skipped)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._engine.train()
+
+    def weights(self, *, master: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in self._names.items():
+            with self._gathered(parameter, master) as local:
+                whole = self._join_shares(name, local)
+            yield name, whole.t().contiguous() if whole.dim() == 2 and name in self.built.transposed else whole
+
+    @contextmanager
+    def _gathered(self, parameter: nn.Parameter, master: bool) -> Iterator[torch.Tensor]:
+        """This tensor-parallel rank's whole share of a parameter."""
+        if master:
+            value = safe_get_full_fp32_param(parameter)
+            yield (parameter.detach() if value is None else value).detach()
+        elif self._stage == 3:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                yield parameter.detach()
+        else:
+            yield parameter.detach()
+
+    def _join_shares(self, name: str, local: torch.Tensor) -> torch.Tensor:
+        """The shares of the tensor-parallel group as one tensor, on the ranks of the first group."""
+        cut, group = self.built.cuts.get(name), self.world.tensor_group
+        if cut is None or group.size == 1:
+            return local.to("cpu", copy=True)
+        return join_shares(local, cut, group)
+
+    def _check_active(self) -> None:
+        """Stop when DeepSpeed did not give what was asked: a silent fallback would be a wrong claim."""
+        stage = self._engine.zero_optimization_stage()
+        partitioned = all(hasattr(parameter, "ds_id") for parameter in self._names.values())
+        if stage != self._stage or (stage == 3 and not partitioned):
+            raise MegatuneError(
+                f"asked for ZeRO stage {self._stage}, DeepSpeed runs stage {stage} "
+                f"({'all' if partitioned else 'not all'} parameters partitioned). This is a bug: please report it."
+            )

@@ -1,0 +1,59 @@
+"""What a batch becomes when the model is called, and which logits are computed at all."""
+
+import inspect
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from megatune.model.build import BuiltModel
+from megatune.model.loss import IGNORED, token_loss_sum
+
+
+class TokenBatch(Protocol):
+    """The tensors of a micro-batch, (batch, seq) each."""
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+
+
+def loss_of_batch(call: Any, built: BuiltModel, batch: TokenBatch, device: torch.device) -> torch.Tensor:
+    """Sum of the token losses of `batch`, through `call` (the model or the engine around it).
+
+    The head runs on target positions only: prompts and padding have no loss, and the vocabulary
+    makes the head the widest layer of a small model.
+    """
+    labels = batch.labels.to(device)
+    kept = _target_positions(labels)
+    arguments = model_arguments(built.model, batch.input_ids.to(device), batch.position_ids.to(device))
+    if _accepts(type(built.model), "logits_to_keep"):
+        arguments["logits_to_keep"] = kept
+        labels = labels[:, kept]
+    logits = call(**arguments).logits
+    group = getattr(built.head, "group", None)
+    return token_loss_sum(logits, labels, group, built.first_token)
+
+
+def model_arguments(model: nn.Module, input_ids: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Any]:
+    """The arguments for whole sequences: no attention mask and no cache.
+
+    transformers finds packed documents by positions that restart only when there is neither a mask
+    nor a cache; with either, documents would read each other without an error.
+    """
+    arguments: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+    if _accepts(type(model), "position_ids"):
+        arguments["position_ids"] = position_ids
+    return arguments
+
+
+@lru_cache
+def _accepts(model_class: type[nn.Module], argument: str) -> bool:
+    return argument in inspect.signature(model_class.forward).parameters
+
+
+def _target_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Positions where some row has a target; the first one when none has, so that the head always runs."""
+    positions = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
+    return positions if positions.numel() else positions.new_zeros(1)

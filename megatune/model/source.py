@@ -1,0 +1,106 @@
+"""Where a model comes from: a local folder, or a hub id that is fetched into the local cache once."""
+
+import json
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from megatune.errors import ModelError
+from megatune.plan.shape import ModelShape, read_shape
+
+_FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model on this machine's disk, not loaded yet."""
+
+    folder: Path
+    shape: ModelShape
+    config: PreTrainedConfig
+    trust_remote_code: bool = False
+
+    def config_dict(self) -> dict[str, Any]:
+        """config.json with the defaults of its model type filled in."""
+        filled: dict[str, Any] = self.config.to_dict()
+        return filled
+
+
+def resolve_model(name: str, *, revision: str | None = None, weights: bool = True) -> Path:
+    """The local folder of `name`, fetching a hub id first. Raises ModelError when there is none.
+
+    Only one process of a machine should call this for a hub id: the launcher does, before the ranks start.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ModelError(f"model.model_name_or_path: there is no folder {name}.{_near(folder)}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = _FETCHED if weights else ["*.json"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model.model_name_or_path: {name} is no folder here, and the Hugging Face hub did not give it: {reason} "
+            "Give the path of a model folder, or fetch it where there is a network."
+        ) from error
+
+
+def open_source(folder: Path, *, trust_remote_code: bool = False) -> ModelSource:
+    """Read the configuration of a model folder. Raises ModelError; reads no weights."""
+    shape = read_shape(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"transformers cannot read {folder / 'config.json'}: {error}") from error
+    return ModelSource(folder=folder, shape=shape, config=config, trust_remote_code=trust_remote_code)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype most weights of the folder's safetensors files have.
+
+    Loading in that dtype leaves the weights in the memory-mapped files; any other dtype copies
+    all of them on every rank. Raises ModelError when there are no safetensors weights.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        found = sorted(path.name for path in folder.glob("*.bin")) or ["no weights at all"]
+        raise ModelError(
+            f"{folder} holds no .safetensors weights (found: {', '.join(found[:3])}). Pickled weights can run code "
+            "when they are loaded and are refused; convert them once with transformers' save_pretrained, or use "
+            "model.initialize=random to start without weights."
+        )
+    counts = Counter(dtype for path in files for dtype in _header_dtypes(path))
+    known = [dtype for dtype, _ in counts.most_common() if dtype in _DTYPES]
+    if not known:
+        raise ModelError(f"{folder}: the weights have dtypes {sorted(counts)}; megatune trains {sorted(_DTYPES)}.")
+    return _DTYPES[known[0]]
+
+
+def _header_dtypes(path: Path) -> list[str]:
+    """dtype of each tensor, from the file's JSON header (https://github.com/huggingface/safetensors#format)."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        header = file.read(header_bytes) if 0 < header_bytes < 2**27 else b""
+    try:
+        tensors = json.loads(header)
+    except ValueError as error:
+        raise ModelError(f"{path} is not a whole safetensors file ({path.stat().st_size} bytes).") from error
+    return [entry["dtype"] for name, entry in tensors.items() if name != "__metadata__"]
+
+
+def _near(folder: Path) -> str:
+    parent = folder.expanduser().parent
+    names = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+    return f" Folders in {parent}: {', '.join(names[:8])}." if names else ""

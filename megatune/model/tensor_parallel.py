@@ -1,0 +1,202 @@
+"""Turn one transformer block, embedding or head into this rank's share of it.
+
+`cut_block` works on a single block so that the caller can hand each block's weights on (to
+ZeRO-3's partitions) before the next one is copied out of the memory-mapped files.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megatune.errors import ModelError
+from megatune.model.collectives import TensorGroup
+from megatune.plan.families import Family, Segments, weight_cut
+from megatune.plan.shape import ModelShape
+from megatune.plan.shards import Cut, Segment, split_units
+
+
+Layer = TypeVar("Layer", bound=nn.Linear)
+
+
+class ColumnLinear(nn.Linear):
+    """A Linear that holds some of the output features; its input is the same on every rank."""
+
+    group: TensorGroup
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.group.enter(input), self.weight, self.bias)
+
+
+class RowLinear(nn.Linear):
+    """A Linear that holds some of the input features; its output is summed over the group."""
+
+    group: TensorGroup
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        output = self.group.sum(F.linear(input, self.weight))
+        return output if self.bias is None else output + self.bias
+
+
+class VocabularyHead(ColumnLinear):
+    """The output head over this rank's vocabulary rows.
+
+    `gather_logits` chooses between this rank's logits (the loss works on those, see loss.py) and
+    the whole vocabulary's, which generation needs and which have no gradient.
+    """
+
+    vocabulary: Cut
+    gather_logits: bool = False
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(input)
+        if not self.gather_logits:
+            return logits
+        sizes = [self.vocabulary.local_size(rank, self.group.size) for rank in range(self.group.size)]
+        return self.group.gather_last(logits, sizes)
+
+
+def cut_block(block: nn.Module, prefix: str, family: Family, shape: ModelShape, group: TensorGroup) -> dict[str, Cut]:
+    """Cut one transformer block in place. Returns parameter name (with `prefix`) -> cut."""
+    cuts: dict[str, Cut] = {}
+    for names, dim, layer in ((family.columns, 0, ColumnLinear), (family.rows, 1, RowLinear)):
+        for name, segments in names.items():
+            cuts |= _cut_linear(block, prefix, name, segments, dim, layer, shape, group)
+    _localise(block, family, shape, group)
+    for name in family.partial_gradients:
+        _sum_gradient(block, name, group)
+    if family.slices_alibi is not None:
+        _slice_alibi(block.get_submodule(family.slices_alibi), shape, group)
+    return cuts
+
+
+def cut_vocabulary(model: nn.Module, shape: ModelShape, group: TensorGroup) -> dict[str, Cut]:
+    """Cut the embedding and the head along the vocabulary. Returns parameter name -> cut."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(head, nn.Linear) or not isinstance(embedding, nn.Embedding):
+        raise ModelError(
+            f"the head of '{shape.model_type}' is a {type(head).__name__}, not a Linear over the vocabulary: "
+            "megatune cannot cut it. Use parallel.tp_size=1."
+        )
+    cut = Cut(dim=0, segments=(Segment(head.weight.shape[0], 1),))
+    names = {id(module): name for name, module in model.named_modules()}
+    tied = head.weight is embedding.weight
+    _cut_embedding(embedding, cut, group)
+    new_head = _tied_head(embedding, group) if tied else _share(head, VocabularyHead, cut, group)
+    new_head.vocabulary = cut
+    _replace(model, names[id(head)], new_head)
+    cuts = {f"{names[id(module)]}.weight": cut for module in (embedding, head)}
+    return cuts | ({f"{names[id(head)]}.bias": cut} if head.bias is not None else {})
+
+
+def _cut_linear(
+    block: nn.Module,
+    prefix: str,
+    name: str,
+    segments: Segments,
+    dim: int,
+    layer: type[nn.Linear],
+    shape: ModelShape,
+    group: TensorGroup,
+) -> dict[str, Cut]:
+    linear = block.get_submodule(name)
+    if not isinstance(linear, nn.Linear):
+        raise ModelError(f"{prefix}{name} is a {type(linear).__name__}, not a Linear: use parallel.tp_size=1.")
+    cut = weight_cut(segments, shape, dim=dim, full_size=linear.weight.shape[dim], name=f"{prefix}{name}.weight")
+    _replace(block, name, _share(linear, layer, cut, group))
+    bias = {f"{prefix}{name}.bias": cut} if linear.bias is not None and dim == 0 else {}
+    return {f"{prefix}{name}.weight": cut} | bias
+
+
+def _share(linear: nn.Linear, layer: type[Layer], cut: Cut, group: TensorGroup) -> Layer:
+    """A new layer of class `layer` with this rank's part of `linear`."""
+    weight = local_part(linear.weight.detach(), cut, group)
+    share = layer(weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta")
+    share.weight = _parameter(weight, linear.weight, is_cut=True)
+    if linear.bias is not None:
+        bias = local_part(linear.bias.detach(), cut, group) if cut.dim == 0 else linear.bias.detach()
+        share.bias = _parameter(bias, linear.bias, is_cut=cut.dim == 0)
+    share.group = group  # type: ignore[attr-defined]
+    share.train(linear.training)
+    return share
+
+
+def _tied_head(embedding: nn.Embedding, group: TensorGroup) -> VocabularyHead:
+    head = VocabularyHead(embedding.embedding_dim, embedding.num_embeddings, bias=False, device="meta")
+    head.weight, head.group = embedding.weight, group
+    return head
+
+
+def local_part(tensor: torch.Tensor, cut: Cut, group: TensorGroup) -> torch.Tensor:
+    """This rank's part of a whole `tensor`, as a contiguous copy."""
+    parts = [tensor.narrow(cut.dim, start, stop - start) for start, stop in cut.ranges(group.rank, group.size)]
+    return torch.cat(parts, dim=cut.dim) if len(parts) > 1 else parts[0].contiguous()
+
+
+def _parameter(value: torch.Tensor, like: nn.Parameter, *, is_cut: bool) -> nn.Parameter:
+    parameter = nn.Parameter(value, requires_grad=like.requires_grad)
+    # Read by DeepSpeed's gradient norm: parameters without it are counted on one rank of the group only.
+    parameter.tensor_model_parallel = is_cut  # type: ignore[attr-defined]
+    return parameter
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, module)
+
+
+def _cut_embedding(embedding: nn.Embedding, cut: Cut, group: TensorGroup) -> None:
+    """Keep this rank's rows; look-ups of other rows give zero here and the sum over the group is the embedding."""
+    ((start, stop),) = cut.ranges(group.rank, group.size)
+    embedding.weight = _parameter(local_part(embedding.weight.detach(), cut, group), embedding.weight, is_cut=True)
+    embedding.num_embeddings = stop - start
+    padding = embedding.padding_idx
+    embedding.padding_idx = padding - start if padding is not None and start <= padding < stop else None
+    whole_forward: Callable[[torch.Tensor], torch.Tensor] = embedding.forward
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        elsewhere = (ids < start) | (ids >= stop)
+        rows = whole_forward((ids - start).masked_fill(elsewhere, 0))
+        return group.sum(rows.masked_fill(elsewhere.unsqueeze(-1), 0))
+
+    embedding.forward = forward  # type: ignore[method-assign]
+
+
+def _localise(block: nn.Module, family: Family, shape: ModelShape, group: TensorGroup) -> None:
+    """Tell the block's own code how many heads it has on this rank."""
+    kv_heads = split_units(shape.num_kv_heads, group.size)[group.rank]
+    heads = kv_heads * (shape.num_heads // shape.num_kv_heads)
+    values = {"heads": heads, "kv_heads": kv_heads, "q_width": heads * shape.head_size}
+    for path, attributes in family.local_attributes.items():
+        module = block.get_submodule(path)
+        for attribute, meaning in attributes.items():
+            owner: object = module
+            if attribute.startswith("config."):
+                module.config = owner = copy.copy(module.config)  # the model's own config stays whole
+                attribute = attribute.removeprefix("config.")
+            setattr(owner, attribute, values[meaning])
+
+
+def _sum_gradient(block: nn.Module, name: str, group: TensorGroup) -> None:
+    path, _, leaf = name.rpartition(".")
+    try:
+        parameter = block.get_submodule(path).get_parameter(leaf)
+    except AttributeError:
+        return  # an optional norm this config does not have
+    parameter.register_hook(lambda grad: group.all_reduce(grad.clone()))
+
+
+def _slice_alibi(attention: nn.Module, shape: ModelShape, group: TensorGroup) -> None:
+    counts = split_units(shape.num_heads, group.size)
+    start = sum(counts[: group.rank])
+    stop = start + counts[group.rank]
+
+    def keep_local_heads(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> object:
+        alibi = kwargs["alibi"]  # (batch * heads, 1, keys)
+        heads = alibi.view(-1, shape.num_heads, *alibi.shape[1:])[:, start:stop]
+        return args, {**kwargs, "alibi": heads.reshape(-1, *alibi.shape[1:])}
+
+    attention.register_forward_pre_hook(keep_local_heads, with_kwargs=True)

@@ -1,0 +1,95 @@
+"""The DeepSpeed configuration of a run, made from the run file: one source, never edited by hand.
+
+An optional policy file (`deepspeed: ds_configs/...json`) may add keys DeepSpeed knows and the run
+file does not. A value that both give must agree; "auto" in the policy means the run file's.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatune.config import BatchShape, Run
+from megatune.errors import ConfigError
+
+Json = dict[str, Any]
+
+
+def make_ds_config(run: Run, batch: BatchShape, policy: Mapping[str, Any] | None = None) -> Json:
+    """The configuration handed to deepspeed.initialize. Raises ConfigError where the policy contradicts the run."""
+    policy = policy or {}
+    own = {
+        "train_micro_batch_size_per_gpu": batch.micro,
+        "gradient_accumulation_steps": batch.accumulation,
+        "gradient_clipping": run.train.max_grad_norm,
+        "zero_optimization": _zero(run),
+        "zero_allow_untested_optimizer": True,  # Adagrad and SGD are proven by our own parity tests
+        **_precision(run),
+        "steps_per_print": 10**9,  # metrics.jsonl is the only log of steps
+    }
+    problems: list[str] = []
+    merged = _merge(own, policy, "", problems)
+    if problems:
+        raise ConfigError(problems, source=str(run.deepspeed or "the DeepSpeed policy"))
+    return merged
+
+
+def read_policy(path: Path | None) -> Json:
+    """The policy file's content; {} without one. Raises ConfigError when it is missing or not JSON."""
+    if path is None:
+        return {}
+    try:
+        policy = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"deepspeed: {path} cannot be read ({error.strerror})."]) from error
+    except json.JSONDecodeError as error:
+        raise ConfigError([f"deepspeed: {path} is not JSON: {error}."]) from error
+    if not isinstance(policy, dict):
+        raise ConfigError([f"deepspeed: {path} holds a {type(policy).__name__}, not a JSON object."])
+    return policy
+
+
+def _zero(run: Run) -> Json:
+    zero: Json = {"stage": run.parallel.zero_stage}
+    offload = run.parallel.offload
+    if offload != "none":
+        target = _offload_target(offload)
+        zero["offload_optimizer"] = target
+        if offload != "optimizer":
+            zero["offload_param"] = dict(target)
+    return zero
+
+
+def _offload_target(offload: str) -> Json:
+    if offload.startswith("nvme:"):
+        return {"device": "nvme", "nvme_path": offload.removeprefix("nvme:"), "pin_memory": True}
+    return {"device": "cpu", "pin_memory": True}
+
+
+def _precision(run: Run) -> Json:
+    if run.precision == "fp32":
+        return {}
+    # Gradients of micro-batches and ranks are added in fp32: in the low precision the sum would
+    # depend on how a step is cut into micro-batches.
+    half: Json = {"bf16": {"enabled": True}} if run.precision == "bf16" else {
+        "fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000}
+    }
+    return {**half, "data_types": {"grad_accum_dtype": "fp32"}}
+
+
+def _merge(own: Mapping[str, Any], policy: Mapping[str, Any], path: str, problems: list[str]) -> Json:
+    merged = dict(own)
+    for key, value in policy.items():
+        place = f"{path}{key}"
+        if value == "auto":
+            continue  # ours if the run file has it, else DeepSpeed's default
+        if key not in own:
+            merged[key] = value
+        elif isinstance(own[key], Mapping) and isinstance(value, Mapping):
+            merged[key] = _merge(own[key], value, f"{place}.", problems)
+        elif own[key] != value:
+            problems.append(
+                f"{place} is {value!r} in the policy file and {own[key]!r} by the run file. "
+                'Give it in one place, or write "auto" in the policy file.'
+            )
+    return merged

@@ -1,0 +1,201 @@
+"""How each model family is cut for tensor parallelism, and what is refused: one row a family.
+
+A *column* layer is cut along its outputs, a *row* layer along its inputs; between the two every
+rank works on its own heads or features, and the row layer's outputs are summed over the group
+(Megatron-LM, arXiv:1909.08053, section 3). Names are module paths inside one transformer block.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatune.errors import ModelError
+from megatune.plan.shape import ModelShape
+from megatune.plan.shards import Cut, Segment
+
+# What a segment of a weight consists of:
+#   q    query heads, grouped by the key-value head they share
+#   kv   key or value heads
+#   qkv  for each key-value head: its query heads, its key, its value, interleaved
+#   ffn  features of the feed-forward layer
+Segments = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The tensor-parallel plan of one model_type."""
+
+    columns: Mapping[str, Segments]
+    rows: Mapping[str, Segments]
+    local_attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Module path -> attribute -> what it must say on one rank: `heads`, `kv_heads` or `q_width`."""
+    partial_gradients: tuple[str, ...] = ()
+    """Replicated parameters that only see this rank's heads: their gradients are summed over the group."""
+    slices_alibi: str | None = None
+    """Module path whose `alibi` argument must be cut to this rank's heads."""
+    refuse: Callable[[Mapping[str, Any]], str | None] = lambda config: None
+    """A reason why this config cannot be cut, or None."""
+
+
+def _separate(attention: str, output: str, mlp_in: tuple[str, ...], mlp_out: str, **more: Any) -> Family:
+    """A family with one Linear each for query, key and value."""
+    return Family(
+        columns={
+            f"{attention}.q_proj": ("q",),
+            f"{attention}.k_proj": ("kv",),
+            f"{attention}.v_proj": ("kv",),
+            **{name: ("ffn",) for name in mlp_in},
+        },
+        rows={f"{attention}.{output}": ("q",), mlp_out: ("ffn",)},
+        **more,
+    )
+
+
+_GATED = ("mlp.gate_proj", "mlp.up_proj")
+_LLAMA = _separate("self_attn", "o_proj", _GATED, "mlp.down_proj")
+
+
+def _interleaved(attention: str, **more: Any) -> Family:
+    """A family with one fused weight, interleaved head by head."""
+    return Family(
+        columns={f"{attention}.query_key_value": ("qkv",), "mlp.dense_h_to_4h": ("ffn",)},
+        rows={f"{attention}.dense": ("q",), "mlp.dense_4h_to_h": ("ffn",)},
+        **more,
+    )
+
+
+def _refuse_falcon(config: Mapping[str, Any]) -> str | None:
+    if config.get("alibi"):
+        return "this Falcon uses ALiBi, whose bias DeepSpeed and megatune do not cut"
+    return None
+
+
+# Proven equal to one device by tests/model/test_family_parity.py; sources of the names: the
+# modeling files of transformers 5.23.
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "gemma": _LLAMA,
+    "qwen3": _separate(
+        "self_attn",
+        "o_proj",
+        _GATED,
+        "mlp.down_proj",
+        partial_gradients=("self_attn.q_norm.weight", "self_attn.k_norm.weight"),
+    ),
+    "phi": _separate(
+        "self_attn",
+        "dense",
+        ("mlp.fc1",),
+        "mlp.fc2",
+        partial_gradients=tuple(
+            f"self_attn.{norm}_layernorm.{part}" for norm in "qk" for part in ("weight", "bias")
+        ),
+    ),
+    "phi3": Family(
+        columns={"self_attn.qkv_proj": ("q", "kv", "kv"), "mlp.gate_up_proj": ("ffn", "ffn")},
+        rows={"self_attn.o_proj": ("q",), "mlp.down_proj": ("ffn",)},
+        # It slices the fused output by counts it reads from the config at every call.
+        local_attributes={"self_attn": {"num_key_value_heads": "kv_heads", "config.num_attention_heads": "heads"}},
+    ),
+    "opt": _separate(
+        "self_attn", "out_proj", ("fc1",), "fc2", local_attributes={"self_attn": {"num_heads": "heads"}}
+    ),
+    "gptj": _separate(
+        "attn",
+        "out_proj",
+        ("mlp.fc_in",),
+        "mlp.fc_out",
+        local_attributes={"attn": {"num_attention_heads": "heads"}},
+    ),
+    "gpt_neo": _separate(
+        "attn.attention",
+        "out_proj",
+        ("mlp.c_fc",),
+        "mlp.c_proj",
+        local_attributes={"attn.attention": {"num_heads": "heads"}},
+    ),
+    "gpt_neox": _interleaved("attention"),
+    "falcon": _interleaved(
+        "self_attention",
+        local_attributes={"self_attention": {"num_heads": "heads", "num_kv_heads": "kv_heads"}},
+        refuse=_refuse_falcon,
+    ),
+    "bloom": _interleaved(
+        "self_attention",
+        local_attributes={"self_attention": {"num_heads": "heads"}},
+        slices_alibi="self_attention",
+    ),
+    # Its Conv1D layers are turned into Linear first (model/conv1d.py), so dimension 0 is the output.
+    "gpt2": Family(
+        columns={"attn.c_attn": ("q", "q", "q"), "mlp.c_fc": ("ffn",)},
+        rows={"attn.c_proj": ("q",), "mlp.c_proj": ("ffn",)},
+        local_attributes={"attn": {"split_size": "q_width", "num_heads": "heads"}},
+    ),
+}
+
+
+def find_family(config: Mapping[str, Any], shape: ModelShape, tensor_parallel: int) -> Family | None:
+    """The plan for `config` at this degree; None at degree 1, where nothing is cut.
+
+    Raises ModelError with the reason and what would work, before any weight is read.
+    """
+    if tensor_parallel == 1:
+        return None
+    family = FAMILIES.get(shape.model_type)
+    if family is None:
+        raise ModelError(
+            f"parallel.tp_size is {tensor_parallel}, but megatune has no tensor-parallel plan for model type "
+            f"'{shape.model_type}' and will not guess one. Types with a proven plan: "
+            f"{', '.join(sorted(FAMILIES))}. parallel.tp_size=1 works with any causal language model "
+            "(ZeRO-3 alone still divides its weights over all ranks)."
+        )
+    reason = family.refuse(config) or _refuse_heads(shape, tensor_parallel)
+    if reason:
+        raise ModelError(
+            f"parallel.tp_size is {tensor_parallel}: {reason}. Use {allowed_degrees(config, shape)}."
+        )
+    return family
+
+
+def _refuse_heads(shape: ModelShape, tensor_parallel: int) -> str | None:
+    if tensor_parallel <= shape.num_kv_heads:
+        return None
+    return (
+        f"the model has {shape.num_kv_heads} key-value head(s), so "
+        f"{tensor_parallel - shape.num_kv_heads} rank(s) of each group would hold no attention at all"
+    )
+
+
+def allowed_degrees(config: Mapping[str, Any], shape: ModelShape) -> str:
+    """The degrees that work for this model, as words for an error."""
+    family = FAMILIES.get(shape.model_type)
+    if family is None or family.refuse(config) or shape.num_kv_heads == 1:
+        return "parallel.tp_size=1"
+    return f"parallel.tp_size from 1 to {shape.num_kv_heads}"
+
+
+def weight_cut(
+    segments: Segments, shape: ModelShape, *, dim: int, full_size: int, name: str
+) -> Cut:
+    """The cut of a weight whose dimension `dim` has `full_size` elements.
+
+    Raises ModelError when the sizes do not fit the plan: then the plan is not this model's.
+    """
+    group = shape.num_heads // shape.num_kv_heads
+    unit_size = {"q": group * shape.head_size, "kv": shape.head_size, "qkv": (group + 2) * shape.head_size}
+    ffn_features = full_size // max(1, segments.count("ffn"))
+    cut = Cut(
+        dim=dim,
+        segments=tuple(
+            Segment(ffn_features, 1) if code == "ffn" else Segment(shape.num_kv_heads, unit_size[code])
+            for code in segments
+        ),
+    )
+    if cut.size != full_size:
+        raise ModelError(
+            f"{name} has {full_size} elements along dimension {dim}, the plan of '{shape.model_type}' expects "
+            f"{cut.size}. This variant of the family is not one megatune can cut; use parallel.tp_size=1."
+        )
+    return cut

@@ -1,0 +1,72 @@
+"""Which rows or columns of a weight each tensor-parallel rank holds: arithmetic only.
+
+A weight is cut along one dimension. That dimension is made of one or more *segments* (a fused
+query-key-value weight has three), each segment of whole *units* (a head, a feature, a
+vocabulary row) that are never cut. Each rank holds a run of units of every segment. Counts
+that the group does not divide are allowed: the first ranks hold one unit more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def split_units(num_units: int, tensor_parallel: int) -> list[int]:
+    """How many units each rank holds.
+
+    >>> split_units(25, 2)
+    [13, 12]
+    """
+    base, extra = divmod(num_units, tensor_parallel)
+    return [base + (rank < extra) for rank in range(tensor_parallel)]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`num_units` units of `unit_size` elements each, side by side along the cut dimension."""
+
+    num_units: int
+    unit_size: int
+
+    @property
+    def size(self) -> int:
+        return self.num_units * self.unit_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """One weight cut along `dim` (0: output features, 1: input features of a Linear)."""
+
+    dim: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def size(self) -> int:
+        """Elements of the whole, uncut dimension."""
+        return sum(segment.size for segment in self.segments)
+
+    def ranges(self, rank: int, tensor_parallel: int) -> list[tuple[int, int]]:
+        """The [start, stop) ranges of the whole dimension that `rank` holds, one a segment.
+
+        >>> Cut(dim=0, segments=(Segment(4, 8), Segment(4, 8))).ranges(1, 2)
+        [(16, 32), (48, 64)]
+        """
+        found, offset = [], 0
+        for segment in self.segments:
+            counts = split_units(segment.num_units, tensor_parallel)
+            start = offset + sum(counts[:rank]) * segment.unit_size
+            found.append((start, start + counts[rank] * segment.unit_size))
+            offset += segment.size
+        return found
+
+    def local_size(self, rank: int, tensor_parallel: int) -> int:
+        """Elements of the cut dimension on `rank`."""
+        return sum(stop - start for start, stop in self.ranges(rank, tensor_parallel))
+
+    def to_json(self) -> dict[str, object]:
+        return {"dim": self.dim, "segments": [[s.num_units, s.unit_size] for s in self.segments]}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, object]) -> "Cut":
+        segments = stored["segments"]
+        assert isinstance(segments, Sequence), "written by to_json"
+        return cls(dim=int(str(stored["dim"])), segments=tuple(Segment(int(n), int(s)) for n, s in segments))
