@@ -1,0 +1,86 @@
+"""The folder of one run (`train.output_dir`): what lies where."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatune.errors import ConfigError
+from megatune.report.files import write_text_atomic
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths below `path`. Nothing is made until `create`."""
+
+    path: Path
+
+    @property
+    def run_file(self) -> Path:
+        """The resolved run file, with where each value came from."""
+        return self.path / "run.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The layout that was chosen and what it was expected to need."""
+        return self.path / "plan.json"
+
+    @property
+    def ds_config(self) -> Path:
+        """The configuration that DeepSpeed is given."""
+        return self.path / "ds_config.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine: see `environment_report`."""
+        return self.path / "env.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line: what every table and picture is drawn from."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """One file per rank."""
+        return self.path / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per saved step."""
+        return self.path / "checkpoints"
+
+    @property
+    def prepared(self) -> Path:
+        """The tokenised data."""
+        return self.path / "prepared"
+
+    @property
+    def export(self) -> Path:
+        """The Hugging Face folder."""
+        return self.path / "export"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    def create(self) -> None:
+        """Make the folder and those for logs and checkpoints; what is there stays.
+
+        Raises ConfigError when that is impossible.
+        """
+        for folder in (self.path, self.logs, self.checkpoints):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    [
+                        f"train.output_dir = {self.path}: cannot make {folder}: {error.strerror}. "
+                        "Choose a folder that you can write to and that has space."
+                    ]
+                ) from error
+
+    def write_text_atomic(self, name: str, text: str) -> Path:
+        """Put `text` into the file `name` of this folder in one stroke. Raises OSError naming the file."""
+        target = self.path / name
+        write_text_atomic(target, text)
+        return target
