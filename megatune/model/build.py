@@ -64,7 +64,7 @@ def build_model(
     *,
     dtype: torch.dtype,
     initialize: str = "pretrained",
-    attn_implementation: str = "sdpa",
+    attn_implementation: str = "auto",
     gradient_checkpointing: bool = False,
     seed: int = 0,
     group: TensorGroup | None = None,
@@ -99,6 +99,7 @@ def build_model(
 
 
 def _load(source: ModelSource, initialize: str, attn_implementation: str, seed: int) -> PreTrainedModel:
+    attn_implementation = choose_attention(source, attn_implementation)
     try:
         if initialize == "random":
             with torch.random.fork_rng(devices=[]):
@@ -127,6 +128,14 @@ def _load(source: ModelSource, initialize: str, attn_implementation: str, seed: 
             f"{', '.join(missing[:3])}. They would be trained from random values; is this a causal language model?"
         )
     return model
+
+
+def choose_attention(source: ModelSource, asked: str) -> str:
+    """The attention kernel for `asked`; `auto` is sdpa for models that have it, eager for the others."""
+    if asked != "auto":
+        return asked
+    model_class = AutoModelForCausalLM._model_mapping.get(type(source.config), None)
+    return "eager" if model_class is not None and not model_class._supports_sdpa else "sdpa"
 
 
 def _find_blocks(model: nn.Module, shape: ModelShape) -> tuple[str, nn.ModuleList]:

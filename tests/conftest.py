@@ -1,0 +1,30 @@
+"""Fixtures for all tests."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported anywhere: one thread a rank, no GPU unless a test asks, no hub.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from worlds import Worlds  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def worlds() -> Iterator[Worlds]:
+    """Real ranks: `worlds.run(4, function, *args)` runs a module-level function on four of them."""
+    pool = Worlds()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all tests of the session share: tiny models are written once."""
+    return tmp_path_factory.mktemp("shared")

@@ -1,0 +1,65 @@
+"""Two-layer models of every supported family, with perturbed weights so that a wrong shard shows."""
+
+from pathlib import Path
+from typing import Any
+
+_HEADS = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+_LLAMA = {**_HEADS, "intermediate_size": 96, "num_key_value_heads": 4, "vocab_size": 101}
+
+# name -> (model_type, config). Dropout is off: its masks differ between layouts by design.
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 101, "n_positions": 64,
+                      "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "gpt2-5-heads": ("gpt2", {"n_embd": 80, "n_layer": 2, "n_head": 5, "vocab_size": 101, "n_positions": 64,
+                              "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "gpt_neo": ("gpt_neo", {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 101,
+                            "attention_types": [[["global", "local"], 1]], "window_size": 8,
+                            "max_position_embeddings": 64, "embed_dropout": 0.0, "resid_dropout": 0.0,
+                            "attention_dropout": 0.0}),
+    "gptj": ("gptj", {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "vocab_size": 101,
+                      "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "gpt_neox": ("gpt_neox", {**_HEADS, "intermediate_size": 96, "vocab_size": 101, "hidden_dropout": 0.0,
+                              "attention_dropout": 0.0, "max_position_embeddings": 64}),
+    "opt": ("opt", {**_HEADS, "ffn_dim": 96, "word_embed_proj_dim": 32, "vocab_size": 101, "dropout": 0.0,
+                    "attention_dropout": 0.0, "max_position_embeddings": 64}),
+    "bloom": ("bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 101, "hidden_dropout": 0.0,
+                        "attention_dropout": 0.0}),
+    "falcon": ("falcon", {**_HEADS, "num_attention_heads": 8, "num_kv_heads": 4, "new_decoder_architecture": True,
+                          "vocab_size": 101, "hidden_dropout": 0.0, "attention_dropout": 0.0, "alibi": False,
+                          "bias": True}),
+    "falcon-rw": ("falcon", {**_HEADS, "multi_query": False, "new_decoder_architecture": False, "vocab_size": 101,
+                             "parallel_attn": False, "hidden_dropout": 0.0, "attention_dropout": 0.0,
+                             "alibi": False, "bias": True}),
+    "llama": ("llama", {**_LLAMA, "num_attention_heads": 8, "tie_word_embeddings": False}),
+    "llama-tied-9-heads": ("llama", {**_LLAMA, "hidden_size": 80, "num_attention_heads": 10,
+                                     "num_key_value_heads": 5, "intermediate_size": 97,
+                                     "tie_word_embeddings": True}),
+    "mistral": ("mistral", {**_LLAMA, "sliding_window": None}),
+    "qwen2": ("qwen2", {**_LLAMA, "tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {**_LLAMA, "head_dim": 24}),
+    "phi": ("phi", {**_LLAMA, "partial_rotary_factor": 0.5, "qk_layernorm": True}),
+    "phi3": ("phi3", {**_LLAMA, "num_attention_heads": 8, "pad_token_id": 0}),
+    "gemma": ("gemma", {**_LLAMA, "head_dim": 16, "pad_token_id": 0}),
+}  # fmt: skip
+VOCABULARY = 101
+
+
+def write_tiny_model(name: str, folder: Path, **changes: Any) -> Path:
+    """A Hugging Face folder of the tiny model `name` below `folder`; written once."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = folder / "-".join([name, *(f"{key}={value}" for key, value in sorted(changes.items()))])
+    if path.is_dir():
+        return path
+    model_type, config = TINY[name]
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**config, **changes}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.mul_(2).add_(noise, alpha=0.02)
+    model.save_pretrained(path)
+    return path

@@ -1,0 +1,124 @@
+"""Several real ranks for tests: forked from a process that has imported torch and DeepSpeed once.
+
+A world of each size lives for the whole test session and runs one function after another, so a
+test that needs four ranks costs no start of four interpreters. A rank that raises or hangs ends
+its world; the next test gets a new one.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+_PRELOADED = ["megatune.engine.start", "megatune.engine.zero", "megatune.engine.plain", "transformers.models.auto.modeling_auto"]
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+class TestWorld:
+    """`num_ranks` processes that run functions together."""
+
+    __test__ = False
+
+    def __init__(self, num_ranks: int) -> None:
+        context = _context()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.num_ranks = num_ranks
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(num_ranks):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, num_ranks, port, sys.path), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, function: Callable[..., Any], *args: Any, timeout_s: float = 240) -> list[Any]:
+        """The results of `function(*args)` of all ranks, in rank order. Raises the first rank's error."""
+        for pipe in self._pipes:
+            pipe.send((function, args))
+        results: dict[int, Any] = {}
+        pending = {pipe: rank for rank, pipe in enumerate(self._pipes)}
+        while pending:
+            ready = wait(list(pending), timeout=timeout_s)
+            if not ready:
+                raise AssertionError(f"ranks {sorted(pending.values())} of {function.__name__}{args} hang")
+            for pipe in ready:
+                rank = pending.pop(pipe)  # type: ignore[arg-type,call-overload]
+                try:
+                    ok, value = pipe.recv()  # type: ignore[union-attr]
+                except EOFError:
+                    raise AssertionError(f"rank {rank} died in {function.__name__}{args}") from None
+                if not ok:
+                    raise RankFailed(f"rank {rank} of {function.__name__}{args}:\n{value}")
+                results[rank] = value
+        return [results[rank] for rank in range(self.num_ranks)]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+
+
+class RankFailed(AssertionError):
+    """A rank raised; the message is its traceback."""
+
+
+def _serve(pipe: Connection, rank: int, num_ranks: int, port: int, path: list[str]) -> None:
+    sys.path[:] = path
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(num_ranks),
+        LOCAL_WORLD_SIZE=str(num_ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            function, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = (True, function(*args))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        pipe.send(answer)
+
+
+class Worlds:
+    """The worlds of a test session, by size."""
+
+    def __init__(self) -> None:
+        self._worlds: dict[int, TestWorld] = {}
+
+    def run(self, num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+        world = self._worlds.get(num_ranks) or TestWorld(num_ranks)
+        self._worlds[num_ranks] = world
+        try:
+            return world.run(function, *args)
+        except BaseException:
+            world.close()
+            del self._worlds[num_ranks]
+            raise
+
+    def close(self) -> None:
+        for world in self._worlds.values():
+            world.close()
+        self._worlds.clear()
