@@ -1,0 +1,110 @@
+"""metrics.jsonl: the one record of a run that every tracker, table and picture is drawn from."""
+
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from megatune.errors import MegatuneError
+from megatune.report.files import write_text_atomic
+from megatune.report.records import Record, to_line
+
+_SYNC_EVERY_S = 5.0
+_CURVE_EVENTS = ("step", "eval", "save")
+
+
+class MetricsWriter:
+    """Appends records to `path`. One process writes a run's file; anybody may read it meanwhile.
+
+    A line is complete in the file as soon as `write` returns, and on the disk within 5 seconds of
+    writing or at `close`. A last line that a killed run has left unfinished is taken away first.
+    Raises OSError naming the file when it cannot be written, for instance when no space is left.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = _open_after_last_line(path)
+        self._synced_at = time.monotonic()
+
+    def write(self, record: Record) -> None:
+        """Append one record."""
+        line = to_line(record).encode()
+        size = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+            if time.monotonic() - self._synced_at > _SYNC_EVERY_S:
+                self._sync()
+        except OSError as error:
+            os.ftruncate(self._file, size)  # half a line would spoil the next one
+            raise OSError(error.errno, f"cannot write: {error.strerror}", str(self.path)) from error
+
+    def cut_back(self, step: int) -> None:
+        """Take away all steps, evaluations and saves after `step`, so that curves never double back.
+
+        The lines about starts, resumes and stops stay: they happened. The file is replaced in one
+        stroke.
+        """
+        kept = [entry for entry in read_metrics(self.path) if not _is_beyond(entry, step)]
+        lines = (json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n" for entry in kept)
+        write_text_atomic(self.path, "".join(lines))
+        os.close(self._file)
+        self._file = _open_after_last_line(self.path)
+
+    def close(self) -> None:
+        """Make everything durable and give up the file."""
+        self._sync()
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _sync(self) -> None:
+        os.fsync(self._file)
+        self._synced_at = time.monotonic()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines of a metrics file in order. An unfinished last line is left out.
+
+    Raises MegatuneError with the line's number when another line is no JSON object.
+    """
+    *lines, _unfinished = path.read_bytes().split(b"\n")
+    return [_parse(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _open_after_last_line(path: Path) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    # A crash of the machine can leave zeros or half a line after the last newline.
+    with open(handle, "rb", closefd=False) as file:
+        content = file.read()
+    os.ftruncate(handle, content.rfind(b"\n") + 1)
+    return handle
+
+
+def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        entry = json.loads(line, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise MegatuneError(
+            f"{path}, line {number} is not JSON ({error}). Delete this line; nothing else depends on it."
+        ) from error
+    if not isinstance(entry, dict):
+        raise MegatuneError(f"{path}, line {number} is not a JSON object. Delete this line.")
+    return entry
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _is_beyond(entry: dict[str, Any], step: int) -> bool:
+    return entry.get("event") in _CURVE_EVENTS and entry.get("step", 0) > step

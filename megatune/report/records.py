@@ -1,0 +1,152 @@
+"""The lines of metrics.jsonl, as records. One line is one JSON object; unknown is null.
+
+Every line has `event`, `schema` and `time` (ISO 8601, UTC). A number that JSON cannot hold (NaN,
+infinity) becomes null and its name is put into the list `nonfinite`.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One start of a run: what is trained, and how it is laid out."""
+
+    event: ClassVar[str] = "run"
+    model: str
+    num_params: int | None = None
+    world_size: int | None = None
+    data_parallel: int | None = None
+    tensor_parallel: int | None = None
+    zero_stage: int | None = None
+    precision: str | None = None
+    device: str | None = None
+    """The device's name, for instance `NVIDIA H100 80GB HBM3` or `cpu`."""
+    total_steps: int | None = None
+    sequences_per_step: int | None = None
+    max_seq_length: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else worth keeping: asserted backends, formula names, versions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One optimizer step, over all ranks."""
+
+    event: ClassVar[str] = "step"
+    step: int
+    """Steps done, this one included: the first step is 1."""
+    epoch: float
+    loss: float
+    """Mean cross-entropy in nats over the target tokens of the step."""
+    grad_norm: float | None
+    """Global norm before clipping."""
+    learning_rate: float
+    target_tokens: int
+    """Tokens that the loss is taken over."""
+    tokens: int
+    """All tokens that went through the model, padding not counted."""
+    step_seconds: float
+    tokens_per_second: float
+    tokens_per_second_per_device: float
+    model_flops: float | None
+    """Floating-point operations of the step by the formula of `mfu`."""
+    mfu: float | None
+    mfu_causal: float | None
+    hfu: float | None
+    peak_memory_bytes: int | None
+    """The largest of any rank since the start: device memory on a GPU, process memory on a CPU."""
+    skipped: bool = False
+    """The step was not taken because its gradient overflowed (fp16)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRecord:
+    """One evaluation over a whole split. Step 0 is before training."""
+
+    event: ClassVar[str] = "eval"
+    step: int
+    split: str
+    loss: float
+    """Mean cross-entropy in nats over the target tokens of the split."""
+    perplexity: float
+    target_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveRecord:
+    """One committed checkpoint."""
+
+    event: ClassVar[str] = "save"
+    step: int
+    path: str
+    seconds: float
+    num_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeRecord:
+    """Training goes on after `step`, from the checkpoint at `path`."""
+
+    event: ClassVar[str] = "resume"
+    step: int
+    path: str
+    epoch: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRecord:
+    """The end of one start: why, and with which exit code."""
+
+    event: ClassVar[str] = "stop"
+    step: int
+    reason: str
+    exit_code: int
+    seconds: float
+    peak_memory_bytes_by_rank: tuple[int | None, ...] = ()
+
+
+Record = RunRecord | StepRecord | EvalRecord | SaveRecord | ResumeRecord | StopRecord
+
+
+def to_object(record: Record, now: datetime | None = None) -> dict[str, Any]:
+    """`record` as a JSON object. `now`: the time to stamp it with, in UTC."""
+    stamp = (now or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    values = {item.name: getattr(record, item.name) for item in fields(record)}
+    clean, nonfinite = finite_json(values)
+    line = {"event": record.event, "schema": SCHEMA, "time": stamp, **clean}
+    return {**line, "nonfinite": nonfinite} if nonfinite else line
+
+
+def to_line(record: Record, now: datetime | None = None) -> str:
+    """`record` as a line of metrics.jsonl, with its newline."""
+    return json.dumps(to_object(record, now), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def finite_json(value: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """`value` with NaN and infinities replaced by None, and the dotted names of what was replaced.
+
+    >>> finite_json({"loss": float("nan"), "by_rank": [1.0, float("inf")]})
+    ({'loss': None, 'by_rank': [1.0, None]}, ['loss', 'by_rank.1'])
+    """
+    replaced: list[str] = []
+    clean = {name: _finite(item, name, replaced) for name, item in value.items()}
+    return clean, replaced
+
+
+def _finite(value: Any, name: str, replaced: list[str]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        replaced.append(name)
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item, f"{name}.{key}", replaced) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item, f"{name}.{index}", replaced) for index, item in enumerate(value)]
+    return value

@@ -1,0 +1,143 @@
+"""What a run achieved, read from its metrics.jsonl."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from megatune.report.metrics import read_metrics
+from megatune.report.tables import format_cell, render_table
+from megatune.units import format_bytes, format_count, format_duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSummary:
+    """One evaluated split before training (step 0) and at its latest evaluation; None is unknown."""
+
+    split: str
+    loss_before: float | None
+    loss_after: float | None
+    perplexity_before: float | None
+    perplexity_after: float | None
+    step_after: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The whole run so far, resumes included. None is unknown."""
+
+    steps: int
+    skipped_steps: int
+    target_tokens: int
+    train_seconds: float
+    first_loss: float | None
+    last_loss: float | None
+    median_tokens_per_second: float | None
+    median_tokens_per_second_per_device: float | None
+    peak_memory_bytes: int | None
+    """The largest of any rank at any time."""
+    peak_memory_bytes_by_rank: tuple[int | None, ...]
+    """Of the latest start that ended; empty when none did."""
+    num_starts: int
+    stop_reason: str | None
+    splits: tuple[SplitSummary, ...]
+
+    def as_object(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def summarise(path: Path) -> Summary:
+    """The summary of a metrics file. Raises FileNotFoundError, or MegatuneError for a broken line."""
+    return summarise_entries(read_metrics(path))
+
+
+def summarise_entries(entries: Sequence[Mapping[str, Any]]) -> Summary:
+    """The summary of the lines of a metrics file."""
+    steps = [entry for entry in entries if entry["event"] == "step"]
+    stops = [entry for entry in entries if entry["event"] == "stop"]
+    by_rank = stops[-1].get("peak_memory_bytes_by_rank", ()) if stops else ()
+    peaks = [*_column(steps, "peak_memory_bytes"), *(peak for peak in by_rank if peak is not None)]
+    return Summary(
+        steps=max((entry["step"] for entry in steps), default=0),
+        skipped_steps=sum(bool(entry["skipped"]) for entry in steps),
+        target_tokens=sum(entry["target_tokens"] for entry in steps),
+        train_seconds=sum(entry["step_seconds"] for entry in steps),
+        first_loss=steps[0]["loss"] if steps else None,
+        last_loss=steps[-1]["loss"] if steps else None,
+        median_tokens_per_second=_median(steps, "tokens_per_second"),
+        median_tokens_per_second_per_device=_median(steps, "tokens_per_second_per_device"),
+        peak_memory_bytes=max(peaks, default=None),
+        peak_memory_bytes_by_rank=tuple(by_rank),
+        num_starts=sum(entry["event"] == "run" for entry in entries),
+        stop_reason=stops[-1]["reason"] if stops else None,
+        splits=_summarise_splits([entry for entry in entries if entry["event"] == "eval"]),
+    )
+
+
+def summary_tables(summary: Summary) -> list[Table]:
+    """The summary for people: held-out results first, then speed and memory."""
+    results = [
+        {
+            "held-out split": split.split,
+            "loss before": split.loss_before,
+            "loss after": split.loss_after,
+            "perplexity before": split.perplexity_before,
+            "perplexity after": split.perplexity_after,
+        }
+        for split in summary.splits
+    ]
+    facts = [{"": name, "value": value} for name, value in _facts(summary).items()]
+    return [*([render_table(results)] if results else []), render_table(facts)]
+
+
+def _facts(summary: Summary) -> dict[str, str]:
+    by_rank = ", ".join(format_bytes(peak) for peak in summary.peak_memory_bytes_by_rank)
+    return {
+        "steps": format_cell(summary.steps),
+        "skipped steps": format_cell(summary.skipped_steps),
+        "training loss, first and last step": f"{_loss(summary.first_loss)} -> {_loss(summary.last_loss)}",
+        "target tokens": format_count(summary.target_tokens),
+        "time in steps": format_duration(summary.train_seconds),
+        "tokens/s (median)": format_count(summary.median_tokens_per_second),
+        "tokens/s per device (median)": format_count(summary.median_tokens_per_second_per_device),
+        "peak memory of any rank": format_bytes(summary.peak_memory_bytes),
+        "peak memory by rank": by_rank or "n/a",
+        "stopped because": summary.stop_reason or "n/a",
+    }
+
+
+def _summarise_splits(evals: Sequence[Mapping[str, Any]]) -> tuple[SplitSummary, ...]:
+    found = []
+    for name in dict.fromkeys(entry["split"] for entry in evals):
+        own = [entry for entry in evals if entry["split"] == name]
+        before: Mapping[str, Any] = next((entry for entry in own if entry["step"] == 0), {})
+        after: Mapping[str, Any] = next((entry for entry in reversed(own) if entry["step"] > 0), {})
+        found.append(
+            SplitSummary(
+                split=name,
+                loss_before=before.get("loss"),
+                loss_after=after.get("loss"),
+                perplexity_before=before.get("perplexity"),
+                perplexity_after=after.get("perplexity"),
+                step_after=after.get("step"),
+            )
+        )
+    return tuple(found)
+
+
+def _column(entries: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    return [entry[name] for entry in entries if entry.get(name) is not None]
+
+
+def _median(entries: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    # The median: the first steps warm up, and a step that waits for a disk is not the speed.
+    values = _column(entries, name)
+    return statistics.median(values) if values else None
+
+
+def _loss(loss: float | None) -> str:
+    return "n/a" if loss is None else f"{loss:.4f}"
