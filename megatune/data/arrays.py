@@ -1,0 +1,97 @@
+"""Arrays on disk: written piece by piece, read memory-mapped, told apart by a hash."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+_BLOCK_BYTES = 1 << 20
+
+
+class ArrayWriter:
+    """Writes a one-dimensional .npy file whose length is known only at the end.
+
+    The header is written first with length 0 and again on leaving: NumPy leaves blanks in it for
+    just that. The file is on the disk, not only on its way there, when the block is left.
+    """
+
+    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
+        self.length = 0
+        self._dtype = np.dtype(dtype)
+        self._file = path.open("wb")
+        self._header_bytes = self._write_header()
+
+    def append(self, values: npt.NDArray[Any]) -> None:
+        """Add `values` at the end; they are cast to the type of the file."""
+        array = values.astype(self._dtype, casting="same_kind", copy=False)
+        self._file.write(np.ascontiguousarray(array).data)
+        self.length += len(array)
+
+    def __enter__(self) -> "ArrayWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if error is None:
+                self._file.seek(0)
+                written = self._write_header()
+                assert written == self._header_bytes, "NumPy keeps room for the length in its header"
+                sync(self._file.fileno())
+
+    def _write_header(self) -> int:
+        described = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": described, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self._file.tell()
+
+
+def write_array(path: Path, values: npt.NDArray[Any], dtype: npt.DTypeLike) -> None:
+    """Write `values` as a .npy file in one go."""
+    with ArrayWriter(path, dtype) as writer:
+        writer.append(values)
+
+
+def map_array(path: Path) -> npt.NDArray[Any]:
+    """The array of a .npy file, read-only and loaded page by page as it is touched.
+
+    Raises ValueError or OSError when the file is no such array, is empty, or is shorter than its
+    header says; never unpickles anything.
+    """
+    mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return mapped
+
+
+def hash_file(path: Path) -> str:
+    """xxh3 (128 bits, hexadecimal) of the bytes of a file: finds damage, not forgery."""
+    digest = xxhash.xxh3_128()
+    for block in file_blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def file_blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, a megabyte at a time."""
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            yield block
+
+
+def sync(descriptor: int) -> None:
+    """Wait until the file or folder behind an open descriptor is on the disk."""
+    os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in `folder` are on the disk: a rename is only safe after this."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,156 @@
+"""Prepared data on disk: token ids, loss masks and packed rows, memory-mapped by every rank."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from megatune.data.arrays import hash_file, map_array, sync
+from megatune.data.tokenize import Example
+from megatune.errors import DataError
+
+SCHEMA = 1
+"""Raised when the files or what is written into them change; older sets are then prepared anew."""
+MANIFEST = "manifest.json"
+ARRAYS = {
+    "tokens": "int32",
+    "is_target": "bool",
+    "example_offsets": "int64",
+    "row_examples": "int32",
+    "row_offsets": "int64",
+}
+"""Example e holds tokens example_offsets[e] : [e + 1]; row r holds the examples
+row_examples[row_offsets[r] : [r + 1]]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What became of the user's rows; what the user should be told."""
+
+    num_rows_read: int
+    num_truncated: int
+    """Examples that are trained on, but without their end."""
+    num_tokens_cut: int
+    """Tokens that were left out of those."""
+    num_empty: int
+    """Rows dropped because they hold nothing to train on."""
+    num_too_long: int
+    """Rows dropped because all there was to train on lay beyond the maximum length."""
+    fill_ratio: float
+    """The share of the rows, at full length, that is tokens and not padding."""
+
+    @property
+    def num_dropped(self) -> int:
+        """Rows that are not trained on at all."""
+        return self.num_empty + self.num_too_long
+
+    def notices(self, max_seq_length: int) -> list[str]:
+        """One sentence for each thing that a user would want to know."""
+        every = self.num_rows_read
+        found = []
+        if self.num_truncated:
+            found.append(
+                f"{self.num_truncated} of {every} rows were cut at data.max_seq_length = {max_seq_length} "
+                f"({self.num_tokens_cut} tokens left out)"
+            )
+        if self.num_too_long:
+            found.append(
+                f"{self.num_too_long} of {every} rows were dropped: what is to be learned begins after "
+                f"{max_seq_length} tokens"
+            )
+        if self.num_empty:
+            found.append(f"{self.num_empty} of {every} rows were dropped: they hold nothing to learn")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSet:
+    """One prepared split. Opening it maps files and reads none; `row` touches what it returns."""
+
+    folder: Path
+    fingerprint: str
+    num_rows: int
+    """Rows of at most `max_seq_length` tokens: what the sampler counts and a batch is made of."""
+    num_examples: int
+    num_tokens: int
+    num_targets: int
+    """Tokens that a loss is taken on."""
+    max_token_id: int
+    max_seq_length: int
+    packed: bool
+    pad_id: int
+    report: Report
+    arrays: dict[str, npt.NDArray[Any]]
+
+    @classmethod
+    def open(cls, folder: Path) -> "PreparedSet":
+        """Map the set in `folder`. Raises DataError when it is none, is damaged or of another version."""
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            if manifest["schema"] != SCHEMA:
+                raise ValueError(f"its schema is {manifest['schema']}, this version reads {SCHEMA}")
+            arrays = {name: _checked_array(folder, name, manifest) for name in ARRAYS}
+            report = Report(**manifest["report"])
+            return cls(folder=folder, report=report, arrays=arrays, **manifest["set"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _unusable(folder, str(error)) from error
+
+    def row(self, number: int) -> list[Example]:
+        """The examples of one row, one after another; read-only views into the files."""
+        if not 0 <= number < self.num_rows:
+            raise IndexError(f"row {number} of {self.num_rows}")
+        start, end = self.arrays["row_offsets"][number : number + 2]
+        return [self.example(int(example)) for example in self.arrays["row_examples"][start:end]]
+
+    def example(self, number: int) -> Example:
+        """One document."""
+        start, end = self.arrays["example_offsets"][number : number + 2]
+        return Example(self.arrays["tokens"][start:end], self.arrays["is_target"][start:end])
+
+    def verify(self) -> None:
+        """Read all files and compare their hashes; DataError names those that changed."""
+        files = json.loads((self.folder / MANIFEST).read_text())["files"]
+        changed = [name for name, entry in files.items() if hash_file(self.folder / name) != entry["xxh3"]]
+        if changed:
+            raise _unusable(self.folder, f"{', '.join(changed)} changed since it was written")
+
+
+def write_manifest(folder: Path, *, counts: dict[str, Any], report: Report, about: dict[str, Any]) -> None:
+    """Describe the arrays that stand in `folder` and see the description to the disk.
+
+    counts: the fields of PreparedSet that are neither folder, report nor arrays. about: what the
+    set was made from, for people; nothing reads it.
+    """
+    paths = [_array_file(folder, name) for name in ARRAYS]
+    files = {path.name: {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths}
+    manifest = {"schema": SCHEMA, "set": counts, "report": asdict(report), "about": about, "files": files}
+    with (folder / MANIFEST).open("w") as file:
+        file.write(json.dumps(manifest, indent=1) + "\n")
+        file.flush()
+        sync(file.fileno())
+
+
+def _array_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npy"
+
+
+def _checked_array(folder: Path, name: str, manifest: dict[str, Any]) -> npt.NDArray[Any]:
+    """An array whose size on the disk and type are those of the manifest."""
+    path = _array_file(folder, name)
+    expected, found = manifest["files"][path.name]["bytes"], path.stat().st_size
+    if found != expected:
+        raise ValueError(f"{path.name} has {found} bytes, its manifest says {expected}")
+    array = map_array(path)
+    if array.dtype != ARRAYS[name] or array.ndim != 1:
+        raise ValueError(
+            f"{path.name} holds {array.dtype} in {array.ndim} dimensions, not {ARRAYS[name]} in 1"
+        )
+    return array
+
+
+def _unusable(folder: Path, why: str) -> DataError:
+    return DataError(
+        f"{folder} is not a whole prepared data set: {why}. Delete that folder and prepare again"
+    )
