@@ -7,7 +7,7 @@ import math
 import re
 import unicodedata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
@@ -48,6 +48,12 @@ def _as_path(value: object) -> object:
     if isinstance(value, Path):
         return value
     raise ValueError("a path")
+
+
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):  # equal to 0 or 1, so a set of allowed numbers would take it
+        raise ValueError("one of 0, 1, 2, 3")
+    return value
 
 
 def _offload(text: str) -> str:
@@ -106,6 +112,7 @@ Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
 Warmup = Annotated[NonNegative, AfterValidator(_warmup)]
+ZeroStage = Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_flag)]
 Offload = Annotated[Text, AfterValidator(_offload)]
 SlurmTime = Annotated[Text, BeforeValidator(_number_as_text), AfterValidator(_slurm_time)]
 SlurmMemory = Annotated[Text, BeforeValidator(_number_as_text), AfterValidator(_slurm_memory)]

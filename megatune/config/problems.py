@@ -5,6 +5,7 @@ What is allowed is read from the JSON schema, so the sentence cannot differ from
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -33,13 +34,18 @@ _DEEPSPEED_BLOCKS = frozenset(
 
 def explain(error: ValidationError, settings: Settings) -> list[str]:
     """One sentence for each key at fault, in the order of the schema."""
-    reader = _Explainer(run_schema(), settings)
+    reader = _Explainer(_schema(), settings)
     sentences: dict[Location, str] = {}
     for detail in error.errors(include_url=False):
         # The members of a union fail one by one; their common key needs one sentence.
         location, sentence = reader.explain(detail)
         sentences.setdefault(location, sentence)
     return list(sentences.values())
+
+
+@cache
+def _schema() -> Schema:  # asked once a process: drawing it takes 30 ms
+    return run_schema()
 
 
 class _Explainer:
@@ -123,7 +129,7 @@ class _Explainer:
             return f"It is called {foreign[name]} here. "
         here = {key: f"{section}.{key}" if section else key for key in keys}
         for names in (here, elsewhere, foreign):
-            if near := get_close_matches(name, names, n=1, cutoff=0.7):
+            if near := get_close_matches(name, names, n=1, cutoff=0.6):
                 return f"Did you mean {names[near[0]]}? "
         return ""
 

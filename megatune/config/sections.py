@@ -22,6 +22,7 @@ from megatune.config.fields import (
     SlurmTime,
     Text,
     Warmup,
+    ZeroStage,
 )
 from megatune.config.source import DataSource
 
@@ -140,7 +141,7 @@ class TrainSection(Section):
 class ParallelSection(Section):
     """How the model is spread over the devices."""
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(
+    zero_stage: ZeroStage = Field(
         default=3, description="What data-parallel ranks share out: 1 optimizer, 2 + gradients, 3 + weights."
     )
     tp_size: Count = Field(default=1, description="Devices that share each layer (tensor parallelism).")
