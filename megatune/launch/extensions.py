@@ -22,6 +22,7 @@ from pathlib import Path
 
 from megatune.errors import LaunchError
 from megatune.launch import ranks
+from megatune.launch.build_leftovers import end_orphaned_compilers, remove_stale_locks
 from megatune.launch.devices import cpu_flags
 from megatune.launch.processes import start_process
 from megatune.report.files import write_text_atomic
@@ -29,7 +30,6 @@ from megatune.report.files import write_text_atomic
 STAMP_NAME = "built.json"
 LOG_NAME = "build.log"
 _OWN_LOCK_NAME = ".build.lock"
-_TORCH_LOCK_NAME = "lock"  # torch/utils/cpp_extension.py: FileBaton(build_directory / "lock")
 _NOTICE_EVERY_S = 10.0
 _POLL_S = 0.1
 _LOG_TAIL_LINES = 25
@@ -86,24 +86,9 @@ def ensure_built(
             say(f"removed {lock}: a start that was killed had left it, and torch would wait for it for ever")
         if _is_built(build_command, folder):
             return
+        end_orphaned_compilers(folder)
         _build(build_command, folder, timeout_s, say)
         _write_stamp(build_command, folder)
-
-
-def remove_stale_locks(folder: Path) -> list[Path]:
-    """Remove torch's lock files below `folder` that no living process holds; returns them.
-
-    Its holder keeps the file open for as long as it holds the lock. So a lock that nobody has open,
-    and that is still the same file after looking, can never be released.
-    """
-    locks = {lock: _identity(lock) for lock in folder.glob(f"*/{_TORCH_LOCK_NAME}")}
-    held = _open_files() if locks else set()
-    stale = [
-        lock for lock, seen in locks.items() if seen and seen[:2] not in held and _identity(lock) == seen
-    ]
-    for lock in stale:
-        lock.unlink(missing_ok=True)
-    return stale
 
 
 @contextlib.contextmanager
@@ -164,8 +149,8 @@ def _build(build_command: Sequence[str], folder: Path, timeout_s: float, say: Sa
     if code != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
         raise LaunchError(
-            f"building DeepSpeed's ops failed (exit code {code}). A C++ compiler (g++ 9 or newer) and ninja "
-            f"must be installed. All of its output: {log}\n{tail}"
+            f"building DeepSpeed's ops failed (exit code {code}). Usually a C++ compiler "
+            f"(g++ 9 or newer) or ninja is missing. All of its output: {log}\n{tail}"
         )
 
 
@@ -204,26 +189,6 @@ def _is_built(build_command: Sequence[str], folder: Path) -> bool:
         and stamp.get("command") == list(build_command)
         and all((folder / name).is_file() for name in stamp.get("libraries", []))
     )
-
-
-def _identity(file: Path) -> tuple[int, int, int] | None:
-    try:
-        status = file.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino, status.st_ctime_ns
-
-
-def _open_files() -> set[tuple[int, int]]:
-    """(device, inode) of every file that a process of this user on this machine has open."""
-    found: set[tuple[int, int]] = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            status = link.stat()
-        except OSError:
-            continue  # ended or closed while we looked, or another user's process
-        found.add((status.st_dev, status.st_ino))
-    return found
 
 
 def _is_on_shared_file_system(folder: Path) -> bool:

@@ -9,7 +9,8 @@ import pytest
 
 from megatune.errors import LaunchError
 from megatune.launch import extensions
-from megatune.launch.extensions import ensure_built, extension_folder, remove_stale_locks
+from megatune.launch.build_leftovers import end_orphaned_compilers, remove_stale_locks
+from megatune.launch.extensions import ensure_built, extension_folder
 
 # What DeepSpeed does for a build, in small: torch's lock (O_EXCL, kept open), a library, unlock.
 BUILD = """
@@ -104,6 +105,37 @@ def test_a_start_that_was_killed_during_the_build_does_not_stop_the_next(tmp_pat
     ensure_built(build_command(), tmp_path, timeout_s=20)
     assert (tmp_path / "op" / "op.so").exists()
     assert num_builds(tmp_path) == 2
+
+
+def test_compilers_of_a_killed_build_are_ended_and_a_shell_in_the_folder_is_not(tmp_path):
+    (tmp_path / "op").mkdir()
+    # setsid makes the first sh a session leader; it ends, the sleep goes on without it.
+    orphan = f"cd {tmp_path}/op; setsid sh -c 'sleep 600 & echo $! > ../pid'"
+    subprocess.run(["sh", "-c", orphan], check=True)
+    shell = subprocess.Popen(["sleep", "600"], cwd=tmp_path / "op", start_new_session=True)
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        assert end_orphaned_compilers(tmp_path) == [pid]
+        assert shell.poll() is None
+    finally:
+        shell.kill()
+        shell.wait()
+    assert end_orphaned_compilers(tmp_path) == []
+
+
+def test_compilers_are_orphans_also_while_their_dead_leader_is_not_collected(tmp_path):
+    (tmp_path / "op").mkdir()
+    leader = subprocess.Popen(
+        ["sh", "-c", "sleep 600 & echo $! > ../pid.new; mv ../pid.new ../pid; wait"],
+        cwd=tmp_path / "op",
+        start_new_session=True,
+    )
+    wait_for(tmp_path / "pid")
+    assert end_orphaned_compilers(tmp_path) == []  # its build is alive
+    leader.kill()
+    time.sleep(0.1)
+    assert end_orphaned_compilers(tmp_path) == [int((tmp_path / "pid").read_text())]
+    leader.wait()
 
 
 def test_two_starts_at_once_build_once(tmp_path):
