@@ -1,0 +1,143 @@
+"""Prepared rows -> padded tensors with labels and positions, without leaking between documents."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megatune.data.prepared import PreparedSet
+from megatune.data.sampler import Position, RowNumbers, micro_batch_rows, step_rows
+from megatune.data.tokenize import Example
+
+IGNORED = -100
+"""The label where no loss is taken, as in torch's cross-entropy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch of a rank.
+
+    There is no attention mask, on purpose: transformers tells documents apart by positions that
+    begin at 0 again, and stops doing so without a word when a mask comes with them.
+    """
+
+    input_ids: torch.Tensor
+    """(batch, seq), int64. The documents of a row one after another, then padding."""
+    position_ids: torch.Tensor
+    """(batch, seq), int64. From 0 in each document, and in the padding."""
+    labels: torch.Tensor
+    """(batch, seq), int64. The token that comes next; -100 where no loss is taken: outside the targets,
+    at the last token of a document, in the padding. Already shifted: logits and labels line up."""
+    num_targets: int
+    """Labels that a loss is taken on."""
+    num_tokens: int
+    """Tokens without the padding."""
+    sum_squared_lengths: int
+    """Of the documents, each length squared: what the cost of attention grows with."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        return Batch(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            num_targets=self.num_targets,
+            num_tokens=self.num_tokens,
+            sum_squared_lengths=self.sum_squared_lengths,
+        )
+
+
+def collate(
+    rows: Sequence[Sequence[Example]], *, pad_id: int, pad_to_multiple_of: int = 8, min_rows: int = 1
+) -> Batch:
+    """One batch of `rows`, each a list of documents, as wide as the longest, rounded up.
+
+    With fewer than `min_rows` rows it is filled up with rows of padding, which have no targets: a
+    rank without data runs the same collectives as the others. `pad_id` is only a filler.
+    """
+    num_rows = max(len(rows), min_rows)
+    longest = max((sum(len(document.input_ids) for document in row) for row in rows), default=0)
+    width = max(1, -(-longest // pad_to_multiple_of)) * pad_to_multiple_of
+    ids = np.full((num_rows, width), pad_id, dtype=np.int64)
+    labels = np.full((num_rows, width), IGNORED, dtype=np.int64)
+    positions = np.tile(np.arange(width, dtype=np.int64), (num_rows, 1))
+    for row, documents in enumerate(rows):
+        _place(documents, ids[row], positions[row], labels[row])
+    lengths = [len(document.input_ids) for documents in rows for document in documents]
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(positions),
+        labels=torch.from_numpy(labels),
+        num_targets=int((labels != IGNORED).sum()),
+        num_tokens=sum(lengths),
+        sum_squared_lengths=sum(length * length for length in lengths),
+    )
+
+
+def step_batches(
+    prepared: PreparedSet,
+    position: Position,
+    *,
+    seed: int,
+    micro_batch: int,
+    accumulation: int,
+    data_parallel: int,
+    dp_rank: int,
+    pad_to_multiple_of: int = 8,
+) -> list[Batch]:
+    """This rank's micro-batches of the optimizer step that begins at `position`: `accumulation` of them.
+
+    All ranks of a tensor-parallel group pass the same `dp_rank` and get the same batches.
+    """
+    global_rows = micro_batch * accumulation * data_parallel
+    rows = step_rows(position, num_rows=prepared.num_rows, global_rows=global_rows, seed=seed)
+    micro_batches = micro_batch_rows(
+        rows,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        data_parallel=data_parallel,
+        dp_rank=dp_rank,
+    )
+    return [_batch(prepared, numbers, pad_to_multiple_of) for numbers in micro_batches]
+
+
+def evaluation_batches(
+    prepared: PreparedSet,
+    *,
+    micro_batch: int,
+    data_parallel: int,
+    dp_rank: int,
+    max_rows: int | None = None,
+    pad_to_multiple_of: int = 8,
+) -> Iterator[Batch]:
+    """This rank's part of all rows, or of the first `max_rows`, in the order of the set.
+
+    Every rank gets equally many batches, some of them without targets at the end, so that ranks
+    which run collectives in each forward stay together.
+    """
+    num_rows = prepared.num_rows if max_rows is None else min(max_rows, prepared.num_rows)
+    at_once = micro_batch * data_parallel
+    for start in range(0, num_rows, at_once):
+        rows = np.arange(start, min(start + at_once, num_rows))
+        yield _batch(prepared, rows[dp_rank::data_parallel], pad_to_multiple_of)
+
+
+def _batch(prepared: PreparedSet, numbers: RowNumbers, pad_to_multiple_of: int) -> Batch:
+    rows = [prepared.row(int(number)) for number in numbers]
+    return collate(rows, pad_id=prepared.pad_id, pad_to_multiple_of=pad_to_multiple_of)
+
+
+_Line = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def _place(documents: Sequence[Example], ids: _Line, positions: _Line, labels: _Line) -> None:
+    """Write the documents of one row into its lines; what comes after them is padding already."""
+    start = 0
+    for document in documents:
+        end = start + len(document.input_ids)
+        ids[start:end] = document.input_ids
+        positions[start:end] = np.arange(end - start)
+        labels[start : end - 1] = np.where(document.is_target[1:], document.input_ids[1:], IGNORED)
+        start = end
+    positions[start:] = np.arange(len(positions) - start)
