@@ -4,13 +4,13 @@ The caller hands in a cache folder of its own for each call: nothing is written 
 user's home, where a lock on a network file system is either slow or silently ignored.
 """
 
-import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets  # type: ignore[import-untyped]
 
+from megatune.data.space import FULL
 from megatune.data.textfiles import Row
 from megatune.errors import DataError
 
@@ -59,7 +59,7 @@ def _load(what: str, *args: Any, cache: Path, **kwargs: Any) -> Any:
         return datasets.load_dataset(*args, cache_dir=str(cache), **kwargs)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(cause, OSError) and cause.errno in FULL:
             raise cause from error
         raise DataError(f"cannot read {what}: {cause}") from error
     finally:

@@ -15,14 +15,18 @@ from megatune.data.build import Settings, build_arrays, check_vocabulary
 from megatune.data.fingerprint import fingerprint
 from megatune.data.prepared import SCHEMA, PreparedSet, write_manifest
 from megatune.data.read import Source, check_paths, read_rows
+from megatune.data.space import full_disk_named
 from megatune.errors import DataError
 from megatune.tasks import TASKS
-from megatune.units import format_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SCRATCH_SUFFIX = ".tmp"
+_SPACE_FIX = (
+    "It takes 5 bytes a token, and as much as the source again for parquet and hub data. Free some, or "
+    "choose another train.output_dir"
+)
 _ABANDONED_AFTER_S = 24 * 3600  # what nobody wrote to for a day was left by a killed process
 
 
@@ -99,7 +103,7 @@ def _check_columns(source: Source, task: str, split_name: str) -> None:
 def _scratch(final: Path) -> Iterator[Path]:
     """A folder beside `final` to work in, gone afterwards whatever happens but a kill."""
     folder = final.parent
-    with _space_named(folder):
+    with full_disk_named("prepare data", folder, fix=_SPACE_FIX):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
         scratch = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=_SCRATCH_SUFFIX, dir=folder))
@@ -107,22 +111,6 @@ def _scratch(final: Path) -> Iterator[Path]:
             yield scratch
         finally:
             _remove(scratch)
-
-
-@contextmanager
-def _space_named(folder: Path) -> Iterator[None]:
-    """Tell a full disk as what it is, with the space that is left."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = format_bytes(shutil.disk_usage(folder).free)
-        raise DataError(
-            f"no space left to prepare data in {folder.resolve()} ({free} free; a quota may be lower). "
-            f"It takes 5 bytes a token, and as much as the source again for parquet and hub data. Free "
-            f"some, or choose another train.output_dir"
-        ) from error
 
 
 def _remove_abandoned(folder: Path) -> None:
