@@ -167,7 +167,9 @@ def _arranged(
         "max_token_id": counts.max_token_id,
         "max_seq_length": width,
         "packed": settings.packing,
-        "pad_id": pad_id,
+        # Some tokenizers pad with an id that was never given a row in the embedding; one that is in
+        # the data has a row for certain, and a filler may be any.
+        "pad_id": min(pad_id, counts.max_token_id),
     }
     return described, _report(counts, fill_ratio(lengths, num_rows=len(rows), max_length=width))
 

