@@ -12,7 +12,8 @@ from megatune.config import BatchShape, Run
 from megatune.engine.plain import PlainEngine
 from megatune.engine.start import join
 from megatune.engine.world import World, make_world, single_world
-from megatune.engine.zero import DTYPES, ZeroEngine
+from megatune.engine.dtypes import DTYPES
+from megatune.engine.zero import ZeroEngine
 from megatune.launch.ranks import discover_rank
 from megatune.model.build import build_model
 from megatune.model.source import open_source
@@ -53,7 +54,9 @@ def world_of(tp: int) -> World:
 
 def zero_engine(run: Run, world: World, *, micro: int = 1, accumulation: int = 1) -> ZeroEngine:
     """The real engine on the model folder of `run`."""
-    batch = BatchShape(micro=micro, accumulation=accumulation, global_sequences=micro * accumulation * world.data_parallel)
+    batch = BatchShape(
+        micro=micro, accumulation=accumulation, global_sequences=micro * accumulation * world.data_parallel
+    )
     source = open_source(Path(run.model.model_name_or_path))
     return ZeroEngine(run, source, world, make_ds_config(run, batch))
 
@@ -77,7 +80,9 @@ def batches(steps: int) -> list[Tokens]:
     return found
 
 
-def run_steps(engine: Any, steps: list[Tokens], *, accumulation: int, learning_rate: float) -> tuple[list[float], list[float]]:
+def run_steps(
+    engine: Any, steps: list[Tokens], *, accumulation: int, learning_rate: float
+) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of optimizer steps whose loss is the mean over all target tokens."""
     world, losses, norms = engine.world, [], []
     rows = SEQUENCES // world.data_parallel // accumulation
@@ -87,7 +92,10 @@ def run_steps(engine: Any, steps: list[Tokens], *, accumulation: int, learning_r
         for index in range(accumulation):
             first = (index * world.data_parallel + world.data_rank) * rows
             part = slice(first, first + rows)
-            loss = engine.loss(Tokens(step.input_ids[part], step.position_ids[part], step.labels[part])) / targets
+            loss = (
+                engine.loss(Tokens(step.input_ids[part], step.position_ids[part], step.labels[part]))
+                / targets
+            )
             engine.backward(loss, is_last=index == accumulation - 1)
             total += loss.detach()
         norms.append(engine.step(learning_rate).grad_norm)

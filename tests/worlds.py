@@ -14,7 +14,12 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-_PRELOADED = ["megatune.engine.start", "megatune.engine.zero", "megatune.engine.plain", "transformers.models.auto.modeling_auto"]
+_PRELOADED = [
+    "megatune.engine.start",
+    "megatune.engine.zero",
+    "megatune.engine.plain",
+    "transformers.models.auto.modeling_auto",
+]
 
 
 def _context() -> Any:
@@ -38,7 +43,9 @@ class TestWorld:
         self._processes = []
         for rank in range(num_ranks):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, num_ranks, port, sys.path), daemon=True)
+            process = context.Process(
+                target=_serve, args=(theirs, rank, num_ranks, port, sys.path), daemon=True
+            )
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -61,7 +68,7 @@ class TestWorld:
                 except EOFError:
                     raise AssertionError(f"rank {rank} died in {function.__name__}{args}") from None
                 if not ok:
-                    raise RankFailed(f"rank {rank} of {function.__name__}{args}:\n{value}")
+                    raise RankError(f"rank {rank} of {function.__name__}{args}:\n{value}")
                 results[rank] = value
         return [results[rank] for rank in range(self.num_ranks)]
 
@@ -72,7 +79,7 @@ class TestWorld:
             process.join()
 
 
-class RankFailed(AssertionError):
+class RankError(AssertionError):
     """A rank raised; the message is its traceback."""
 
 

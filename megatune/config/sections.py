@@ -44,8 +44,9 @@ class ModelSection(Section):
     initialize: Literal["pretrained", "random"] = Field(
         default="pretrained", description="Take the weights, or draw them from config.json (benchmarks)."
     )
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
-        default="sdpa", description="Attention kernel, by its transformers name."
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
+        default="auto",
+        description="Attention kernel, by its transformers name; auto: sdpa, or eager for models without it.",
     )
     gradient_checkpointing: Flag | Literal["auto"] = Field(
         default="auto",

@@ -35,6 +35,9 @@ class Engine(Protocol):
     def loss(self, batch: TokenBatch) -> torch.Tensor:
         """Sum of the token losses of this rank's micro-batch: fp32 scalar, with graph in training mode."""
 
+    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Logits of every position, (batch, seq, this rank's vocabulary); call it inside `evaluating`."""
+
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Add the gradient of `loss`, summed over data-parallel ranks. `is_last`: of this step's micro-batches."""
 

@@ -23,7 +23,9 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(groups: ParameterGroups, train: TrainSection, *, on_host: bool = False) -> torch.optim.Optimizer:
+def make_optimizer(
+    groups: ParameterGroups, train: TrainSection, *, on_host: bool = False
+) -> torch.optim.Optimizer:
     """The optimizer named by `train.optimizer`.
 
     `on_host`: its states live in host memory beside a GPU, where DeepSpeed's vectorised Adam is
@@ -42,5 +44,7 @@ def make_optimizer(groups: ParameterGroups, train: TrainSection, *, on_host: boo
         kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
         return kind(groups, fused=True, **options)
     if train.optimizer == "adagrad":
-        return torch.optim.Adagrad(groups, lr=train.learning_rate)
+        # One group: DeepSpeed builds Adagrad anew from its defaults (stage3.py, initialize_optimizer_states).
+        everything = [parameter for group in groups for parameter in group["params"]]
+        return torch.optim.Adagrad(everything, lr=train.learning_rate, weight_decay=train.weight_decay)
     return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum, fused=True)

@@ -10,7 +10,7 @@ from megatune.engine.base import StepOutcome
 from megatune.engine.optimizers import make_optimizer, parameter_groups
 from megatune.engine.world import World
 from megatune.model.build import BuiltModel
-from megatune.model.forward import TokenBatch, loss_of_batch
+from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments
 
 
 class PlainEngine:
@@ -35,6 +35,11 @@ class PlainEngine:
 
     def loss(self, batch: TokenBatch) -> torch.Tensor:
         return loss_of_batch(self.built.model, self.built, batch, self.world.device)
+
+    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        device = self.world.device
+        arguments = model_arguments(self.built.model, input_ids.to(device), position_ids.to(device))
+        return self.built.model(**arguments).logits  # type: ignore[no-any-return]
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]

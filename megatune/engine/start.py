@@ -51,7 +51,7 @@ def seed_everything(seed: int, world: World) -> None:
     """
     value = seed + 1000 * world.data_rank
     random.seed(value)
-    np.random.seed(value % 2**32)  # noqa: NPY002 - models and data code of others draw from it
+    np.random.seed(value % 2**32)
     torch.manual_seed(value)
 
 

@@ -72,10 +72,10 @@ class World:
             dist.all_reduce(values, group=self.data_group)
         return values
 
-    def max_over_all(self, values: torch.Tensor) -> torch.Tensor:
-        """In-place maximum over all ranks. Collective: every rank calls it."""
+    def sum_over_all(self, values: torch.Tensor) -> torch.Tensor:
+        """In-place sum over all ranks. Collective: every rank calls it."""
         if self.size > 1:
-            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+            dist.all_reduce(values)
         return values
 
     def gather_objects(self, value: Any) -> list[Any]:

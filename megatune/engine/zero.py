@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: ZeRO partitions over the data-parallel ranks of tensor-parallel shares."""
+"""The DeepSpeed engine: ZeRO-3 partitions over the data-parallel ranks of tensor-parallel shares."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,23 +6,20 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    set_z3_leaf_modules,
-)
+from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_modules
 from torch import nn
 
 from megatune.config import Run
 from megatune.engine.base import StepOutcome
+from megatune.engine.dtypes import DTYPES
 from megatune.engine.optimizers import make_optimizer, parameter_groups
+from megatune.engine.state import RankState, export_state, import_state
 from megatune.engine.world import World
 from megatune.errors import MegatuneError
 from megatune.model.build import BuiltModel, build_model
-from megatune.model.forward import TokenBatch, loss_of_batch
+from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments
 from megatune.model.shares import join_shares
 from megatune.model.source import ModelSource
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def _build(run: Run, source: ModelSource, world: World, ds_config: dict[str, Any]) -> BuiltModel:
@@ -45,18 +42,18 @@ def _build(run: Run, source: ModelSource, world: World, ds_config: dict[str, Any
         gradient_checkpointing=run.model.gradient_checkpointing is True,
         seed=run.train.seed,
         group=world.tensor_group,
-        place=partition if run.parallel.zero_stage == 3 else None,
+        place=partition,
     )
 
 
 class ZeroEngine:
-    """Trains a model of `build_model` under DeepSpeed ZeRO stage 1, 2 or 3."""
+    """Trains a model of `build_model` under DeepSpeed ZeRO stage 3."""
 
     def __init__(self, run: Run, source: ModelSource, world: World, ds_config: dict[str, Any]) -> None:
-        self.world, self._run, self._stage = world, run, run.parallel.zero_stage
+        self.world, self._run = world, run
         self.built = _build(run, source, world, ds_config)
         model = self.built.model
-        if self._stage == 3 and run.parallel.leaf_modules:
+        if run.parallel.leaf_modules:
             set_z3_leaf_modules(model, [self.built.block_class])
         on_host = run.parallel.offload != "none"
         groups = parameter_groups(model.parameters(), run.train.weight_decay)
@@ -68,13 +65,13 @@ class ZeroEngine:
             dist_init_required=False,
         )
         self._engine.train()
-        self._names = {name: parameter for name, parameter in model.named_parameters()}
+        self._parameters = dict(model.named_parameters())
         self._check_active()
 
     @property
     def description(self) -> str:
         zero = type(self._engine.optimizer).__name__
-        dtype = next(iter(self._names.values())).dtype
+        dtype = next(iter(self._parameters.values())).dtype
         offload = "" if self._run.parallel.offload == "none" else f", offload {self._run.parallel.offload}"
         return (
             f"DeepSpeed {deepspeed.__version__} {zero} (stage {self._engine.zero_optimization_stage()}) over "
@@ -84,6 +81,11 @@ class ZeroEngine:
 
     def loss(self, batch: TokenBatch) -> torch.Tensor:
         return loss_of_batch(self._engine, self.built, batch, self.world.device)
+
+    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        device = self.world.device
+        arguments = model_arguments(self.built.model, input_ids.to(device), position_ids.to(device))
+        return self._engine(**arguments).logits  # type: ignore[no-any-return]
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)
@@ -111,21 +113,29 @@ class ZeroEngine:
             self._engine.train()
 
     def weights(self, *, master: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, parameter in self._names.items():
+        for name, parameter in self._parameters.items():
             with self._gathered(parameter, master) as local:
                 whole = self._join_shares(name, local)
-            yield name, whole.t().contiguous() if whole.dim() == 2 and name in self.built.transposed else whole
+            yield (
+                name,
+                whole.t().contiguous() if whole.dim() == 2 and name in self.built.transposed else whole,
+            )
+
+    def state(self) -> RankState:
+        """This rank's training state; its tensors are views that the next step changes."""
+        return export_state(self._engine.optimizer, self._parameters)
+
+    def load_state(self, state: RankState) -> None:
+        """Go on from `state`, which this rank saved on the same layout. Collective: every rank calls it."""
+        import_state(self._engine.optimizer, self._parameters, state)
 
     @contextmanager
     def _gathered(self, parameter: nn.Parameter, master: bool) -> Iterator[torch.Tensor]:
         """This tensor-parallel rank's whole share of a parameter."""
         if master:
-            value = safe_get_full_fp32_param(parameter)
-            yield (parameter.detach() if value is None else value).detach()
-        elif self._stage == 3:
-            with deepspeed.zero.GatheredParameters([parameter]):
-                yield parameter.detach()
-        else:
+            yield safe_get_full_fp32_param(parameter).detach()
+            return
+        with deepspeed.zero.GatheredParameters([parameter]):
             yield parameter.detach()
 
     def _join_shares(self, name: str, local: torch.Tensor) -> torch.Tensor:
@@ -138,9 +148,9 @@ class ZeroEngine:
     def _check_active(self) -> None:
         """Stop when DeepSpeed did not give what was asked: a silent fallback would be a wrong claim."""
         stage = self._engine.zero_optimization_stage()
-        partitioned = all(hasattr(parameter, "ds_id") for parameter in self._names.values())
-        if stage != self._stage or (stage == 3 and not partitioned):
+        partitioned = sum(hasattr(parameter, "ds_id") for parameter in self._parameters.values())
+        if stage != 3 or partitioned != len(self._parameters):
             raise MegatuneError(
-                f"asked for ZeRO stage {self._stage}, DeepSpeed runs stage {stage} "
-                f"({'all' if partitioned else 'not all'} parameters partitioned). This is a bug: please report it."
+                f"asked for ZeRO stage 3; DeepSpeed runs stage {stage} with {partitioned} of "
+                f"{len(self._parameters)} parameters partitioned. This is a bug: please report it."
             )

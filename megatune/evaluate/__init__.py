@@ -1,0 +1,1 @@
+"""Measures of a model: held-out loss on all ranks, text from an exported folder."""

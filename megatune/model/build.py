@@ -6,6 +6,7 @@ ZeRO-3, partitioned by the engine), so a rank never holds much more than its own
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,29 +100,36 @@ def build_model(
 
 
 def _load(source: ModelSource, initialize: str, attn_implementation: str, seed: int) -> PreTrainedModel:
-    attn_implementation = choose_attention(source, attn_implementation)
+    attention = choose_attention(source, attn_implementation)
     try:
-        if initialize == "random":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                return AutoModelForCausalLM.from_config(
-                    source.config,
-                    dtype=torch.float32,
-                    attn_implementation=attn_implementation,
-                    trust_remote_code=source.trust_remote_code,
-                )
-        dtype = stored_dtype(source.folder)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source.folder,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            trust_remote_code=source.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        return _random(source, attention, seed) if initialize == "random" else _pretrained(source, attention)
     except (ValueError, ImportError, OSError) as error:
         raise ModelError(f"transformers cannot build the model of {source.folder}: {error}") from error
-    missing = sorted(report["missing_keys"])
+
+
+def _random(source: ModelSource, attention: str, seed: int) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            source.config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            trust_remote_code=source.trust_remote_code,
+        )
+    return model
+
+
+def _pretrained(source: ModelSource, attention: str) -> PreTrainedModel:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source.folder,
+        dtype=stored_dtype(source.folder),
+        attn_implementation=attention,
+        trust_remote_code=source.trust_remote_code,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise ModelError(
             f"{source.folder}: {len(missing)} weights of the model are not in its files, for example "
@@ -134,7 +142,7 @@ def choose_attention(source: ModelSource, asked: str) -> str:
     """The attention kernel for `asked`; `auto` is sdpa for models that have it, eager for the others."""
     if asked != "auto":
         return asked
-    model_class = AutoModelForCausalLM._model_mapping.get(type(source.config), None)
+    model_class: Any = AutoModelForCausalLM._model_mapping.get(type(source.config), None)
     return "eager" if model_class is not None and not model_class._supports_sdpa else "sdpa"
 
 
@@ -153,7 +161,9 @@ def _count(model: PreTrainedModel, blocks: nn.ModuleList) -> dict[str, int]:
     matrices = [module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear)]
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise ModelError(f"{type(model).__name__} has no linear output head: it is not a causal language model.")
+        raise ModelError(
+            f"{type(model).__name__} has no linear output head: it is not a causal language model."
+        )
     return {
         "num_params": sum(parameter.numel() for parameter in model.parameters()),
         "num_matmul_params": sum(matrices),
@@ -169,4 +179,3 @@ def _place(module: nn.Module, dtype: torch.dtype, place: Place | None) -> None:
             parameter.placed = True  # type: ignore[attr-defined]
     if place is not None:
         place(module)
-

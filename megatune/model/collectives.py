@@ -44,7 +44,9 @@ class TensorGroup:
         """The sum over the group; the gradient passes unchanged."""
         return tensor if self.size == 1 else _Sum.apply(tensor, self.process_group)
 
-    def all_reduce(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
+    def all_reduce(
+        self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+    ) -> torch.Tensor:
         """In-place reduction without gradient."""
         if self.size > 1:
             dist.all_reduce(tensor, op=op, group=self.process_group)

@@ -1,6 +1,7 @@
 """What a batch becomes when the model is called, and which logits are computed at all."""
 
 import inspect
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -14,9 +15,12 @@ from megatune.model.loss import IGNORED, token_loss_sum
 class TokenBatch(Protocol):
     """The tensors of a micro-batch, (batch, seq) each."""
 
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    labels: torch.Tensor
+    @property
+    def input_ids(self) -> torch.Tensor: ...
+    @property
+    def position_ids(self) -> torch.Tensor: ...
+    @property
+    def labels(self) -> torch.Tensor: ...
 
 
 def loss_of_batch(call: Any, built: BuiltModel, batch: TokenBatch, device: torch.device) -> torch.Tensor:
@@ -28,7 +32,7 @@ def loss_of_batch(call: Any, built: BuiltModel, batch: TokenBatch, device: torch
     labels = batch.labels.to(device)
     kept = _target_positions(labels)
     arguments = model_arguments(built.model, batch.input_ids.to(device), batch.position_ids.to(device))
-    if _accepts(type(built.model), "logits_to_keep"):
+    if _accepts(built.model, "logits_to_keep"):
         arguments["logits_to_keep"] = kept
         labels = labels[:, kept]
     logits = call(**arguments).logits
@@ -43,14 +47,19 @@ def model_arguments(model: nn.Module, input_ids: torch.Tensor, position_ids: tor
     nor a cache; with either, documents would read each other without an error.
     """
     arguments: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
-    if _accepts(type(model), "position_ids"):
+    if _accepts(model, "position_ids"):
         arguments["position_ids"] = position_ids
     return arguments
 
 
+def _accepts(model: nn.Module, argument: str) -> bool:
+    # The class is asked: an engine may have put a wrapper of another signature on the instance.
+    return argument in _parameters_of(type(model).forward)
+
+
 @lru_cache
-def _accepts(model_class: type[nn.Module], argument: str) -> bool:
-    return argument in inspect.signature(model_class.forward).parameters
+def _parameters_of(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _target_positions(labels: torch.Tensor) -> torch.Tensor:

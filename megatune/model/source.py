@@ -1,6 +1,7 @@
 """Where a model comes from: a local folder, or a hub id that is fetched into the local cache once."""
 
 import json
+import shutil
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from megatune.errors import ModelError
 from megatune.plan.shape import ModelShape, read_shape
 
 _FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+_KEPT_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".py", ".md"}
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
@@ -30,6 +32,12 @@ class ModelSource:
         """config.json with the defaults of its model type filled in."""
         filled: dict[str, Any] = self.config.to_dict()
         return filled
+
+    def copy_without_weights(self, target: Path) -> None:
+        """Copy what an exported folder needs beside the weights: configuration, tokenizer, remote code."""
+        for path in sorted(self.folder.iterdir()):
+            if path.is_file() and path.suffix in _KEPT_SUFFIXES and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, target / path.name)
 
 
 def resolve_model(name: str, *, revision: str | None = None, weights: bool = True) -> Path:
@@ -83,7 +91,9 @@ def stored_dtype(folder: Path) -> torch.dtype:
     counts = Counter(dtype for path in files for dtype in _header_dtypes(path))
     known = [dtype for dtype, _ in counts.most_common() if dtype in _DTYPES]
     if not known:
-        raise ModelError(f"{folder}: the weights have dtypes {sorted(counts)}; megatune trains {sorted(_DTYPES)}.")
+        raise ModelError(
+            f"{folder}: the weights have dtypes {sorted(counts)}; megatune trains {sorted(_DTYPES)}."
+        )
     return _DTYPES[known[0]]
 
 

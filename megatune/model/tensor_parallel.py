@@ -18,7 +18,6 @@ from megatune.plan.families import Family, Segments, weight_cut
 from megatune.plan.shape import ModelShape
 from megatune.plan.shards import Cut, Segment, split_units
 
-
 Layer = TypeVar("Layer", bound=nn.Linear)
 
 
@@ -59,7 +58,9 @@ class VocabularyHead(ColumnLinear):
         return self.group.gather_last(logits, sizes)
 
 
-def cut_block(block: nn.Module, prefix: str, family: Family, shape: ModelShape, group: TensorGroup) -> dict[str, Cut]:
+def cut_block(
+    block: nn.Module, prefix: str, family: Family, shape: ModelShape, group: TensorGroup
+) -> dict[str, Cut]:
     """Cut one transformer block in place. Returns parameter name (with `prefix`) -> cut."""
     cuts: dict[str, Cut] = {}
     for names, dim, layer in ((family.columns, 0, ColumnLinear), (family.rows, 1, RowLinear)):
@@ -104,8 +105,12 @@ def _cut_linear(
 ) -> dict[str, Cut]:
     linear = block.get_submodule(name)
     if not isinstance(linear, nn.Linear):
-        raise ModelError(f"{prefix}{name} is a {type(linear).__name__}, not a Linear: use parallel.tp_size=1.")
-    cut = weight_cut(segments, shape, dim=dim, full_size=linear.weight.shape[dim], name=f"{prefix}{name}.weight")
+        raise ModelError(
+            f"{prefix}{name} is a {type(linear).__name__}, not a Linear: use parallel.tp_size=1."
+        )
+    cut = weight_cut(
+        segments, shape, dim=dim, full_size=linear.weight.shape[dim], name=f"{prefix}{name}.weight"
+    )
     _replace(block, name, _share(linear, layer, cut, group))
     bias = {f"{prefix}{name}.bias": cut} if linear.bias is not None and dim == 0 else {}
     return {f"{prefix}{name}.weight": cut} | bias
@@ -132,7 +137,9 @@ def _tied_head(embedding: nn.Embedding, group: TensorGroup) -> VocabularyHead:
 
 def local_part(tensor: torch.Tensor, cut: Cut, group: TensorGroup) -> torch.Tensor:
     """This rank's part of a whole `tensor`, as a contiguous copy."""
-    parts = [tensor.narrow(cut.dim, start, stop - start) for start, stop in cut.ranges(group.rank, group.size)]
+    parts = [
+        tensor.narrow(cut.dim, start, stop - start) for start, stop in cut.ranges(group.rank, group.size)
+    ]
     return torch.cat(parts, dim=cut.dim) if len(parts) > 1 else parts[0].contiguous()
 
 
@@ -151,7 +158,9 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
 def _cut_embedding(embedding: nn.Embedding, cut: Cut, group: TensorGroup) -> None:
     """Keep this rank's rows; look-ups of other rows give zero here and the sum over the group is the embedding."""
     ((start, stop),) = cut.ranges(group.rank, group.size)
-    embedding.weight = _parameter(local_part(embedding.weight.detach(), cut, group), embedding.weight, is_cut=True)
+    embedding.weight = _parameter(
+        local_part(embedding.weight.detach(), cut, group), embedding.weight, is_cut=True
+    )
     embedding.num_embeddings = stop - start
     padding = embedding.padding_idx
     embedding.padding_idx = padding - start if padding is not None and start <= padding < stop else None
@@ -194,7 +203,9 @@ def _slice_alibi(attention: nn.Module, shape: ModelShape, group: TensorGroup) ->
     start = sum(counts[: group.rank])
     stop = start + counts[group.rank]
 
-    def keep_local_heads(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> object:
+    def keep_local_heads(
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]
+    ) -> object:
         alibi = kwargs["alibi"]  # (batch * heads, 1, keys)
         heads = alibi.view(-1, shape.num_heads, *alibi.shape[1:])[:, start:stop]
         return args, {**kwargs, "alibi": heads.reshape(-1, *alibi.shape[1:])}

@@ -71,9 +71,13 @@ def _precision(run: Run) -> Json:
         return {}
     # Gradients of micro-batches and ranks are added in fp32: in the low precision the sum would
     # depend on how a step is cut into micro-batches.
-    half: Json = {"bf16": {"enabled": True}} if run.precision == "bf16" else {
-        "fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000}
-    }
+    half: Json = (
+        {"bf16": {"enabled": True}}
+        if run.precision == "bf16"
+        else {
+            "fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000}
+        }
+    )
     return {**half, "data_types": {"grad_accum_dtype": "fp32"}}
 
 

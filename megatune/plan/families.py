@@ -44,7 +44,7 @@ def _separate(attention: str, output: str, mlp_in: tuple[str, ...], mlp_out: str
             f"{attention}.q_proj": ("q",),
             f"{attention}.k_proj": ("kv",),
             f"{attention}.v_proj": ("kv",),
-            **{name: ("ffn",) for name in mlp_in},
+            **dict.fromkeys(mlp_in, ("ffn",)),
         },
         rows={f"{attention}.{output}": ("q",), mlp_out: ("ffn",)},
         **more,
@@ -97,7 +97,9 @@ FAMILIES: dict[str, Family] = {
         columns={"self_attn.qkv_proj": ("q", "kv", "kv"), "mlp.gate_up_proj": ("ffn", "ffn")},
         rows={"self_attn.o_proj": ("q",), "mlp.down_proj": ("ffn",)},
         # It slices the fused output by counts it reads from the config at every call.
-        local_attributes={"self_attn": {"num_key_value_heads": "kv_heads", "config.num_attention_heads": "heads"}},
+        local_attributes={
+            "self_attn": {"num_key_value_heads": "kv_heads", "config.num_attention_heads": "heads"}
+        },
     ),
     "opt": _separate(
         "self_attn", "out_proj", ("fc1",), "fc2", local_attributes={"self_attn": {"num_heads": "heads"}}
@@ -176,9 +178,7 @@ def allowed_degrees(config: Mapping[str, Any], shape: ModelShape) -> str:
     return f"parallel.tp_size from 1 to {shape.num_kv_heads}"
 
 
-def weight_cut(
-    segments: Segments, shape: ModelShape, *, dim: int, full_size: int, name: str
-) -> Cut:
+def weight_cut(segments: Segments, shape: ModelShape, *, dim: int, full_size: int, name: str) -> Cut:
     """The cut of a weight whose dimension `dim` has `full_size` elements.
 
     Raises ModelError when the sizes do not fit the plan: then the plan is not this model's.

@@ -47,4 +47,7 @@ def test_training_moves_the_weights_far_beyond_the_tolerance(
 
     before = load_file(write_tiny_model("llama", session_folder) / "model.safetensors")
     after = traces["llama", 0, 0][2]
-    assert abs(after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]).max() > 1e-2
+    assert (
+        abs(after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]).max()
+        > 1e-2
+    )

@@ -1,0 +1,108 @@
+"""Load a checkpoint back into the ranks that saved it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from megatune.checkpoint.layout import (
+    MANIFEST,
+    TRAINING,
+    Layout,
+    newest_whole,
+    rank_file,
+    read_json,
+    why_incomplete,
+)
+from megatune.checkpoint.rng import restore_rng
+from megatune.engine.state import RankState
+from megatune.engine.world import World
+from megatune.errors import CheckpointError
+
+
+def find_checkpoint(checkpoints: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and remarks for the user. Collective: every rank calls it.
+
+    `resume` is `auto` (the newest whole one, None when there is none), `none`, or a folder. The
+    first rank looks and tells the others: file systems of clusters show changes at different times.
+    """
+
+    def look() -> tuple[Path | None, list[str], str | None]:
+        if resume == "none":
+            return None, [], None
+        if resume == "auto":
+            found, passed_over = newest_whole(checkpoints)
+            return found, [f"passed over {reason}" for reason in passed_over], None
+        reason = why_incomplete(Path(resume))
+        return (
+            Path(resume),
+            [],
+            f"checkpoint.resume: {resume} is not a whole checkpoint: {reason}." if reason else None,
+        )
+
+    found, remarks, problem = world.broadcast_object(look() if world.is_first else None)
+    if problem:
+        raise CheckpointError(problem)
+    return found, remarks
+
+
+def load_checkpoint(folder: Path, world: World) -> tuple[RankState, dict[str, Any]]:
+    """This rank's state, and what all ranks share (`training.json`); restores the random generators.
+
+    Every byte read is checked against the manifest's hash first. Raises CheckpointError, also when
+    the checkpoint was saved on another layout.
+    """
+    manifest = read_json(folder / MANIFEST)
+    _check_layout(folder, manifest, world)
+    names = [rank_file(world.rank, "safetensors"), rank_file(world.rank, "json"), TRAINING]
+    for name in names:
+        check_file(folder, name, manifest)
+    tensors = read_tensors(folder / names[0])
+    scalars = read_json(folder / names[1])
+    restore_rng(tensors, scalars["rng"], world.device)
+    return RankState(_by_kind(tensors), scalars), read_json(folder / TRAINING)
+
+
+def check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless the file is byte for byte what was saved."""
+    digest = xxhash.xxh3_128()
+    try:
+        with (folder / name).open("rb") as file:
+            while chunk := file.read(2**22):
+                digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{folder / name} cannot be read: {error.strerror}") from error
+    if digest.hexdigest() != manifest["files"][name]["xxh3_128"]:
+        raise CheckpointError(f"{folder / name} has changed since it was saved (its hash differs).")
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file. Raises CheckpointError naming it."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _check_layout(folder: Path, manifest: Mapping[str, Any], world: World) -> None:
+    saved = Layout(**manifest["layout"])
+    now = Layout(data_parallel=world.data_parallel, tensor_parallel=world.tensor_parallel)
+    if saved != now:
+        raise CheckpointError(
+            f"{folder} was saved at {saved} ({saved.num_ranks} ranks) and this run is {now} ({now.num_ranks} ranks). "
+            f"Resume on the saved layout (parallel.tp_size={saved.tensor_parallel} on {saved.num_ranks} ranks), or "
+            "start anew from its exported weights: megatune export."
+        )
+
+
+def _by_kind(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    kinds: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        if kind != "rng":
+            kinds.setdefault(kind, {})[name] = tensor
+    return kinds

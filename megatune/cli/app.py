@@ -1,0 +1,39 @@
+"""The `megatune` program: its commands, and what becomes of their errors."""
+
+import sys
+
+import typer
+
+from megatune import __version__
+from megatune.cli import commands
+from megatune.errors import MegatuneError, UserError
+
+app = typer.Typer(
+    name="megatune",
+    help="Fine-tune all parameters of a causal language model with DeepSpeed ZeRO-3 x tensor parallelism.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+commands.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. Mistakes of the user end with a message and exit code 2, without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"megatune: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except MegatuneError as error:
+        print(f"megatune: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

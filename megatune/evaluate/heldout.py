@@ -1,0 +1,44 @@
+"""The loss on a held-out split, over all ranks."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from megatune.data.batches import evaluation_batches
+from megatune.data.prepared import PreparedSet
+from megatune.engine.base import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutLoss:
+    """A token-weighted mean: every target token counts once, whatever batch and rank it was in."""
+
+    loss: float
+    """Mean cross-entropy in nats."""
+    target_tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+def held_out_loss(
+    engine: Engine, prepared: PreparedSet, *, micro_batch: int, max_rows: int | None = None
+) -> HeldOutLoss:
+    """The loss on all rows of `prepared`, or its first `max_rows`. Collective: every rank calls it."""
+    world = engine.world
+    totals = torch.zeros(2, dtype=torch.float64, device=world.device)
+    with engine.evaluating():
+        for batch in evaluation_batches(
+            prepared,
+            micro_batch=micro_batch,
+            data_parallel=world.data_parallel,
+            dp_rank=world.data_rank,
+            max_rows=max_rows,
+        ):
+            totals[0] += engine.loss(batch)
+            totals[1] += batch.num_targets
+    loss_sum, targets = world.sum_over_data(totals).tolist()
+    return HeldOutLoss(loss=loss_sum / max(1.0, targets), target_tokens=round(targets))

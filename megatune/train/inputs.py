@@ -1,0 +1,90 @@
+"""What a run reads: the model folder, its tokenizer, the prepared splits. No process group is needed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from megatune.config import Run
+from megatune.data.prepare import prepare
+from megatune.data.prepared import PreparedSet
+from megatune.data.read import Source
+from megatune.errors import ConfigError, ModelError
+from megatune.launch.run_folder import RunFolder
+from megatune.model.source import ModelSource, open_source, resolve_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything on disk that the ranks open."""
+
+    source: ModelSource
+    train: PreparedSet
+    validation: PreparedSet | None
+
+
+def open_model(run: Run) -> ModelSource:
+    """The model of the run file, checked against what the run asks of it. Raises ModelError or ConfigError."""
+    folder = resolve_model(
+        run.model.model_name_or_path,
+        revision=run.model.revision,
+        weights=run.model.initialize == "pretrained",
+    )
+    source = open_source(folder, trust_remote_code=run.model.trust_remote_code)
+    longest = source.shape.max_positions
+    if longest is not None and run.data.max_seq_length > longest:
+        raise ConfigError(
+            [
+                f"data.max_seq_length = {run.data.max_seq_length} is more than the {longest} positions of "
+                f"{run.model.model_name_or_path}. Use {longest} or less."
+            ]
+        )
+    return source
+
+
+def open_tokenizer(run: Run, source: ModelSource) -> PreTrainedTokenizerBase:
+    """The tokenizer of the run. Raises ModelError when there is none that transformers can read."""
+    folder = resolve_model(run.model.tokenizer, weights=False) if run.model.tokenizer else source.folder
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=run.model.trust_remote_code)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"no tokenizer could be read from {folder}: {error} Give one with model.tokenizer."
+        ) from error
+
+
+def prepare_inputs(
+    run: Run, folder: RunFolder, on_rows: Callable[[str, int], None] = lambda split, n: None
+) -> Inputs:
+    """Tokenise and pack both splits, or find them done. Call it before any process group exists."""
+    source = open_model(run)
+    tokenizer = open_tokenizer(run, source)
+
+    def prepared(split: str, rows: Source) -> PreparedSet:
+        return prepare(
+            rows,
+            split_name=split,
+            task=run.data.task,
+            tokenizer=tokenizer,
+            tokenizer_name=run.model.tokenizer or run.model.model_name_or_path,
+            max_seq_length=run.data.max_seq_length,
+            packing=run.data.packing,
+            completion_only=run.data.completion_only_loss,
+            seed=run.train.seed,
+            folder=folder.prepared,
+            vocab_size=source.shape.vocab_size,
+            on_rows=lambda count: on_rows(split, count),
+        )
+
+    validation = run.data.validation
+    return Inputs(
+        source=source,
+        train=prepared("train", run.data.train),
+        validation=prepared("validation", validation) if validation is not None else None,
+    )
+
+
+def prepared_folders(inputs: Inputs) -> tuple[Path, Path | None]:
+    """What the first rank tells the others to open."""
+    return inputs.train.folder, inputs.validation.folder if inputs.validation else None

@@ -1,0 +1,93 @@
+"""`megatune train` outside a launched job: check everything, prepare the data, start the ranks, sum up."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatune.config import LoadedRun, Run, resolve_batch
+from megatune.errors import LaunchError
+from megatune.engine.world import check_degrees
+from megatune.launch.devices import count_cpus, count_gpus
+from megatune.launch.extensions import ensure_built, extension_folder
+from megatune.launch.local import run_ranks
+from megatune.launch.run_folder import RunFolder
+from megatune.plan.ds_config import make_ds_config, read_policy
+from megatune.plan.families import find_family
+from megatune.train.inputs import prepare_inputs
+
+
+def train_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
+    """Start the ranks of this machine and wait for them. Returns the exit code.
+
+    `arguments`: the run file and overrides, given to each rank again. Everything that can be wrong
+    with the user's input is found here, once, before any rank exists.
+    """
+    run = loaded.run
+    _refuse_other_launchers(run)
+    num_ranks = choose_num_ranks(run)
+    batch = resolve_batch(run, num_ranks // run.parallel.tp_size)
+    make_ds_config(run, batch, read_policy(run.deepspeed))
+    folder = RunFolder(run.train.output_dir)
+    folder.create()
+    inputs = prepare_inputs(run, folder)
+    find_family(inputs.source.config_dict(), inputs.source.shape, run.parallel.tp_size)
+    ops = needed_ops(run)
+    extra_env = {}
+    if ops:
+        build = extension_folder()
+        ensure_built([sys.executable, "-m", "megatune.engine.build_ops", *ops], build)
+        extra_env["TORCH_EXTENSIONS_DIR"] = str(build)
+    if count_gpus() == 0:
+        extra_env["DS_ACCELERATOR"] = "cpu"  # spares a warning that no GPU was found
+    result = run_ranks(
+        [sys.executable, "-m", "megatune", "train", *arguments],
+        num_ranks=num_ranks,
+        log_dir=folder.logs,
+        extra_env=extra_env,
+    )
+    if result.failure_text:
+        print(result.failure_text, file=sys.stderr)
+    return result.exit_code
+
+
+def choose_num_ranks(run: Run) -> int:
+    """Ranks on this machine: one a GPU; without GPUs one a core, in whole tensor-parallel groups.
+
+    Raises LaunchError when tensor parallelism does not fit them.
+    """
+    asked, degree = run.launch.nproc_per_node, run.parallel.tp_size
+    gpus = count_gpus()
+    if asked == "auto":
+        num_ranks = gpus or max(1, count_cpus() // degree) * degree
+    else:
+        num_ranks = asked
+    if gpus and num_ranks > gpus:
+        raise LaunchError(f"launch.nproc_per_node = {num_ranks}, but this machine has {gpus} GPU(s).")
+    check_degrees(num_ranks, degree)
+    return num_ranks
+
+
+def needed_ops(run: Run) -> list[str]:
+    """Names of the DeepSpeed ops that must be compiled for `run`."""
+    is_adam = run.train.optimizer in ("adam", "adamw")
+    return ["cpu_adam"] if run.parallel.offload != "none" and is_adam else []
+
+
+def _refuse_other_launchers(run: Run) -> None:
+    if run.launch.launcher == "torchrun":
+        raise LaunchError(
+            "launch.launcher is torchrun, but torchrun has not started this process. Start it with "
+            "`torchrun --nproc_per_node N -m megatune train RUN.yaml`, or use launch.launcher=local."
+        )
+    if run.launch.nodes > 1:
+        raise LaunchError(
+            f"launch.nodes is {run.launch.nodes}, and this command starts ranks on this machine only. Start it on "
+            f"each node with `torchrun --nnodes {run.launch.nodes} --nproc_per_node N --rdzv_backend c10d "
+            "--rdzv_endpoint HOST:PORT -m megatune train RUN.yaml`."
+        )
+
+
+def interrupted(folder: Path, arguments: Sequence[str]) -> str:
+    """What to tell the user of a run that stopped early."""
+    command = " ".join(["megatune", "train", *arguments])
+    return f"stopped early and saved in {folder}. Go on with: {command}"

@@ -1,0 +1,177 @@
+"""What one rank does: join, build the engine, open the data, train."""
+
+import logging
+import warnings
+
+import transformers
+
+from megatune import checkpoint
+from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
+from megatune.data.prepared import PreparedSet
+from megatune.engine.start import join, leave, seed_everything
+from megatune.engine.world import World, check_degrees
+from megatune.engine.dtypes import DTYPES
+from megatune.engine.zero import ZeroEngine
+from megatune.evaluate.packing_check import refuse_leaking_packing
+from megatune.launch.environment import environment_report
+from megatune.launch.ranks import RankInfo
+from megatune.launch.run_folder import RunFolder
+from megatune.plan.ds_config import make_ds_config, read_policy
+from megatune.report.records import RunRecord
+from megatune.report.tables import to_json
+from megatune.train.inputs import Inputs, open_model, prepare_inputs, prepared_folders
+from megatune.train.loop import DONE, TrainingLoop, total_steps
+from megatune.train.meters import Meter, device_name, peak_flops
+from megatune.train.reporting import Reporter
+from megatune.train.stopping import StopRequest
+
+
+def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
+    """Run this rank of a training job to its end. Returns the exit code. Collective: every rank calls it."""
+    run = loaded.run
+    quiet_libraries()
+    stop = StopRequest()
+    restore = stop.listen()
+    check_degrees(rank.world_size, run.parallel.tp_size)
+    batch = resolve_batch(run, rank.world_size // run.parallel.tp_size)
+    ds_config = make_ds_config(run, batch, read_policy(run.deepspeed))
+    folder = RunFolder(run.train.output_dir)
+    # The first rank prepares before it joins: the others wait in the rendezvous, not in a collective.
+    prepared = prepare_inputs(run, folder) if rank.rank == 0 else None
+    if rank.rank == 0:
+        write_run_folder(folder, loaded, ds_config)
+    try:
+        world = join(rank, tensor_parallel=run.parallel.tp_size, timeout_s=run.launch.timeout_s)
+        inputs = _share_inputs(run, prepared, world)
+        return _train(run, batch, ds_config, inputs, folder, world, stop)
+    finally:
+        restore()
+        leave()
+
+
+def _share_inputs(run: Run, prepared: Inputs | None, world: World) -> Inputs:
+    train, validation = world.broadcast_object(prepared_folders(prepared) if prepared else None)
+    if prepared is not None:
+        return prepared
+    return Inputs(
+        source=open_model(run),
+        train=PreparedSet.open(train),
+        validation=PreparedSet.open(validation) if validation else None,
+    )
+
+
+def _train(
+    run: Run,
+    batch: BatchShape,
+    ds_config: dict[str, object],
+    inputs: Inputs,
+    folder: RunFolder,
+    world: World,
+    stop: StopRequest,
+) -> int:
+    seed_everything(run.train.seed, world)
+    engine = ZeroEngine(run, inputs.source, world, ds_config)
+    steps = total_steps(run, inputs.train.num_rows, batch.global_sequences)
+    reporter = Reporter(run, folder, steps, active=world.is_first)
+    try:
+        _describe(run, batch, engine, inputs, steps, reporter)
+        if run.data.packing:
+            measure = refuse_leaking_packing(engine)
+            reporter.note(
+                f"packing: changing one document moves the logits of the next by {measure.other:.1e} "
+                f"({measure.own:.1e} inside itself)"
+            )
+        meter = Meter(
+            built=engine.built,
+            gradient_checkpointing=run.model.gradient_checkpointing is True,
+            num_devices=world.size,
+            peak_flops=peak_flops(world.device, DTYPES[run.precision]),
+        )
+        seed_everything(run.train.seed, world)
+        loop = TrainingLoop(
+            run,
+            engine,
+            batch,
+            inputs.train,
+            inputs.validation,
+            folder=folder,
+            reporter=reporter,
+            meter=meter,
+            stop=stop,
+        )
+        code = loop.run()
+        if code == DONE and run.checkpoint.export_at_end:
+            _export(run, loop, folder, reporter, world)
+        return code
+    finally:
+        reporter.close()
+
+
+def _describe(
+    run: Run, batch: BatchShape, engine: ZeroEngine, inputs: Inputs, steps: int, reporter: Reporter
+) -> None:
+    world = engine.world
+    reporter.write(
+        RunRecord(
+            model=run.model.model_name_or_path,
+            num_params=engine.built.num_params,
+            world_size=world.size,
+            data_parallel=world.data_parallel,
+            tensor_parallel=world.tensor_parallel,
+            zero_stage=run.parallel.zero_stage,
+            precision=run.precision,
+            device=device_name(world.device),
+            total_steps=steps,
+            sequences_per_step=batch.global_sequences,
+            max_seq_length=run.data.max_seq_length,
+            details={
+                "engine": engine.description,
+                "attention": engine.built.model.config._attn_implementation,
+            },
+        )
+    )
+    reporter.note(engine.description)
+    for name, prepared in (("train", inputs.train), ("validation", inputs.validation)):
+        if prepared is not None:
+            reporter.note(
+                f"{name}: {prepared.num_examples} examples in {prepared.num_rows} rows, {prepared.num_tokens} tokens "
+                f"({prepared.num_targets} targets), {prepared.report.fill_ratio:.1%} of the room filled"
+            )
+    for notice in precision_notices(run, inputs):
+        reporter.note(f"note: {notice}")
+
+
+def precision_notices(run: Run, inputs: Inputs) -> list[str]:
+    """What the user should know about the numbers and the rows that will be trained on."""
+    found = inputs.train.report.notices(run.data.max_seq_length)
+    if run.precision == "fp16" and inputs.source.shape.trained_dtype == "bfloat16":
+        found.append(
+            "precision fp16, but the weights were published in bfloat16: their range does not fit fp16, expect "
+            "overflows and skipped steps. precision=bf16 has the same speed and none of this."
+        )
+    return found
+
+
+def _export(run: Run, loop: TrainingLoop, folder: RunFolder, reporter: Reporter, world: World) -> None:
+    newest = loop.last_checkpoint
+    if world.is_first and newest is not None:
+        checkpoint.replace_export(newest, folder.export, dtype=DTYPES[run.precision])
+        reporter.note(f"exported {folder.export}")
+    world.barrier()
+
+
+def write_run_folder(folder: RunFolder, loaded: LoadedRun, ds_config: dict[str, object]) -> None:
+    """The files that say what this run is."""
+    folder.create()
+    folder.write_text_atomic(folder.run_file.name, resolved_yaml(loaded))
+    folder.write_text_atomic(folder.ds_config.name, to_json(ds_config) + "\n")
+    folder.write_text_atomic(folder.environment.name, environment_report())
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from writing progress bars and start-up chatter between our lines."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch has renamed; nothing a user can do.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

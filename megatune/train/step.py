@@ -1,0 +1,75 @@
+"""One optimizer step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatune.data.batches import Batch
+from megatune.engine.base import Engine, StepOutcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What all ranks agree on after a step."""
+
+    loss: float
+    """Mean cross-entropy in nats over the step's target tokens on all ranks; 0 when there are none."""
+    target_tokens: int
+    tokens: int
+    squared_lengths: int
+    outcome: StepOutcome
+    stop_asked: bool
+    """Some rank was asked to stop; all ranks see it after the same step."""
+    peak_memory_bytes: list[int]
+    """Each rank's, in rank order."""
+
+
+def train_step(
+    engine: Engine,
+    batches: Sequence[Batch],
+    learning_rate: float,
+    *,
+    stop_asked: bool,
+    peak_memory_bytes: int,
+) -> StepResult:
+    """One optimizer step on this rank's micro-batches. Collective: every rank calls it.
+
+    The loss is the mean over all target tokens of the step on all ranks, so it does not depend on
+    how tokens fall into micro-batches, ranks or packed rows. `engine.backward` adds gradients over
+    micro-batches and ranks.
+    """
+    world = engine.world
+    counts = torch.tensor([b.num_targets for b in batches], dtype=torch.float64, device=world.device).sum()
+    num_targets = world.sum_over_data(counts)
+    divisor = num_targets.clamp(min=1).float()
+    loss = torch.zeros((), device=world.device)
+    for index, batch in enumerate(batches):
+        part = engine.loss(batch) / divisor
+        engine.backward(part, is_last=index == len(batches) - 1)
+        loss += part.detach()
+    outcome = engine.step(learning_rate)
+    own = (loss, sum(b.num_tokens for b in batches), sum(b.sum_squared_lengths for b in batches))
+    totals = _sum_over_all(engine, own, stop_asked, peak_memory_bytes)
+    return StepResult(
+        loss=totals[0] / world.tensor_parallel,
+        target_tokens=round(num_targets.item()),
+        tokens=round(totals[1] / world.tensor_parallel),
+        squared_lengths=round(totals[2] / world.tensor_parallel),
+        outcome=outcome,
+        stop_asked=totals[3] > 0,
+        peak_memory_bytes=[round(value) for value in totals[4:]],
+    )
+
+
+def _sum_over_all(
+    engine: Engine, own: Sequence[torch.Tensor | float], stop_asked: bool, peak_memory_bytes: int
+) -> list[float]:
+    """One collective for everything a step reports: sums, the wish to stop, and a slot a rank for its memory."""
+    world = engine.world
+    values = torch.zeros(len(own) + 1 + world.size, dtype=torch.float64, device=world.device)
+    for index, value in enumerate(own):
+        values[index] = value
+    values[len(own)] = float(stop_asked)
+    values[len(own) + 1 + world.rank] = peak_memory_bytes
+    return world.sum_over_all(values).tolist()
