@@ -91,7 +91,7 @@ def newest_whole(checkpoints: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint below `checkpoints`, and why newer ones were passed over."""
     if not checkpoints.is_dir():
         return None, []
-    passed_over = []
+    passed_over: list[str] = []
     for folder in sorted((path for path in checkpoints.iterdir() if step_of(path) is not None), reverse=True):
         reason = why_incomplete(folder)
         if reason is None:

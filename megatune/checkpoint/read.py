@@ -93,9 +93,9 @@ def _check_layout(folder: Path, manifest: Mapping[str, Any], world: World) -> No
     now = Layout(data_parallel=world.data_parallel, tensor_parallel=world.tensor_parallel)
     if saved != now:
         raise CheckpointError(
-            f"{folder} was saved at {saved} ({saved.num_ranks} ranks) and this run is {now} ({now.num_ranks} ranks). "
-            f"Resume on the saved layout (parallel.tp_size={saved.tensor_parallel} on {saved.num_ranks} ranks), or "
-            "start anew from its exported weights: megatune export."
+            f"{folder} was saved at {saved} ({saved.num_ranks} ranks) and this run is {now} ({now.num_ranks} "
+            f"ranks). Resume on the saved layout (parallel.tp_size={saved.tensor_parallel} on "
+            f"{saved.num_ranks} ranks), or start anew from its exported weights: megatune export."
         )
 
 

@@ -1,4 +1,4 @@
-"""`weights.json`: what each parameter is as a whole, so that shares can be joined without the model's code."""
+"""`weights.json`: what each parameter is as a whole, to join its shares without the model's code."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -123,8 +123,8 @@ def _prepare(unfinished: Path, world: World, state: RankState) -> None:
     if free < needed:
         unfinished.rmdir()
         raise CheckpointError(
-            f"{unfinished.parent} has {format_bytes(free)} free and a checkpoint needs {format_bytes(needed)}. "
-            "Free space, lower checkpoint.save_total_limit, or set train.output_dir to a larger disk."
+            f"{unfinished.parent} has {format_bytes(free)} free and a checkpoint needs {format_bytes(needed)}."
+            " Free space, lower checkpoint.save_total_limit, or set train.output_dir to a larger disk."
         )
 
 

@@ -114,7 +114,6 @@ ALIASES: tuple[Alias, ...] = (
         "max_seq_len",
     ),
     *_named("data.packing", "sample_packing", "neat_packing"),
-    *_named("data.num_workers", "preprocessing_num_workers", "dataset_num_proc"),
     Alias("train_on_inputs", "data.completion_only_loss", _inverted),
     Alias("train_on_prompt", "data.completion_only_loss", _inverted),
     Alias("mask_prompt", "data.completion_only_loss"),

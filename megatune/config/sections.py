@@ -85,9 +85,6 @@ class DataSection(Section):
     completion_only_loss: Flag = Field(
         default=True, description="Train the answers only, not the prompts before them."
     )
-    num_workers: CountOrZero = Field(
-        default=0, description="Processes that tokenise; 0 does it in the process itself."
-    )
 
 
 class TrainSection(Section):

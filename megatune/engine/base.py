@@ -39,7 +39,7 @@ class Engine(Protocol):
         """Logits of every position, (batch, seq, this rank's vocabulary); call it inside `evaluating`."""
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """Add the gradient of `loss`, summed over data-parallel ranks. `is_last`: of this step's micro-batches."""
+        """Add the gradient of `loss`, summed over data-parallel ranks. `is_last`: of the step's batches."""
 
     def step(self, learning_rate: float) -> StepOutcome:
         """Clip, update the weights and clear the gradients."""

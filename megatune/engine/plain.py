@@ -42,7 +42,8 @@ class PlainEngine:
         return self.built.model(**arguments).logits  # type: ignore[no-any-return]
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        del is_last  # only engines that reduce over ranks need to know
+        loss.backward()
         for name, parameter in self._parameters.items():
             master = self._masters[name]
             if master is parameter or parameter.grad is None:

@@ -15,7 +15,7 @@ from torch import nn
 from megatune.errors import CheckpointError
 
 WEIGHT = "weight"
-"""Kind of the fp32 weights; the other kinds are the optimizer's own names (`exp_avg`, `momentum_buffer`, ...)."""
+"""Kind of the fp32 weights; other kinds have the optimizer's own names (`exp_avg`, `momentum_buffer`)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The process groups of a run: who shares a model copy (tensor parallel), who shares its partitions (data parallel).
+"""The process groups of a run: tensor parallel shares a model copy, data parallel shares its partitions.
 
 Ranks of a tensor-parallel group are neighbours (rank = data_rank * tensor_parallel + tensor_rank),
 so that a group stays inside one node when the degree divides the ranks of a node.

@@ -33,16 +33,19 @@ class TensorGroup:
         if self.size == 1:
             return tensor
         if self._entered is not None:
-            source, entered = self._entered[0](), self._entered[1]()
-            if source is tensor and entered is not None and entered.requires_grad == torch.is_grad_enabled():
-                return entered
-        entered = _Enter.apply(tensor, self.process_group)
+            source, known = self._entered[0](), self._entered[1]()
+            if source is tensor and known is not None and known.requires_grad == torch.is_grad_enabled():
+                return known
+        entered: torch.Tensor = _Enter.apply(tensor, self.process_group)  # type: ignore[no-untyped-call]
         self._entered = (ref(tensor), ref(entered))
         return entered
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over the group; the gradient passes unchanged."""
-        return tensor if self.size == 1 else _Sum.apply(tensor, self.process_group)
+        if self.size == 1:
+            return tensor
+        total: torch.Tensor = _Sum.apply(tensor, self.process_group)  # type: ignore[no-untyped-call]
+        return total
 
     def all_reduce(
         self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
@@ -87,5 +90,5 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ARG004
         return grad, None

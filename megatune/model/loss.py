@@ -26,7 +26,10 @@ def token_loss_sum(
     and is made in chunks, so no fp32 copy of all logits ever exists.
     """
     flat = logits.reshape(-1, logits.shape[-1])
-    return _TokenLossSum.apply(flat, labels.reshape(-1), group or TensorGroup(), first_token)  # type: ignore[no-any-return]
+    loss: torch.Tensor = _TokenLossSum.apply(  # type: ignore[no-untyped-call]
+        flat, labels.reshape(-1), group or TensorGroup(), first_token
+    )
+    return loss
 
 
 class _TokenLossSum(torch.autograd.Function):

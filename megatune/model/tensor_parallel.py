@@ -124,7 +124,7 @@ def _share(linear: nn.Linear, layer: type[Layer], cut: Cut, group: TensorGroup) 
     if linear.bias is not None:
         bias = local_part(linear.bias.detach(), cut, group) if cut.dim == 0 else linear.bias.detach()
         share.bias = _parameter(bias, linear.bias, is_cut=cut.dim == 0)
-    share.group = group  # type: ignore[attr-defined]
+    share.group = group  # type: ignore[assignment]
     share.train(linear.training)
     return share
 
@@ -143,7 +143,7 @@ def local_part(tensor: torch.Tensor, cut: Cut, group: TensorGroup) -> torch.Tens
     return torch.cat(parts, dim=cut.dim) if len(parts) > 1 else parts[0].contiguous()
 
 
-def _parameter(value: torch.Tensor, like: nn.Parameter, *, is_cut: bool) -> nn.Parameter:
+def _parameter(value: torch.Tensor, like: torch.Tensor, *, is_cut: bool) -> nn.Parameter:
     parameter = nn.Parameter(value, requires_grad=like.requires_grad)
     # Read by DeepSpeed's gradient norm: parameters without it are counted on one rank of the group only.
     parameter.tensor_model_parallel = is_cut  # type: ignore[attr-defined]
@@ -171,7 +171,7 @@ def _cut_embedding(embedding: nn.Embedding, cut: Cut, group: TensorGroup) -> Non
         rows = whole_forward((ids - start).masked_fill(elsewhere, 0))
         return group.sum(rows.masked_fill(elsewhere.unsqueeze(-1), 0))
 
-    embedding.forward = forward  # type: ignore[method-assign]
+    embedding.forward = forward  # type: ignore[method-assign,assignment]
 
 
 def _localise(block: nn.Module, family: Family, shape: ModelShape, group: TensorGroup) -> None:
@@ -204,8 +204,8 @@ def _slice_alibi(attention: nn.Module, shape: ModelShape, group: TensorGroup) ->
     stop = start + counts[group.rank]
 
     def keep_local_heads(
-        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]
-    ) -> object:
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
         alibi = kwargs["alibi"]  # (batch * heads, 1, keys)
         heads = alibi.view(-1, shape.num_heads, *alibi.shape[1:])[:, start:stop]
         return args, {**kwargs, "alibi": heads.reshape(-1, *alibi.shape[1:])}

@@ -33,7 +33,7 @@ class Family:
     """Replicated parameters that only see this rank's heads: their gradients are summed over the group."""
     slices_alibi: str | None = None
     """Module path whose `alibi` argument must be cut to this rank's heads."""
-    refuse: Callable[[Mapping[str, Any]], str | None] = lambda config: None
+    refuse: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     """A reason why this config cannot be cut, or None."""
 
 

@@ -1,6 +1,5 @@
 """What a run reads: the model folder, its tokenizer, the prepared splits. No process group is needed."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +53,7 @@ def open_tokenizer(run: Run, source: ModelSource) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def prepare_inputs(
-    run: Run, folder: RunFolder, on_rows: Callable[[str, int], None] = lambda split, n: None
-) -> Inputs:
+def prepare_inputs(run: Run, folder: RunFolder) -> Inputs:
     """Tokenise and pack both splits, or find them done. Call it before any process group exists."""
     source = open_model(run)
     tokenizer = open_tokenizer(run, source)
@@ -74,7 +71,6 @@ def prepare_inputs(
             seed=run.train.seed,
             folder=folder.prepared,
             vocab_size=source.shape.vocab_size,
-            on_rows=lambda count: on_rows(split, count),
         )
 
     validation = run.data.validation

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatune.config import LoadedRun, Run, resolve_batch
-from megatune.errors import LaunchError
 from megatune.engine.world import check_degrees
+from megatune.errors import LaunchError
 from megatune.launch.devices import count_cpus, count_gpus
 from megatune.launch.extensions import ensure_built, extension_folder
 from megatune.launch.local import run_ranks
 from megatune.launch.run_folder import RunFolder
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.plan.families import find_family
-from megatune.train.inputs import prepare_inputs
+from megatune.train.inputs import Inputs, prepare_inputs
 
 
 def train_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
@@ -23,31 +23,42 @@ def train_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
     with the user's input is found here, once, before any rank exists.
     """
     run = loaded.run
+    folder = RunFolder(run.train.output_dir)
+    num_ranks, _ = check_and_prepare(run, folder)
+    result = run_ranks(
+        [sys.executable, "-m", "megatune", "train", *arguments],
+        num_ranks=num_ranks,
+        log_dir=folder.logs,
+        extra_env=ready_ops(run),
+    )
+    if result.failure_text:
+        print(result.failure_text, file=sys.stderr)
+    return result.exit_code
+
+
+def check_and_prepare(run: Run, folder: RunFolder) -> tuple[int, Inputs]:
+    """The number of ranks and their data, once everything that the user can have got wrong is checked."""
     _refuse_other_launchers(run)
     num_ranks = choose_num_ranks(run)
     batch = resolve_batch(run, num_ranks // run.parallel.tp_size)
     make_ds_config(run, batch, read_policy(run.deepspeed))
-    folder = RunFolder(run.train.output_dir)
     folder.create()
     inputs = prepare_inputs(run, folder)
     find_family(inputs.source.config_dict(), inputs.source.shape, run.parallel.tp_size)
-    ops = needed_ops(run)
+    return num_ranks, inputs
+
+
+def ready_ops(run: Run) -> dict[str, str]:
+    """Compile the ops that `run` needs, unless they are there; what its ranks need in their environment."""
     extra_env = {}
+    ops = needed_ops(run)
     if ops:
         build = extension_folder()
         ensure_built([sys.executable, "-m", "megatune.engine.build_ops", *ops], build)
         extra_env["TORCH_EXTENSIONS_DIR"] = str(build)
     if count_gpus() == 0:
         extra_env["DS_ACCELERATOR"] = "cpu"  # spares a warning that no GPU was found
-    result = run_ranks(
-        [sys.executable, "-m", "megatune", "train", *arguments],
-        num_ranks=num_ranks,
-        log_dir=folder.logs,
-        extra_env=extra_env,
-    )
-    if result.failure_text:
-        print(result.failure_text, file=sys.stderr)
-    return result.exit_code
+    return extra_env
 
 
 def choose_num_ranks(run: Run) -> int:
@@ -57,10 +68,8 @@ def choose_num_ranks(run: Run) -> int:
     """
     asked, degree = run.launch.nproc_per_node, run.parallel.tp_size
     gpus = count_gpus()
-    if asked == "auto":
-        num_ranks = gpus or max(1, count_cpus() // degree) * degree
-    else:
-        num_ranks = asked
+    one_a_core = max(1, count_cpus() // degree) * degree
+    num_ranks = (gpus or one_a_core) if asked == "auto" else asked
     if gpus and num_ranks > gpus:
         raise LaunchError(f"launch.nproc_per_node = {num_ranks}, but this machine has {gpus} GPU(s).")
     check_degrees(num_ranks, degree)

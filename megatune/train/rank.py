@@ -8,9 +8,9 @@ import transformers
 from megatune import checkpoint
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
 from megatune.data.prepared import PreparedSet
+from megatune.engine.dtypes import DTYPES
 from megatune.engine.start import join, leave, seed_everything
 from megatune.engine.world import World, check_degrees
-from megatune.engine.dtypes import DTYPES
 from megatune.engine.zero import ZeroEngine
 from megatune.evaluate.packing_check import refuse_leaking_packing
 from megatune.launch.environment import environment_report
