@@ -137,7 +137,17 @@ def report(
     report_run(run, as_json=as_json)
 
 
+def demo(overrides: list[str] | None = Overrides) -> None:
+    """Fine-tune a real model on real dialogues here and now: no hub, no GPU needed, a few minutes.
+
+    Example: megatune demo
+    """
+    from megatune.cli.demo import run_demo
+
+    sys.exit(run_demo(overrides or []))
+
+
 def register(app: typer.Typer) -> None:
     """Add all commands to `app`."""
-    for command in (init, fetch, prepare, train, verify, export, generate, report, env):
+    for command in (demo, init, fetch, prepare, train, verify, export, generate, report, env):
         app.command()(command)

@@ -6,7 +6,7 @@ ZeRO-3's partitions) before the next one is copied out of the memory-mapped file
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F

@@ -90,8 +90,8 @@ def _refuse_other_launchers(run: Run) -> None:
         )
     if run.launch.nodes > 1:
         raise LaunchError(
-            f"launch.nodes is {run.launch.nodes}, and this command starts ranks on this machine only. Start it on "
-            f"each node with `torchrun --nnodes {run.launch.nodes} --nproc_per_node N --rdzv_backend c10d "
+            f"launch.nodes is {run.launch.nodes}, and this command starts ranks on this machine only. Start it "
+            f"on each node with `torchrun --nnodes {run.launch.nodes} --nproc_per_node N --rdzv_backend c10d "
             "--rdzv_endpoint HOST:PORT -m megatune train RUN.yaml`."
         )
 
