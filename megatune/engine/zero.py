@@ -6,6 +6,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_modules
 from torch import nn
 
@@ -15,7 +16,7 @@ from megatune.engine.dtypes import DTYPES
 from megatune.engine.optimizers import make_optimizer, parameter_groups
 from megatune.engine.state import RankState, export_state, import_state
 from megatune.engine.world import World
-from megatune.errors import MegatuneError
+from megatune.errors import ConfigError, MegatuneError
 from megatune.model.build import BuiltModel, build_model
 from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments
 from megatune.model.shares import join_shares
@@ -46,11 +47,23 @@ def _build(run: Run, source: ModelSource, world: World, ds_config: dict[str, Any
     )
 
 
+def _check_precision(run: Run, world: World) -> None:
+    """Raise ConfigError where DeepSpeed would refuse fp16, before any weight is read."""
+    if run.precision == "fp16" and not get_accelerator().is_fp16_supported():
+        raise ConfigError(
+            [
+                f"precision = fp16, but DeepSpeed does not train in fp16 on this device ({world.device}). "
+                "Use precision=bf16, which needs no loss scale, or precision=fp32."
+            ]
+        )
+
+
 class ZeroEngine:
     """Trains a model of `build_model` under DeepSpeed ZeRO stage 3."""
 
     def __init__(self, run: Run, source: ModelSource, world: World, ds_config: dict[str, Any]) -> None:
         self.world, self._run = world, run
+        _check_precision(run, world)
         self.built = _build(run, source, world, ds_config)
         model = self.built.model
         if run.parallel.leaf_modules:
