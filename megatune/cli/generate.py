@@ -1,6 +1,7 @@
 """`megatune generate`."""
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from rich.text import Text
@@ -20,7 +21,9 @@ def generate_answers(
     prompts = prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     from megatune.evaluate.generate import answer_prompts
 
-    answers = answer_prompts(model, prompts, chat=chat, max_new_tokens=max_new_tokens)
+    # Libraries greet on standard output when they are first used; it belongs to the answers alone.
+    with redirect_stdout(sys.stderr):
+        answers = answer_prompts(model, prompts, chat=chat, max_new_tokens=max_new_tokens)
     rows = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
     lines = [Text(f"> {row['prompt']}\n{row['answer']}\n") for row in rows]
     show({"schema": 1, "answers": rows}, *lines, as_json=as_json)

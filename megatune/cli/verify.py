@@ -1,6 +1,7 @@
 """`megatune verify`."""
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,9 @@ def verify_run(run_file: Path, overrides: list[str], *, steps: int, shrink: bool
         _tell(notice)
     from megatune.train.verify.job import verify_job
 
-    found = verify_job(loaded, run_file, overrides, num_steps=steps, shrunken=shrink, progress=_tell)
+    # Libraries greet on standard output when they are first used; it belongs to the answer alone.
+    with redirect_stdout(sys.stderr):
+        found = verify_job(loaded, run_file, overrides, num_steps=steps, shrunken=shrink, progress=_tell)
     rows = [{name: getattr(row, name) for name in _COLUMNS} for row in found.rows]
     table = render_table(rows, title=f"{steps} steps against one process: {found.reference}")
     show(found.as_object(), table, *map(Text, _verdict(found)), as_json=as_json)

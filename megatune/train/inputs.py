@@ -46,11 +46,18 @@ def open_tokenizer(run: Run, source: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer of the run. Raises ModelError when there is none that transformers can read."""
     folder = resolve_model(run.model.tokenizer, weights=False) if run.model.tokenizer else source.folder
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=run.model.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=run.model.trust_remote_code)
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise ModelError(
             f"no tokenizer could be read from {folder}: {error} Give one with model.tokenizer."
         ) from error
+    # Where the files are missing, transformers gives an empty tokenizer of the model's type.
+    if not tokenizer("text", add_special_tokens=False)["input_ids"]:
+        raise ModelError(
+            f"{folder} holds no tokenizer: what transformers makes of it knows no word. "
+            "Give one with model.tokenizer."
+        )
+    return tokenizer
 
 
 def prepare_inputs(run: Run, folder: RunFolder) -> Inputs:

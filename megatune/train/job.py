@@ -11,9 +11,10 @@ from megatune.launch.devices import count_cpus, count_gpus
 from megatune.launch.extensions import ensure_built, extension_folder
 from megatune.launch.local import run_ranks
 from megatune.launch.run_folder import RunFolder
+from megatune.model.source import stored_dtype
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.plan.families import find_family
-from megatune.train.inputs import Inputs, prepare_inputs
+from megatune.train.inputs import Inputs, open_model, prepare_inputs
 
 
 def train_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
@@ -42,23 +43,24 @@ def check_and_prepare(run: Run, folder: RunFolder) -> tuple[int, Inputs]:
     num_ranks = choose_num_ranks(run)
     batch = resolve_batch(run, num_ranks // run.parallel.tp_size)
     make_ds_config(run, batch, read_policy(run.deepspeed))
+    source = open_model(run)
+    find_family(source.config_dict(), source.shape, run.parallel.tp_size)
+    if run.model.initialize == "pretrained":
+        stored_dtype(
+            source.folder
+        )  # reads the headers: no weights, or broken files, are found before the data
     folder.create()
-    inputs = prepare_inputs(run, folder)
-    find_family(inputs.source.config_dict(), inputs.source.shape, run.parallel.tp_size)
-    return num_ranks, inputs
+    return num_ranks, prepare_inputs(run, folder)
 
 
 def ready_ops(run: Run) -> dict[str, str]:
     """Compile the ops that `run` needs, unless they are there; what its ranks need in their environment."""
-    extra_env = {}
     ops = needed_ops(run)
-    if ops:
-        build = extension_folder()
-        ensure_built([sys.executable, "-m", "megatune.engine.build_ops", *ops], build)
-        extra_env["TORCH_EXTENSIONS_DIR"] = str(build)
-    if count_gpus() == 0:
-        extra_env["DS_ACCELERATOR"] = "cpu"  # spares a warning that no GPU was found
-    return extra_env
+    if not ops:
+        return {}
+    build = extension_folder()
+    ensure_built([sys.executable, "-m", "megatune.engine.build_ops", *ops], build)
+    return {"TORCH_EXTENSIONS_DIR": str(build)}
 
 
 def choose_num_ranks(run: Run) -> int:
