@@ -6,7 +6,7 @@ from pathlib import Path
 from megatune.cli.train import train_run
 from megatune.launch.devices import count_gpus
 
-PROMPTS = ("What is artificial intelligence?", "Tell me a joke about computers.")
+PROMPTS = ("Are you a robot?", "What is your favorite food?")
 _MAX_NEW_TOKENS = 40
 _RECIPE = "recipes/demo.yaml"
 

@@ -96,6 +96,12 @@ def use_extension_folder(folder: Path) -> None:
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
 
 
+def use_cpu_when_alone(num_gpus: int) -> None:
+    """Tell DeepSpeed that there is no GPU to look for; it would warn about each start otherwise."""
+    if num_gpus == 0:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str] | None:
     """The entries of CUDA_VISIBLE_DEVICES that CUDA would use, or None when it is not set.
 

@@ -1,10 +1,5 @@
 """What one rank does: join, build the engine, open the data, train."""
 
-import logging
-import warnings
-
-import transformers
-
 from megatune import checkpoint
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
 from megatune.data.prepared import PreparedSet
@@ -16,6 +11,7 @@ from megatune.evaluate.packing_check import refuse_leaking_packing
 from megatune.launch.environment import environment_report
 from megatune.launch.ranks import RankInfo
 from megatune.launch.run_folder import RunFolder
+from megatune.model.quiet import quiet_libraries
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.report.records import RunRecord
 from megatune.report.tables import to_json
@@ -166,12 +162,3 @@ def write_run_folder(folder: RunFolder, loaded: LoadedRun, ds_config: dict[str, 
     folder.write_text_atomic(folder.run_file.name, resolved_yaml(loaded))
     folder.write_text_atomic(folder.ds_config.name, to_json(ds_config) + "\n")
     folder.write_text_atomic(folder.environment.name, environment_report())
-
-
-def quiet_libraries() -> None:
-    """Keep libraries from writing progress bars and start-up chatter between our lines."""
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that torch has renamed; nothing a user can do.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

@@ -1,0 +1,80 @@
+"""What is refused before any weight is read, and with which words."""
+
+from typing import Any
+
+import pytest
+
+from megatune.errors import ModelError
+from megatune.plan.families import FAMILIES, find_family, weight_cut
+from megatune.plan.shape import ModelShape, shape_from_config
+
+GQA: dict[str, Any] = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+}
+
+
+def _shape(**changes: Any) -> tuple[dict[str, Any], ModelShape]:
+    config = {**GQA, **changes}
+    return config, shape_from_config(config)
+
+
+def test_a_degree_of_one_needs_no_plan() -> None:
+    config, shape = _shape(model_type="never_heard_of")
+    assert find_family(config, shape, 1) is None
+
+
+def test_an_unknown_family_is_refused_and_told_what_works() -> None:
+    config, shape = _shape(model_type="never_heard_of")
+    with pytest.raises(
+        ModelError, match=r"no tensor-parallel plan for model type 'never_heard_of'.*tp_size=1"
+    ):
+        find_family(config, shape, 2)
+
+
+def test_more_ranks_than_key_value_heads_are_refused() -> None:
+    config, shape = _shape()
+    assert find_family(config, shape, 2) is FAMILIES["llama"]
+    with pytest.raises(ModelError, match=r"2 key-value head\(s\), so 2 rank\(s\).*from 1 to 2"):
+        find_family(config, shape, 4)
+
+
+@pytest.mark.parametrize("falcon", [{"alibi": True}, {"multi_query": True}])
+def test_falcons_that_cannot_be_cut_are_refused(falcon: dict[str, Any]) -> None:
+    config, shape = _shape(model_type="falcon", num_key_value_heads=None, **falcon)
+    with pytest.raises(ModelError, match=r"tp_size is 2.*tp_size=1"):
+        find_family(config, shape, 2)
+
+
+def test_a_weight_that_does_not_fit_the_plan_is_refused() -> None:
+    _, shape = _shape()
+    with pytest.raises(ModelError, match=r"has 65 elements along dimension 0.*expects 64"):
+        weight_cut(("q",), shape, dim=0, full_size=65, name="q_proj.weight")
+
+
+def test_a_config_without_layers_is_no_language_model() -> None:
+    with pytest.raises(ModelError, match=r"no num_layers"):
+        shape_from_config(
+            {"model_type": "vision", "hidden_size": 8, "num_attention_heads": 1, "vocab_size": 3}
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
+            (12, 768, 12, 12),
+        ),
+        ({**GQA}, (2, 64, 8, 2)),
+        ({**GQA, "model_type": "falcon", "multi_query": True}, (2, 64, 8, 1)),
+        ({**GQA, "text_config": GQA, "model_type": "outer"}, (2, 64, 8, 2)),
+    ],
+)
+def test_every_spelling_of_a_shape_is_read(config: dict[str, Any], expected: tuple[int, ...]) -> None:
+    shape = shape_from_config(config)
+    assert (shape.num_layers, shape.hidden_size, shape.num_heads, shape.num_kv_heads) == expected
