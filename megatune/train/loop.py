@@ -31,6 +31,8 @@ class TrainingState:
     """Optimizer steps done, skipped ones included."""
     position: Position = Position()
     patience: Patience
+    evaluated_at: int | None = None
+    """The step after which the last evaluation was made."""
     skipped_steps: int = 0
     tokens: int = 0
 
@@ -74,17 +76,16 @@ class TrainingLoop:
         self._total_steps = total_steps(run, train.num_rows, batch.global_sequences)
         self._state = TrainingState(patience=Patience(run.evaluate.early_stopping_patience))
         self._saved_at: int | None = None
-        self._evaluated_at: int | None = None
         self._peak_memory_bytes: list[int] = []
 
     def run(self) -> int:
         """Train to the end, or to where something asks to stop. Returns the exit code. Collective."""
         started = time.monotonic()
         self._resume()
-        if self._state.step == 0:
-            self._evaluate()
+        if self._state.step == 0 or self._is_due(self._run.evaluate.eval_steps):
+            self._evaluate()  # a run stopped by a signal saves at once and leaves the evaluation to the next
         reason, code = self._steps()
-        if code == DONE and self._evaluated_at != self._state.step:
+        if code == DONE:
             self._evaluate()
         self._save()
         self._reporter.write(
@@ -105,15 +106,15 @@ class TrainingLoop:
         return None if step is None else self._folder.checkpoints / checkpoint.folder_name(step)
 
     def _steps(self) -> tuple[str, int]:
-        while self._state.step < self._total_steps:
+        while self._state.step < self._total_steps and not self._state.patience.exhausted:
             if self._step():
                 return f"asked to stop by {self._stop.asked_by or 'a signal to another rank'}", STOPPED_EARLY
             if self._is_due(self._run.evaluate.eval_steps):
                 self._evaluate()
-                if self._state.patience.exhausted:
-                    return f"no lower loss in {self._state.patience.limit} evaluations", DONE
-            if self._is_due(self._run.checkpoint.save_steps):
-                self._save()
+            if self._is_due(self._run.checkpoint.save_steps) and self._state.step < self._total_steps:
+                self._save()  # after the last step the end of `run` saves
+        if self._state.patience.exhausted:
+            return f"no lower loss in {self._state.patience.limit} evaluations", DONE
         return "all steps done", DONE
 
     def _is_due(self, every: int | None) -> bool:
@@ -165,15 +166,18 @@ class TrainingLoop:
         return position.epoch + position.cursor / self._train.num_rows
 
     def _evaluate(self) -> None:
-        if self._validation is None:
+        if self._validation is None or self._state.evaluated_at == self._state.step:
             return
         started = time.monotonic()
         micro = self._run.evaluate.per_device_eval_batch_size or self._batch.micro
         found = held_out_loss(
             self._engine, self._validation, micro_batch=micro, max_rows=self._run.evaluate.max_eval_rows
         )
-        self._state = replace(self._state, patience=self._state.patience.after(found.loss))
-        self._evaluated_at = self._state.step
+        self._state = replace(
+            self._state,
+            patience=self._state.patience.after(found.loss),
+            evaluated_at=self._state.step,
+        )
         record = EvalRecord(
             step=self._state.step,
             split="validation",
@@ -198,7 +202,7 @@ class TrainingLoop:
         for remark in remarks:
             self._reporter.note(f"checkpoint {remark}")
         if found is None:
-            self._reporter.cut_back(0)
+            self._reporter.cut_back(-1)  # a new run: an earlier one's curves are not its own
             return
         state, training = checkpoint.load_checkpoint(found, world)
         self._engine.load_state(state)
