@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from megatune.config import load_run
-from megatune.errors import ConfigError
+from megatune.errors import ConfigError, LaunchError
+from megatune.launch.ranks import discover_rank
 from megatune.report.tables import render_table, show
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def verify_run(run_file: Path, overrides: list[str], *, steps: int, shrink: bool
     """Verify the layout of a run and print the comparison. Returns the exit code: 0 equal, 1 not."""
     if steps < 1:
         raise ConfigError([f"--steps is {steps}; use 1 or more."], source="megatune verify")
+    if discover_rank() is not None:
+        raise LaunchError("megatune verify starts all its ranks itself; call it without torchrun.")
     loaded = load_run(run_file, overrides)
     for notice in loaded.notices:
         _tell(notice)
