@@ -53,18 +53,32 @@ def find_checkpoint(checkpoints: Path, resume: str, world: World) -> tuple[Path 
 def load_checkpoint(folder: Path, world: World) -> tuple[RankState, dict[str, Any]]:
     """This rank's state, and what all ranks share (`training.json`); restores the random generators.
 
-    Every byte read is checked against the manifest's hash first. Raises CheckpointError, also when
-    the checkpoint was saved on another layout.
+    Every byte read is checked against the manifest's hash first. Raises CheckpointError on every
+    rank when one rank's files are damaged, and when the checkpoint was saved on another layout.
+    Collective: every rank calls it.
     """
     manifest = read_json(folder / MANIFEST)
     _check_layout(folder, manifest, world)
     names = [rank_file(world.rank, "safetensors"), rank_file(world.rank, "json"), TRAINING]
-    for name in names:
-        check_file(folder, name, manifest)
+    problems = sorted(set(filter(None, world.gather_objects(_why_damaged(folder, names, manifest)))))
+    if problems:
+        raise CheckpointError(
+            f"{' '.join(problems)} To go on from an older checkpoint, move {folder} away or set checkpoint.resume "
+            "to that one's folder."
+        )
     tensors = read_tensors(folder / names[0])
     scalars = read_json(folder / names[1])
     restore_rng(tensors, scalars["rng"], world.device)
     return RankState(_by_kind(tensors), scalars), read_json(folder / TRAINING)
+
+
+def _why_damaged(folder: Path, names: list[str], manifest: Mapping[str, Any]) -> str | None:
+    try:
+        for name in names:
+            check_file(folder, name, manifest)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:

@@ -92,17 +92,17 @@ def _check_pieces(zero: Any, parameters: dict[str, nn.Parameter], state: RankSta
                 )
 
 
-def _catch_up(optimizer: Any, counters: dict[str, float]) -> None:
+def _catch_up(optimizer: Any, counters: dict[str, Any]) -> None:
     """Bring DeepSpeed's compiled Adam, which offload uses, to the saved step.
 
     It keeps the bias correction as a running product, beta by beta; for a step that does not follow
     its last one it takes a power instead, which differs in the last bits. Some microseconds a step.
     """
-    if not hasattr(optimizer, "ds_opt_adam"):
+    if not hasattr(optimizer, "ds_opt_adam") or "step" not in counters:
         return
     beta1, beta2 = optimizer.param_groups[0]["betas"]
     weight, gradient, first, second = torch.zeros(4, 1).unbind()
-    for step in range(1, int(counters["step"]) + 1):
+    for step in range(1, int(counters["step"]["value"]) + 1):
         optimizer.ds_opt_adam.adam_update(
             optimizer.opt_id, step, 0.0, beta1, beta2, 1.0, 0.0, True, weight, gradient, first, second
         )

@@ -1,0 +1,71 @@
+"""What ranks do in the tests of a rank's training state: take it out of one engine, put it into another."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from parity_steps import SEQUENCES, batches, run_steps, tiny_run, world_of, zero_engine
+
+from megatune import checkpoint
+from megatune.engine.zero import ZeroEngine
+from megatune.errors import CheckpointError
+
+
+def resume_engines(
+    folder: str, tp: int, cases: dict[str, dict[str, Any]], checkpoints: str, extensions: str | None
+) -> dict[str, Any]:
+    """Case -> (losses and norms of steps 3 and 4, the same after a save and load, unequal weights)."""
+    if extensions:
+        os.environ["TORCH_EXTENSIONS_DIR"] = extensions
+    return {
+        name: _resume(folder, tp, sections, Path(checkpoints) / f"tp{tp}-{name}")
+        for name, sections in cases.items()
+    }
+
+
+def _engine(folder: str, tp: int, sections: dict[str, Any]) -> ZeroEngine:
+    world = world_of(tp)
+    return zero_engine(tiny_run(folder, tp, **sections), world, micro=SEQUENCES // world.data_parallel)
+
+
+def _resume(folder: str, tp: int, sections: dict[str, Any], checkpoints: Path) -> dict[str, Any]:
+    engine = _engine(folder, tp, sections)
+    steps = batches(4)
+    run_steps(engine, steps[:2], accumulation=1, learning_rate=0.01)
+    saved = save(engine, checkpoints, 2)
+    went_on = run_steps(engine, steps[2:], accumulation=1, learning_rate=0.01)
+    expected = _masters(engine)
+    resumed = _engine(folder, tp, sections)
+    state, _ = checkpoint.load_checkpoint(saved, resumed.world)
+    resumed.load_state(state)
+    again = run_steps(resumed, steps[2:], accumulation=1, learning_rate=0.01)
+    unequal = [name for name, value in _masters(resumed).items() if not torch.equal(value, expected[name])]
+    return {"went on": went_on, "resumed": again, "unequal": unequal, "kinds": sorted(state.tensors)}
+
+
+def save(engine: ZeroEngine, checkpoints: Path, step: int) -> Path:
+    """Save `engine` as the training loop does."""
+    path, _ = checkpoint.save_checkpoint(
+        checkpoints,
+        step=step,
+        world=engine.world,
+        state=engine.state(),
+        training={},
+        weights=checkpoint.describe_weights(engine.built),
+        write_model=engine.built.source.copy_without_weights,
+    )
+    return path
+
+
+def _masters(engine: ZeroEngine) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in engine.weights(master=True)}
+
+
+def try_to_save(folder: str, checkpoints: str, step: int) -> str:
+    """Save an untrained model; the error's words, or the folder."""
+    engine = _engine(folder, 2, {})
+    try:
+        return str(save(engine, Path(checkpoints), step))
+    except CheckpointError as error:
+        return f"CheckpointError: {error}"

@@ -1,0 +1,59 @@
+"""Every optimizer's state goes through a checkpoint and comes back bit for bit."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from state_cases import resume_engines
+from tiny_models import write_tiny_model
+from worlds import Worlds
+
+from megatune.launch.extensions import ensure_built, extension_folder
+
+pytestmark = [pytest.mark.world, pytest.mark.timeout(900)]  # the first run on a machine compiles for minutes
+
+ADAMW = {"train": {"optimizer": "adamw", "weight_decay": 0.1}}
+CASES: dict[str, dict[str, Any]] = {
+    "adamw": ADAMW,
+    "adam": {"train": {"optimizer": "adam"}},
+    "adagrad": {"train": {"optimizer": "adagrad"}},
+    "sgd": {"train": {"optimizer": "sgd", "momentum": 0.0}},
+    "sgd with momentum": {"train": {"optimizer": "sgd", "momentum": 0.9}},
+    "bf16": {**ADAMW, "precision": "bf16"},
+    "no leaf modules": {**ADAMW, "parallel": {"leaf_modules": False}},
+    "offload optimizer": {**ADAMW, "parallel": {"offload": "optimizer"}, "precision": "bf16"},
+    "offload all": {**ADAMW, "parallel": {"offload": "all"}, "precision": "bf16"},
+}
+KINDS = {
+    "adagrad": ["sum", "weight"],
+    "sgd": ["weight"],
+    "sgd with momentum": ["momentum_buffer", "weight"],
+}
+
+
+@pytest.fixture(scope="module")
+def resumed(
+    worlds: Worlds, session_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """(case, tp) -> what each of the ranks found."""
+    folder = str(write_tiny_model("llama", session_folder))
+    extensions = extension_folder()
+    ensure_built([sys.executable, "-m", "megatune.engine.build_ops", "cpu_adam"], extensions)
+    checkpoints = str(tmp_path_factory.mktemp("state"))
+    found = {}
+    for tp in (1, 2):
+        ranks = worlds.run(2 * tp, resume_engines, folder, tp, CASES, checkpoints, str(extensions))
+        found |= {(name, tp): [rank[name] for rank in ranks] for name in CASES}
+    return found
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_a_loaded_engine_goes_on_bit_for_bit(
+    resumed: dict[tuple[str, int], list[dict[str, Any]]], case: str, tp: int
+) -> None:
+    for rank in resumed[case, tp]:
+        assert rank["resumed"] == rank["went on"]
+        assert rank["unequal"] == []
+        assert rank["kinds"] == KINDS.get(case, ["exp_avg", "exp_avg_sq", "weight"])
