@@ -175,7 +175,9 @@ def _place(module: nn.Module, dtype: torch.dtype, place: Place | None) -> None:
     """Cast what is not placed yet, then pass it on. Buffers keep their dtype: rotary angles need fp32."""
     for parameter in module.parameters():
         if not hasattr(parameter, "placed"):
-            parameter.data = parameter.data.to(dtype, copy=place is None).contiguous()
+            # A copy even where nothing is cast: ZeRO broadcasts the first rank's weights into those of the
+            # others, and a mapped page that is written to is private memory until the file is closed.
+            parameter.data = parameter.data.to(dtype, copy=True).contiguous()
             parameter.placed = True  # type: ignore[attr-defined]
     if place is not None:
         place(module)
