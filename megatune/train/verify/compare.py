@@ -29,8 +29,8 @@ class Tolerance:
 # bf16: a number is kept to 2^-9 of itself, and a sum over ranks rounds each rank's part. Losses average
 # over tokens, so they are held to one unit in the last place, 2^-8 (found: 9e-4); norms, which are
 # sums of gradients that cancel, to four (found: 4e-3); the weights as above, with more noise (found: 0.08
-# in a tiny OPT, 0.03 in GPT-2, Llama and Qwen2, 0.05 in SmolLM2-135M). A wrong layout can hide in that: fp32 is the proof, and bf16
-# shows that the mixed-precision path follows it.
+# in a tiny OPT, 0.03 in GPT-2, Llama and Qwen2, 0.05 in SmolLM2-135M). A wrong
+# layout can hide in that: fp32 is the proof, and bf16 shows that the mixed-precision path follows it.
 # fp16 is compared with fp32. It rounds to 2^-11, finer than bf16, so bf16's bounds hold for it.
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(loss=1e-5, grad_norm=1e-4, weights=1e-2),
