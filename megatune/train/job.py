@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatune.config import LoadedRun, Run, resolve_batch
 from megatune.engine.world import check_degrees
-from megatune.errors import LaunchError
+from megatune.errors import ConfigError
 from megatune.launch.devices import count_cpus, count_gpus
 from megatune.launch.extensions import ensure_built, extension_folder
 from megatune.launch.local import run_ranks
@@ -66,14 +66,18 @@ def ready_ops(run: Run) -> dict[str, str]:
 def choose_num_ranks(run: Run) -> int:
     """Ranks on this machine: one a GPU; without GPUs one a core, in whole tensor-parallel groups.
 
-    Raises LaunchError when tensor parallelism does not fit them.
+    Raises ConfigError when there are fewer GPUs, or when tp_size does not divide the ranks.
     """
     asked, degree = run.launch.nproc_per_node, run.parallel.tp_size
     gpus = count_gpus()
     one_a_core = max(1, count_cpus() // degree) * degree
     num_ranks = (gpus or one_a_core) if asked == "auto" else asked
     if gpus and num_ranks > gpus:
-        raise LaunchError(f"launch.nproc_per_node = {num_ranks}, but this machine has {gpus} GPU(s).")
+        raise ConfigError(
+            [
+                f"launch.nproc_per_node = {num_ranks}, but this machine has {gpus} GPU(s). Use {gpus} or less, or auto."
+            ]
+        )
     check_degrees(num_ranks, degree)
     return num_ranks
 
@@ -86,15 +90,19 @@ def needed_ops(run: Run) -> list[str]:
 
 def _refuse_other_launchers(run: Run) -> None:
     if run.launch.launcher == "torchrun":
-        raise LaunchError(
-            "launch.launcher is torchrun, but torchrun has not started this process. Start it with "
-            "`torchrun --nproc_per_node N -m megatune train RUN.yaml`, or use launch.launcher=local."
+        raise ConfigError(
+            [
+                "launch.launcher is torchrun, but torchrun has not started this process. Start it with "
+                "`torchrun --nproc_per_node N -m megatune train RUN.yaml`, or use launch.launcher=local."
+            ]
         )
     if run.launch.nodes > 1:
-        raise LaunchError(
-            f"launch.nodes is {run.launch.nodes}, and this command starts ranks on this machine only. Start it "
-            f"on each node with `torchrun --nnodes {run.launch.nodes} --nproc_per_node N --rdzv_backend c10d "
-            "--rdzv_endpoint HOST:PORT -m megatune train RUN.yaml`."
+        raise ConfigError(
+            [
+                f"launch.nodes is {run.launch.nodes}, and this command starts ranks on this machine only. Start "
+                f"it on each node with `torchrun --nnodes {run.launch.nodes} --nproc_per_node N --rdzv_backend "
+                "c10d --rdzv_endpoint HOST:PORT -m megatune train RUN.yaml`."
+            ]
         )
 
 

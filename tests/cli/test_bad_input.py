@@ -182,7 +182,7 @@ def test_an_output_folder_that_is_a_file_is_refused(run_file, tmp_path):
 
 def test_a_launcher_that_cannot_be_used_here_is_refused(run_file, output_dir):
     done = megatune("train", run_file, "launch.nodes=2")
-    assert done.code == 1
+    assert done.code == 2
     assert "torchrun --nnodes 2" in done.text
     assert "Traceback" not in done.text
     assert not output_dir.exists()
