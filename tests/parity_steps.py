@@ -9,10 +9,10 @@ import torch.distributed as dist
 from tiny_models import VOCABULARY
 
 from megatune.config import BatchShape, Run
+from megatune.engine.dtypes import DTYPES
 from megatune.engine.plain import PlainEngine
 from megatune.engine.start import join
 from megatune.engine.world import World, make_world, single_world
-from megatune.engine.dtypes import DTYPES
 from megatune.engine.zero import ZeroEngine
 from megatune.launch.ranks import discover_rank
 from megatune.model.build import build_model
