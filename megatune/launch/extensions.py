@@ -131,7 +131,7 @@ def _try_lock(handle: int, folder: Path) -> bool:
 
 
 def _build(build_command: Sequence[str], folder: Path, timeout_s: float, say: Say) -> None:
-    say("building DeepSpeed's CPU communication op once, about a minute")
+    say("compiling the DeepSpeed ops of this run, once for this environment: a minute or two")
     log = folder / LOG_NAME
     with log.open("wb") as output:
         process = start_process(
