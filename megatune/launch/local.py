@@ -19,7 +19,6 @@ from types import FrameType
 from megatune.errors import LaunchError
 from megatune.launch import rank_logs
 from megatune.launch.devices import count_cpus
-from megatune.launch.devshm import remove_leftover_buffers
 from megatune.launch.ports import LOOPBACK, reserve_port
 from megatune.launch.processes import RankProcess, signal_name, start_process
 from megatune.launch.ranks import RankInfo, rank_environment, rank_log_environment
@@ -89,18 +88,13 @@ def run_ranks(
 
 
 def _run_on_port(job: Job, port: int) -> RanksResult:
-    # Before as well: ranks of a launcher that was killed on this port had nobody to clean up.
-    remove_leftover_buffers(LOOPBACK, port)
     world = LocalWorld(job, port)
-    try:
-        with _signals_noted(world):
-            try:
-                world.start()
-                world.watch()
-            finally:
-                world.end()
-    finally:
-        remove_leftover_buffers(LOOPBACK, port)
+    with _signals_noted(world):
+        try:
+            world.start()
+            world.watch()
+        finally:
+            world.end()
     return world.result()
 
 

@@ -442,21 +442,6 @@ def test_a_log_folder_that_cannot_be_made_is_told(tmp_path):
         run_ranks(["true"], num_ranks=1, log_dir=tmp_path / "file" / "logs")
 
 
-def test_leftover_buffers_of_dead_ranks_are_gone_after_the_run(launch):
-    launcher = launch(
-        """
-port = os.environ["MASTER_PORT"]
-Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_{port}_{rank}").write_text("x")
-Path("port").write_text(port)
-wait_for(0, 1)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    )
-    launcher.finish()
-    port = (launcher.folder / "port").read_text()
-    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
-
-
 def test_no_file_or_socket_stays_open_after_a_run(tmp_path):
     def open_files() -> list[str]:
         links = [Path(f"/proc/self/fd/{fd}") for fd in range(3, 256) if is_open(fd)]

@@ -3,7 +3,6 @@ import socket
 import pytest
 
 from megatune.errors import LaunchError
-from megatune.launch.devshm import remove_leftover_buffers
 from megatune.launch.ports import reserve_port
 
 
@@ -38,19 +37,3 @@ def test_no_free_port_is_told(monkeypatch):
     monkeypatch.setattr("megatune.launch.ports._is_free", lambda _port: False)
     with pytest.raises(LaunchError, match="no free TCP port between 21000 and 21999"), reserve_port(21000):
         pass
-
-
-def test_only_buffers_of_our_own_user_address_and_port_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.getuid", lambda: 1000)
-    ours = [f"deepspeed_allreduce_buffer_1000_127.0.0.1_20001_{rank}" for rank in (0, 11)]
-    others = [
-        "deepspeed_allreduce_buffer_1000_127.0.0.1_20002_0",  # another run
-        "deepspeed_allreduce_buffer_1001_127.0.0.1_20001_0",  # another user
-        "deepspeed_allreduce_buffer_1000_127.0.0.1_20001_0_x",
-        "torch_shm",
-    ]
-    for name in [*ours, *others]:
-        (tmp_path / name).touch()
-    removed = remove_leftover_buffers("127.0.0.1", 20001, tmp_path)
-    assert sorted(file.name for file in removed) == sorted(ours)
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(others)
