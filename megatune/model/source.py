@@ -14,7 +14,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from megatune.errors import ModelError
 from megatune.plan.shape import ModelShape, read_shape
 
-_FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+_WEIGHTS = "*.safetensors"
+_FETCHED = ["*.json", _WEIGHTS, "*.model", "*.txt", "*.jinja", "*.py"]
 _KEPT_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".py", ".md"}
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
@@ -40,8 +41,13 @@ class ModelSource:
                 shutil.copyfile(path, target / path.name)
 
 
-def resolve_model(name: str, *, revision: str | None = None, weights: bool = True) -> Path:
+def resolve_model(
+    name: str, *, key: str = "model.model_name_or_path", revision: str | None = None, weights: bool = True
+) -> Path:
     """The local folder of `name`, fetching a hub id first. Raises ModelError when there is none.
+
+    key: the entry of the run file that `name` stands in, for messages. weights: False leaves the
+    .safetensors files on the hub; all else is fetched, for a tokenizer is not in .json files alone.
 
     Only one process of a machine should call this for a hub id: the launcher does, before the ranks start.
     """
@@ -49,18 +55,18 @@ def resolve_model(name: str, *, revision: str | None = None, weights: bool = Tru
     if folder.is_dir():
         return folder
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ModelError(f"model.model_name_or_path: there is no folder {name}.{_near(folder)}")
+        raise ModelError(f"{key}: there is no folder {name}.{_near(folder)}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = _FETCHED if weights else ["*.json"]
+    patterns = [pattern for pattern in _FETCHED if weights or pattern != _WEIGHTS]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"model.model_name_or_path: {name} is no folder here, and the Hugging Face hub did not give it: {reason} "
-            "Give the path of a model folder, or fetch it where there is a network."
+            f"{key}: {name} is no folder here, and the Hugging Face hub did not give it: {reason} "
+            "Give the path of a folder, or fetch it where there is a network."
         ) from error
 
 

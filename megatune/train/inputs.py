@@ -44,7 +44,9 @@ def open_model(run: Run) -> ModelSource:
 
 def open_tokenizer(run: Run, source: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer of the run. Raises ModelError when there is none that transformers can read."""
-    folder = resolve_model(run.model.tokenizer, weights=False) if run.model.tokenizer else source.folder
+    folder = source.folder
+    if run.model.tokenizer:
+        folder = resolve_model(run.model.tokenizer, key="model.tokenizer", weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=run.model.trust_remote_code)
     except (ValueError, OSError, KeyError, TypeError) as error:
