@@ -70,6 +70,16 @@ def _refuse_falcon(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _refuse_bloom(config: Mapping[str, Any]) -> str | None:
+    degree = config.get("pretraining_tp") or 1
+    if config.get("slow_but_exact") and degree > 1:
+        return (
+            f"this BLOOM has slow_but_exact with pretraining_tp = {degree}, which slices whole weights at every "
+            "call and cannot work on a share of them (slow_but_exact: false in its config.json trains)"
+        )
+    return None
+
+
 # Proven equal to one device by tests/model/test_family_parity.py; sources of the names: the
 # modeling files of transformers 5.23.
 FAMILIES: dict[str, Family] = {
@@ -128,6 +138,7 @@ FAMILIES: dict[str, Family] = {
         "self_attention",
         local_attributes={"self_attention": {"num_heads": "heads"}},
         slices_alibi="self_attention",
+        refuse=_refuse_bloom,
     ),
     # Its Conv1D layers are turned into Linear first (model/conv1d.py), so dimension 0 is the output.
     "gpt2": Family(

@@ -50,6 +50,24 @@ def test_falcons_that_cannot_be_cut_are_refused(falcon: dict[str, Any]) -> None:
         find_family(config, shape, 2)
 
 
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"slow_but_exact": True, "pretraining_tp": 4}, True),
+        ({"slow_but_exact": True, "pretraining_tp": 1}, False),
+        ({"slow_but_exact": False, "pretraining_tp": 4}, False),
+    ],
+)
+def test_a_bloom_that_slices_whole_weights_is_refused(changes: dict[str, Any], refused: bool) -> None:
+    config, shape = _shape(model_type="bloom", num_key_value_heads=None, **changes)
+    if not refused:
+        assert find_family(config, shape, 2) is FAMILIES["bloom"]
+        return
+    with pytest.raises(ModelError, match=r"slow_but_exact with pretraining_tp = 4.*Use parallel.tp_size=1"):
+        find_family(config, shape, 2)
+    assert find_family(config, shape, 1) is None
+
+
 def test_a_weight_that_does_not_fit_the_plan_is_refused() -> None:
     _, shape = _shape()
     with pytest.raises(ModelError, match=r"has 65 elements along dimension 0.*expects 64"):
