@@ -50,7 +50,7 @@ class ModelSection(Section):
     )
     gradient_checkpointing: Flag | Literal["auto"] = Field(
         default="auto",
-        description="Recompute activations in backward to save memory; auto: the planner decides.",
+        description="Recompute activations in backward to save memory; auto: off until there is a planner.",
     )
     tokenizer: PathText | None = Field(
         default=None,
@@ -122,7 +122,9 @@ class TrainSection(Section):
     optimizer: Literal["adamw", "adam", "adagrad", "sgd"] = Field(
         default="adamw", description="Optimizer; adamw decays the weights apart from the gradient."
     )
-    weight_decay: NonNegative = Field(default=0.0, description="Weight decay; biases and norms have none.")
+    weight_decay: NonNegative = Field(
+        default=0.0, description="Weight decay; biases and norms have none, except with adagrad."
+    )
     adam_beta1: Share = Field(default=0.9, description="Decay of Adam's first moment.")
     adam_beta2: Share = Field(default=0.999, description="Decay of Adam's second moment.")
     adam_epsilon: Positive = Field(default=1e-8, description="Added to Adam's denominator.")

@@ -34,7 +34,7 @@ def test_every_key_of_the_schema_is_in_the_initial_file_with_a_description(load,
     for key in keys:
         indent = "  " * (len(key) - 1)
         at = next(n for n, line in enumerate(lines) if re.match(rf"{indent}#?{key[-1]}:", line))
-        assert re.match(rf"{indent}# \w.*", lines[at - 1]), key
+        assert re.match(rf"{indent}# \S.*", lines[at - 1]), key
 
 
 def test_every_example_behind_a_hash_is_a_value_that_the_schema_takes():
