@@ -53,5 +53,13 @@ class LaunchError(MegatuneError):
     """The ranks could not be started, or one of them died."""
 
 
+class ResumeError(UserError):
+    """A checkpoint does not belong to this run file or layout, or a folder asked for is none."""
+
+
+class ExportError(UserError):
+    """The folder to export to cannot be used."""
+
+
 class CheckpointError(MegatuneError):
     """A checkpoint could not be written, or none could be read."""

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from megatune.checkpoint.layout import (
     MANIFEST,
@@ -25,10 +24,12 @@ from megatune.checkpoint.layout import (
     why_incomplete,
 )
 from megatune.checkpoint.read import check_file
+from megatune.checkpoint.tensors import save_tensors
 from megatune.checkpoint.weights_index import WeightEntry
 from megatune.engine.state import WEIGHT
-from megatune.errors import CheckpointError
+from megatune.errors import CheckpointError, ExportError
 from megatune.model.shares import join_parts, part_shape
+from megatune.units import format_bytes
 
 SHARD_BYTES = 5 * 10**9
 """Size of one output file: what people expect of hub folders (transformers' own default is 50 GB)."""
@@ -40,13 +41,14 @@ def export_checkpoint(
     """Write `target`; returns the number of parameters in it.
 
     `verify` checks the rank files against the manifest's hashes first. Written beside the target and
-    renamed, and re-opened and counted before that. Raises CheckpointError; an existing target is refused.
+    renamed, and re-opened and counted before that. Raises ExportError for a target that is there already
+    and CheckpointError for anything else that fails; then nothing is left behind.
     """
     reason = why_incomplete(checkpoint)
     if reason:
         raise CheckpointError(f"{checkpoint} is not a whole checkpoint: {reason}.")
     if target.exists():
-        raise CheckpointError(f"{target} is already there; give another folder or remove it first.")
+        raise ExportError(f"{target} is already there; give another folder or remove it first.")
     manifest = read_json(checkpoint / MANIFEST)
     if verify:
         for name in manifest["files"]:
@@ -57,17 +59,31 @@ def export_checkpoint(
     unfinished = target.with_name(target.name + ".tmp")
     if unfinished.exists():
         shutil.rmtree(unfinished)
-    shutil.copytree(checkpoint / MODEL_FOLDER, unfinished)
     try:
+        shutil.copytree(checkpoint / MODEL_FOLDER, unfinished)
         weights = whole_weights(checkpoint, Layout(**manifest["layout"]), entries)
         _write_shards(((name, tensor.to(dtype)) for name, tensor in weights), unfinished, shard_bytes)
         _write_dtype(unfinished, dtype)
         count = _count(unfinished, entries)
+        unfinished.rename(target)
     except OSError as error:
-        shutil.rmtree(unfinished)
-        raise CheckpointError(f"{target} could not be written: {error}") from error
-    unfinished.rename(target)
+        shutil.rmtree(unfinished, ignore_errors=True)  # before the free space is counted
+        raise CheckpointError(_why_not_written(target, error, entries, dtype)) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # gone when it has become the target
     return count
+
+
+def _why_not_written(
+    target: Path, error: OSError, entries: dict[str, WeightEntry], dtype: torch.dtype
+) -> str:
+    needed = sum(math.prod(entry.shape) for entry in entries.values()) * dtype.itemsize
+    place = next(folder for folder in target.absolute().parents if folder.exists())
+    return (
+        f"{target} could not be written: {error}. {place} has {format_bytes(shutil.disk_usage(place).free)} free, "
+        f"the weights need {format_bytes(needed)} in {str(dtype).removeprefix('torch.')}. "
+        "Free space, or export to a folder on a larger disk: megatune export RUN TARGET."
+    )
 
 
 def replace_export(checkpoint: Path, target: Path, *, dtype: torch.dtype) -> None:
@@ -111,7 +127,7 @@ def _write_shards(weights: Iterator[tuple[str, torch.Tensor]], folder: Path, sha
     total = 0
 
     def flush() -> None:
-        save_file(pending, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        save_tensors(pending, folder / f"shard-{len(shards)}")
         shards.append(list(pending))
         pending.clear()
 
@@ -119,7 +135,7 @@ def _write_shards(weights: Iterator[tuple[str, torch.Tensor]], folder: Path, sha
         held = sum(value.nbytes for value in pending.values())
         if pending and held + tensor.nbytes > shard_bytes:
             flush()
-        pending[name] = tensor.contiguous()
+        pending[name] = tensor
         total += tensor.nbytes
     flush()
     _name_shards(folder, shards, total)

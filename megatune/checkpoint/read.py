@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from megatune.checkpoint.layout import (
     MANIFEST,
@@ -19,9 +17,10 @@ from megatune.checkpoint.layout import (
     why_incomplete,
 )
 from megatune.checkpoint.rng import restore_rng
+from megatune.checkpoint.tensors import read_tensors
 from megatune.engine.state import RankState
 from megatune.engine.world import World
-from megatune.errors import CheckpointError
+from megatune.errors import CheckpointError, ResumeError
 
 
 def find_checkpoint(checkpoints: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
@@ -29,35 +28,34 @@ def find_checkpoint(checkpoints: Path, resume: str, world: World) -> tuple[Path 
 
     `resume` is `auto` (the newest whole one, None when there is none), `none`, or a folder. The
     first rank looks and tells the others: file systems of clusters show changes at different times.
+    Raises ResumeError for a folder that is no whole checkpoint.
     """
 
-    def look() -> tuple[Path | None, list[str], str | None]:
+    def look() -> tuple[Path | None, list[str]]:
         if resume == "none":
-            return None, [], None
+            return None, []
         if resume == "auto":
             found, passed_over = newest_whole(checkpoints)
-            return found, [f"passed over {reason}" for reason in passed_over], None
+            return found, [f"passed over {reason}" for reason in passed_over]
         reason = why_incomplete(Path(resume))
-        return (
-            Path(resume),
-            [],
-            f"checkpoint.resume: {resume} is not a whole checkpoint: {reason}." if reason else None,
-        )
+        if reason:
+            raise ResumeError(
+                f"checkpoint.resume: {resume} is not a whole checkpoint: {reason}. Name another folder, or use "
+                "auto (the newest whole one) or none (start anew)."
+            )
+        return Path(resume), []
 
-    found, remarks, problem = world.broadcast_object(look() if world.is_first else None)
-    if problem:
-        raise CheckpointError(problem)
-    return found, remarks
+    return world.first_rank(look)
 
 
 def load_checkpoint(folder: Path, world: World) -> tuple[RankState, dict[str, Any]]:
     """This rank's state, and what all ranks share (`training.json`); restores the random generators.
 
     Every byte read is checked against the manifest's hash first. Raises CheckpointError on every
-    rank when one rank's files are damaged, and when the checkpoint was saved on another layout.
-    Collective: every rank calls it.
+    rank when one rank's files are damaged, and ResumeError when the checkpoint was saved on another
+    layout. Collective: every rank calls it.
     """
-    manifest = read_json(folder / MANIFEST)
+    manifest = world.first_rank(lambda: read_json(folder / MANIFEST))
     _check_layout(folder, manifest, world)
     names = [rank_file(world.rank, "safetensors"), rank_file(world.rank, "json"), TRAINING]
     problems = sorted(set(filter(None, world.gather_objects(_why_damaged(folder, names, manifest)))))
@@ -83,6 +81,8 @@ def _why_damaged(folder: Path, names: list[str], manifest: Mapping[str, Any]) ->
 
 def check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:
     """Raise CheckpointError unless the file is byte for byte what was saved."""
+    if name not in manifest["files"]:
+        raise CheckpointError(f"{folder / name} is not in {MANIFEST}.")
     digest = xxhash.xxh3_128()
     try:
         with (folder / name).open("rb") as file:
@@ -94,19 +94,11 @@ def check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{folder / name} has changed since it was saved (its hash differs).")
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file. Raises CheckpointError naming it."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
 def _check_layout(folder: Path, manifest: Mapping[str, Any], world: World) -> None:
     saved = Layout(**manifest["layout"])
     now = Layout(data_parallel=world.data_parallel, tensor_parallel=world.tensor_parallel)
     if saved != now:
-        raise CheckpointError(
+        raise ResumeError(
             f"{folder} was saved at {saved} ({saved.num_ranks} ranks) and this run is {now} ({now.num_ranks} "
             f"ranks). Resume on the saved layout (parallel.tp_size={saved.tensor_parallel} on "
             f"{saved.num_ranks} ranks), or start anew from its exported weights: megatune export."

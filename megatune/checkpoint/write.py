@@ -6,7 +6,6 @@ hashes in a manifest, and only then renamed.
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -14,10 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
-from safetensors.torch import save_file
 
+from megatune.checkpoint.folders import put_in_place
 from megatune.checkpoint.layout import (
     MANIFEST,
     MODEL_FOLDER,
@@ -27,18 +25,16 @@ from megatune.checkpoint.layout import (
     Layout,
     folder_name,
     rank_file,
-    step_of,
-    why_incomplete,
 )
 from megatune.checkpoint.rng import rng_scalars, rng_tensors
+from megatune.checkpoint.tensors import save_tensors
 from megatune.engine.state import RankState
 from megatune.engine.world import World
 from megatune.errors import CheckpointError
+from megatune.report.files import sync_folder
 from megatune.units import format_bytes
 
 Json = Mapping[str, Any]
-
-_UNFINISHED = re.compile(r"step-\d{8}(\.old)?\.tmp")
 
 
 def save_checkpoint(
@@ -68,41 +64,22 @@ def save_checkpoint(
     return final, sum(entry["size"] for entry in files.values())
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints; first rank only.
-
-    A folder is renamed before it is deleted, so that a kill half-way leaves none that looks whole.
-    Folders that are not ours or not whole are left alone.
-    """
-    whole = [
-        path for path in checkpoints.iterdir() if step_of(path) is not None and why_incomplete(path) is None
-    ]
-    for folder in sorted(whole)[:-keep]:
-        _remove(folder)
-
-
-def remove_unfinished(checkpoints: Path) -> list[Path]:
-    """Delete what earlier, cut-off saves and prunes left; returns it. First rank only, before training."""
-    left = [path for path in checkpoints.glob("step-*.tmp") if _UNFINISHED.fullmatch(path.name)]
-    for folder in left:
-        shutil.rmtree(folder)
-    return left
-
-
-def _remove(folder: Path) -> None:
-    doomed = folder.with_suffix(".old.tmp")
-    folder.rename(doomed)
-    _sync_folder(folder.parent)
-    shutil.rmtree(doomed)
-
-
 def _agree(world: World, act: Callable[[], Any]) -> list[Any]:
-    """Run `act` on this rank; all ranks' results, or CheckpointError on all when one failed."""
+    """Run `act` on this rank; all ranks' results, or an error on all when one failed.
+
+    It is a CheckpointError with every rank's words; a rank that failed for another reason than its
+    disk raises its own error, for the traceback.
+    """
+    unexpected: Exception | None = None
     try:
         answer: tuple[str | None, Any] = (None, act())
     except (OSError, CheckpointError) as error:
         answer = (f"rank {world.rank}: {error}", None)
+    except Exception as error:  # the others must not wait for this rank
+        answer, unexpected = (f"rank {world.rank}: {type(error).__name__}: {error}", None), error
     answers = world.gather_objects(answer)
+    if unexpected is not None:
+        raise unexpected
     problems = [problem for problem, _ in answers if problem]
     if problems:
         raise CheckpointError(
@@ -142,7 +119,7 @@ def _write_rank(
         for name, piece in pieces.items()
     }
     written = [folder / rank_file(world.rank, "safetensors"), folder / rank_file(world.rank, "json")]
-    _save_tensors(tensors | rng_tensors(world.device), written[0])
+    save_tensors(tensors | rng_tensors(world.device), written[0])
     _write_json(written[1], {**state.scalars, "rng": rng_scalars()})
     if world.is_first:
         _write_json(folder / TRAINING, training)
@@ -151,15 +128,6 @@ def _write_rank(
         write_model(folder / MODEL_FOLDER)
         written += [folder / TRAINING, folder / WEIGHTS, *sorted((folder / MODEL_FOLDER).iterdir())]
     return {str(path.relative_to(folder)): _sync_and_hash(path) for path in written}
-
-
-def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except Exception as error:  # safetensors wraps the operating system's error in its own class
-        if isinstance(error, OSError) or "os error" in str(error):
-            raise OSError(f"{path.name} could not be written: {error}") from error
-        raise
 
 
 def _write_json(path: Path, value: Json) -> None:
@@ -190,17 +158,6 @@ def _commit(unfinished: Path, final: Path, step: int, world: World, files: dict[
     }
     _write_json(unfinished / MANIFEST, manifest)
     _sync_and_hash(unfinished / MANIFEST)
-    _sync_folder(unfinished / MODEL_FOLDER)
-    _sync_folder(unfinished)
-    if final.exists():  # of a run that went on from an earlier step: this one replaces it
-        _remove(final)
-    unfinished.rename(final)
-    _sync_folder(final.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(unfinished / MODEL_FOLDER)
+    sync_folder(unfinished)
+    put_in_place(unfinished, final)

@@ -5,14 +5,17 @@ so that a group stays inside one node when the degree divides the ranks of a nod
 """
 
 import datetime
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from megatune.errors import ConfigError
+from megatune.errors import ConfigError, MegatuneError, UserError
 from megatune.model.collectives import TensorGroup
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,50 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def first_rank(self, act: Callable[[], Answer]) -> Answer:
+        """Run `act` on rank 0 only; its answer, or its failure, on every rank. Collective.
+
+        Rank 0 raises what `act` raised. The others raise the same class of MegatuneError with the same
+        words, and a MegatuneError that names rank 0 for anything else: no rank waits for one that
+        failed. An answer of None costs one small broadcast.
+        """
+        if self.size == 1:
+            return act()
+        answer, failure = _attempt(act) if self.is_first else (None, None)
+        told = torch.tensor(
+            [answer is not None or failure is not None], dtype=torch.int64, device=self.device
+        )
+        dist.broadcast(told, src=0)
+        if not told.item():
+            return answer  # type: ignore[return-value]
+        shared, for_others = self.broadcast_object((answer, failure and _for_others(failure)))
+        if failure is not None:
+            raise failure
+        if for_others is not None:
+            kind, words = for_others
+            raise kind(words)
+        return shared  # type: ignore[no-any-return]
+
     def barrier(self) -> None:
         """Wait for all ranks. Collective: every rank calls it."""
         if self.size > 1:
             dist.barrier()
+
+
+def _attempt(act: Callable[[], Answer]) -> tuple[Answer | None, Exception | None]:
+    try:
+        return act(), None
+    except Exception as error:
+        return None, error
+
+
+def _for_others(failure: Exception) -> tuple[type[MegatuneError], str]:
+    """The class and the words of an error that other ranks raise for one of rank 0."""
+    if not isinstance(failure, MegatuneError):
+        return MegatuneError, f"rank 0 failed: {type(failure).__name__}: {failure}"
+    if type(failure).__init__ is Exception.__init__:
+        return type(failure), str(failure)
+    return (UserError if isinstance(failure, UserError) else MegatuneError), str(failure)
 
 
 def single_world(device: torch.device | None = None) -> World:
@@ -125,14 +168,18 @@ def check_degrees(world_size: int, tensor_parallel: int) -> None:
         )
 
 
-def make_world(tensor_parallel: int, device: torch.device) -> World:
-    """The groups of this job. Collective: every rank calls it, after the process group exists."""
+def make_world(tensor_parallel: int, device: torch.device, *, timeout_s: float | None = None) -> World:
+    """The groups of this job. Collective: every rank calls it, after the process group exists.
+
+    `timeout_s`: how long a collective inside a group waits for a rank; None is torch's default, which
+    is not that of the process group.
+    """
     rank, size = dist.get_rank(), dist.get_world_size()
     check_degrees(size, tensor_parallel)
     tensor_ranks = [list(range(start, start + tensor_parallel)) for start in range(0, size, tensor_parallel)]
     data_ranks = [list(range(start, size, tensor_parallel)) for start in range(tensor_parallel)]
-    tensor_group, _ = _own_group(tensor_ranks, rank)
-    data_group, mine = _own_group(data_ranks, rank)
+    tensor_group, _ = _own_group(tensor_ranks, rank, timeout_s)
+    data_group, mine = _own_group(data_ranks, rank, timeout_s)
     return World(
         rank=rank,
         size=size,
@@ -144,9 +191,10 @@ def make_world(tensor_parallel: int, device: torch.device) -> World:
     )
 
 
-def _own_group(rank_lists: list[list[int]], rank: int) -> tuple[Any, list[int]]:
+def _own_group(rank_lists: list[list[int]], rank: int, timeout_s: float | None) -> tuple[Any, list[int]]:
     """Create all groups in the same order on every rank, as torch requires; return this rank's."""
-    groups = [dist.new_group(ranks) for ranks in rank_lists]
+    timeout = None if timeout_s is None else process_group_timeout(timeout_s)
+    groups = [dist.new_group(ranks, timeout=timeout) for ranks in rank_lists]
     index = next(i for i, ranks in enumerate(rank_lists) if rank in ranks)
     return groups[index], rank_lists[index]
 

@@ -69,3 +69,26 @@ def try_to_save(folder: str, checkpoints: str, step: int) -> str:
         return str(save(engine, Path(checkpoints), step))
     except CheckpointError as error:
         return f"CheckpointError: {error}"
+
+
+def fail_to_describe(folder: str, checkpoints: str) -> str:
+    """Save with a first rank that cannot copy the model's files; the error's words on this rank."""
+    engine = _engine(folder, 2, {})
+
+    def write_model(target: Path) -> None:
+        del target
+        raise TypeError("a model nobody can copy")
+
+    try:
+        checkpoint.save_checkpoint(
+            Path(checkpoints),
+            step=1,
+            world=engine.world,
+            state=engine.state(),
+            training={},
+            weights=checkpoint.describe_weights(engine.built),
+            write_model=write_model,
+        )
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"

@@ -8,12 +8,13 @@ import pytest
 import torch
 from export_cases import probe, train_and_save
 from safetensors.torch import load_file
+from small_disks import free_bytes, leave_free
 from tiny_models import write_tiny_model
 from transformers import AutoModelForCausalLM
 from worlds import Worlds
 
 from megatune.checkpoint import export_checkpoint, replace_export
-from megatune.errors import CheckpointError
+from megatune.errors import CheckpointError, ExportError
 
 pytestmark = pytest.mark.world
 
@@ -99,7 +100,7 @@ def test_an_existing_target_is_refused_and_left_alone(saved: Saved, tmp_path: Pa
     target.mkdir()
     (target / "notes").write_text("precious")
 
-    with pytest.raises(CheckpointError, match=r"mine is already there; give another folder"):
+    with pytest.raises(ExportError, match=r"mine is already there; give another folder"):
         export_checkpoint(saved["llama", 1][0], target, dtype=torch.float32)
 
     assert [path.name for path in target.iterdir()] == ["notes"]
@@ -130,3 +131,19 @@ def test_a_flipped_bit_in_a_rank_file_is_not_exported(saved: Saved, tmp_path: Pa
 def test_an_unfinished_checkpoint_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is not a whole checkpoint: no manifest.json"):
         export_checkpoint(tmp_path, tmp_path / "out", dtype=torch.float32)
+
+
+def test_a_full_disk_leaves_nothing_of_an_export_and_names_the_way_out(
+    saved: Saved, small_disk: Path
+) -> None:
+    leave_free(small_disk, 60_000)  # room for the configuration, not for the weights
+    before = free_bytes(small_disk)
+
+    with pytest.raises(CheckpointError) as caught:
+        export_checkpoint(saved["llama", 1][0], small_disk / "out", dtype=torch.float32)
+
+    assert f"{small_disk} has 5" in str(caught.value), "the space that is free again"
+    assert "No space left on device" in str(caught.value)
+    assert "megatune export RUN TARGET" in str(caught.value)
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    assert free_bytes(small_disk) == before

@@ -163,7 +163,7 @@ def test_another_layout_is_refused_with_both_named(worlds: Worlds, runs: Runs, s
         "launch.nproc_per_node=4",
     )
 
-    assert words.startswith("CheckpointError")
+    assert words.startswith("ResumeError")
     assert "dp=2 x tp=2 (4 ranks)" in words
     assert "dp=4 x tp=1 (4 ranks)" in words
     assert "parallel.tp_size=2" in words, "the fix is named"
@@ -190,7 +190,7 @@ def test_a_flipped_byte_is_refused_by_all_ranks_with_the_file_named(
 def test_other_data_or_another_batch_is_refused(worlds: Worlds, runs: Runs, saved: Path) -> None:
     words = fail(worlds, runs, saved, "train.gradient_accumulation_steps=1")
 
-    assert words.startswith("CheckpointError")
+    assert words.startswith("ResumeError")
     assert "'global_sequences': 4" in words
     assert "'global_sequences': 2" in words
 

@@ -1,17 +1,16 @@
 """A checkpoint is whole under its name or not there, and old ones go only when newer ones stand."""
 
 import json
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from state_cases import try_to_save
+from small_disks import free_bytes, leave_free
+from state_cases import fail_to_describe, try_to_save
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
-from megatune.checkpoint import prune, remove_unfinished
+from megatune.checkpoint import folders, prune, remove_unfinished, set_aside_newer, write_hint
+from megatune.checkpoint.folders import put_in_place
 from megatune.checkpoint.layout import newest_whole, why_incomplete
 
 
@@ -62,35 +61,101 @@ def test_what_a_cut_off_save_or_prune_left_is_removed_and_nothing_else(tmp_path:
     assert all(folder.is_dir() for folder in [whole, *foreign])
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"this machine does not allow mounts: {mounted.stderr.strip()}")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+def test_a_protected_checkpoint_outlives_newer_ones(tmp_path: Path) -> None:
+    whole = [write_whole(tmp_path, step) for step in (5, 10, 15, 20)]
+
+    prune(tmp_path, 1, protected={whole[1]})
+
+    assert [folder.is_dir() for folder in whole] == [False, True, False, True]
 
 
-def free_bytes(disk: Path) -> int:
-    found = os.statvfs(disk)
-    return found.f_bavail * found.f_frsize
+def test_the_only_whole_copy_comes_back_after_a_kill_between_two_renames(tmp_path: Path) -> None:
+    final = write_whole(tmp_path, 5)
+    new = final.with_suffix(".tmp")
+    new.mkdir()
+    final.rename(final.with_suffix(".old.tmp"))  # the kill comes before the second rename
+
+    assert remove_unfinished(tmp_path) == [new]
+
+    assert newest_whole(tmp_path) == (final, [])
+    assert list(tmp_path.iterdir()) == [final]
 
 
-def leave_free(disk: Path, num_bytes: int) -> None:
-    """Fill the disk up but for `num_bytes`."""
-    (disk / "filler").write_bytes(bytes(free_bytes(disk) - num_bytes))
+def test_a_step_saved_again_replaces_the_old_folder_which_is_deleted_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = write_whole(tmp_path, 5)
+    new = write_whole(tmp_path, 6).rename(final.with_suffix(".tmp"))
+    (new / "mark").write_text("new")
+    stood_at_deletion = []
+    delete = folders.shutil.rmtree
+
+    def rmtree(folder: Path) -> None:
+        stood_at_deletion.append((final / "mark").exists() and why_incomplete(final) is None)
+        delete(folder)
+
+    monkeypatch.setattr(folders.shutil, "rmtree", rmtree)
+
+    put_in_place(new, final)
+
+    assert stood_at_deletion == [True]
+    assert (final / "mark").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+@pytest.mark.parametrize(("start", "stays"), [(None, []), (10, [5, 10]), ("foreign", [5])])
+def test_whole_checkpoints_a_start_would_meet_again_are_set_aside_and_kept(
+    tmp_path: Path, start: int | str | None, stays: list[int]
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for step in (5, 10, 15):
+        (write_whole(checkpoints, step) / "mark").write_text(str(step))
+    broken = checkpoints / "step-00000020"
+    broken.mkdir()
+    own = checkpoints / "step-00000010"
+    found = {None: None, 10: own, "foreign": tmp_path / own.name}[start]
+
+    aside = set_aside_newer(checkpoints, found, 0 if start is None else 10)
+
+    assert sorted(path.name for path in checkpoints.glob("step-????????")) == [
+        *(f"step-{step:08d}" for step in stays),
+        broken.name,
+    ]
+    assert [(path / "mark").read_text() for path in aside] == [
+        str(step) for step in (5, 10, 15) if step not in stays
+    ]
+    newest = newest_whole(checkpoints)[0]
+    assert newest == (checkpoints / f"step-{stays[-1]:08d}" if stays else None)
+
+
+def test_a_second_abandoned_checkpoint_of_a_step_gets_a_name_of_its_own(tmp_path: Path) -> None:
+    for expected in ("step-00000005.abandoned", "step-00000005.abandoned-2"):
+        write_whole(tmp_path, 5)
+        assert set_aside_newer(tmp_path, None, 0) == [tmp_path / expected]
+
+
+def test_a_hint_names_a_folder_and_goes_with_it(tmp_path: Path) -> None:
+    write_hint(tmp_path / "best", write_whole(tmp_path, 5))
+    assert (tmp_path / "best").read_text() == "step-00000005\n"
+
+    write_hint(tmp_path / "best", None)
+    assert not (tmp_path / "best").exists()
+
+
+@pytest.mark.world
+def test_an_unexpected_error_of_one_rank_keeps_no_other_waiting(
+    worlds: Worlds, session_folder: Path, tmp_path: Path
+) -> None:
+    model = str(write_tiny_model("gpt2", session_folder))
+
+    first, *others = worlds.run(4, fail_to_describe, model, str(tmp_path))
+
+    assert first == "TypeError: a model nobody can copy"
+    assert len(set(others)) == 1
+    assert others[0].startswith("CheckpointError")
+    assert "rank 0: TypeError: a model nobody can copy" in others[0]
+    assert newest_whole(tmp_path) == (None, [])
 
 
 @pytest.mark.world

@@ -68,7 +68,7 @@ def test_a_run_folder_exports_in_another_dtype_and_never_over_another_folder(sta
 
     again = megatune("export", started_here, target)
 
-    assert again.code == 1
+    assert again.code == 2
     assert "already there" in again.text
     assert "Traceback" not in again.text
     assert (target / "model.safetensors").stat().st_mtime_ns == before
