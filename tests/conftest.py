@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported anywhere: one thread a rank, no GPU unless a test asks, no hub.
+# Before torch is imported anywhere: one thread a rank, no hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))
 
 from worlds import Worlds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep all tests on the CPU, where they must pass, but for `-m gpu`. Before torch is imported too."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,6 @@ def write_run(path: Path, model: Path, **changes: Any) -> Path:
         "parallel": {"tp_size": 2},
         "precision": "fp32",
         "checkpoint": {"export_at_end": False},
-        "launch": {"nproc_per_node": 4},
     }
     for key, value in changes.items():
         sections[key] = {**sections.get(key, {}), **value} if isinstance(value, dict) else value

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from megatune.engine.accelerator import own_device
 from megatune.engine.world import World, check_degrees, make_world, process_group_timeout
 from megatune.errors import LaunchError
 from megatune.launch.ranks import RankInfo
@@ -18,7 +19,7 @@ def join(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
     """Enter the process group and make the groups of the layout. Collective: every rank calls it."""
     check_degrees(rank.world_size, tensor_parallel)
     _skip_unused_op()
-    device = torch.device(get_accelerator().device_name(rank.local_rank))
+    device = own_device(rank.local_rank)
     if device.type != "cpu":
         get_accelerator().set_device(rank.local_rank)
     backend = get_accelerator().communication_backend_name()
@@ -34,7 +35,7 @@ def join(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
         raise LaunchError(
             f"the launcher promised {rank.world_size} ranks, the process group has {dist.get_world_size()}."
         )
-    return make_world(tensor_parallel, device)
+    return make_world(tensor_parallel, device, timeout_s=timeout_s)
 
 
 def leave() -> None:

@@ -15,8 +15,11 @@ _UNLIMITED_BYTES = 1 << 60  # cgroup v1 writes a huge number for "no limit"
 def count_gpus(driver_folder: Path = Path("/proc/driver/nvidia/gpus")) -> int:
     """How many NVIDIA GPUs this process can use: those of CUDA_VISIBLE_DEVICES that exist.
 
-    Asks `nvidia-smi -L`, and the driver's folder where that is absent, fails or hangs.
+    Asks `nvidia-smi -L`, and the driver's folder where that is absent, fails or hangs. None with
+    DS_ACCELERATOR=cpu: the user wants this machine to be one without GPUs.
     """
+    if ranks.asks_for_cpu():
+        return 0
     installed = _count_by_nvidia_smi()
     if installed is None:
         installed = len(list(driver_folder.iterdir())) if driver_folder.is_dir() else 0
@@ -30,6 +33,12 @@ def count_gpus(driver_folder: Path = Path("/proc/driver/nvidia/gpus")) -> int:
             break
         usable += 1
     return usable
+
+
+def gpu_driver_version(root: Path = Path("/")) -> str | None:
+    """The version of NVIDIA's kernel driver, `535.104.05`, or None when it does not say."""
+    match = re.search(r"^NVRM version:.*?\s(\d+\.[\d.]+)", _read(root / "proc/driver/nvidia/version") or "")
+    return match.group(1) if match else None
 
 
 def count_cpus(root: Path = Path("/")) -> int:

@@ -93,7 +93,17 @@ def extension_folder_override(environ: Mapping[str, str] = os.environ) -> Path |
 
 def use_extension_folder(folder: Path) -> None:
     """Make torch and DeepSpeed build and find ops of this process in `folder`."""
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    os.environ.update(extension_environment(folder))
+
+
+def extension_environment(folder: Path | None) -> dict[str, str]:
+    """What a rank needs in its environment to find the ops that were built in `folder`."""
+    return {} if folder is None else {"TORCH_EXTENSIONS_DIR": str(folder)}
+
+
+def asks_for_cpu(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether DS_ACCELERATOR, DeepSpeed's own variable, keeps this process off the GPUs."""
+    return environ.get("DS_ACCELERATOR") == "cpu"
 
 
 def use_cpu_when_alone(num_gpus: int) -> None:
@@ -116,11 +126,6 @@ def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str] | None
             break
         entries.append(entry)
     return entries
-
-
-def no_color(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the user asked for output without colours (no-color.org, or a dumb terminal)."""
-    return bool(environ.get("NO_COLOR")) or environ.get("TERM") == "dumb"
 
 
 def rank_log(environ: Mapping[str, str] = os.environ) -> Path | None:

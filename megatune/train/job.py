@@ -1,15 +1,18 @@
 """`megatune train` outside a launched job: check everything, prepare the data, start the ranks, sum up."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatune.config import LoadedRun, Run, resolve_batch
+from megatune.engine.accelerator import refuse_unusable_gpus
 from megatune.engine.world import check_degrees
 from megatune.errors import ConfigError
 from megatune.launch.devices import count_cpus, count_gpus
 from megatune.launch.extensions import ensure_built, extension_folder
 from megatune.launch.local import run_ranks
+from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
 from megatune.model.source import stored_dtype
 from megatune.plan.ds_config import make_ds_config, read_policy
@@ -30,7 +33,7 @@ def train_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
         [sys.executable, "-m", "megatune", "train", *arguments],
         num_ranks=num_ranks,
         log_dir=folder.logs,
-        extra_env=ready_ops(run),
+        extra_env=extension_environment(ready_ops(run)),
     )
     if result.failure_text:
         print(result.failure_text, file=sys.stderr)
@@ -53,23 +56,25 @@ def check_and_prepare(run: Run, folder: RunFolder) -> tuple[int, Inputs]:
     return num_ranks, prepare_inputs(run, folder)
 
 
-def ready_ops(run: Run) -> dict[str, str]:
-    """Compile the ops that `run` needs, unless they are there; what its ranks need in their environment."""
+def ready_ops(run: Run) -> Path | None:
+    """Compile the ops that `run` needs, unless they are there. The folder they are in; None without any."""
     ops = needed_ops(run)
     if not ops:
-        return {}
+        return None
     build = extension_folder()
     ensure_built([sys.executable, "-m", "megatune.engine.build_ops", *ops], build)
-    return {"TORCH_EXTENSIONS_DIR": str(build)}
+    return build
 
 
 def choose_num_ranks(run: Run) -> int:
     """Ranks on this machine: one a GPU; without GPUs one a core, in whole tensor-parallel groups.
 
-    Raises ConfigError when there are fewer GPUs, or when tp_size does not divide the ranks.
+    Raises ConfigError when there are fewer GPUs, when torch cannot use them, or when tp_size does not
+    divide the ranks.
     """
     asked, degree = run.launch.nproc_per_node, run.parallel.tp_size
     gpus = count_gpus()
+    refuse_unusable_gpus(gpus)
     one_a_core = max(1, count_cpus() // degree) * degree
     num_ranks = (gpus or one_a_core) if asked == "auto" else asked
     if gpus and num_ranks > gpus:
@@ -106,7 +111,8 @@ def _refuse_other_launchers(run: Run) -> None:
         )
 
 
-def interrupted(folder: Path, arguments: Sequence[str]) -> str:
-    """What to tell the user of a run that stopped early."""
-    command = " ".join(["megatune", "train", *arguments])
-    return f"stopped early and saved in {folder}. Go on with: {command}"
+def interrupted(run: Run, arguments: Sequence[str]) -> str:
+    """What to tell the user of a run that stopped early: the command that goes on from what it saved."""
+    resume = [] if run.checkpoint.resume == "auto" else ["checkpoint.resume=auto"]
+    command = shlex.join(["megatune", "train", *arguments, *resume])
+    return f"stopped early and saved in {run.train.output_dir}. Go on with: {command}"

@@ -16,6 +16,7 @@ from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.report.records import RunRecord
 from megatune.report.tables import to_json
 from megatune.train.inputs import Inputs, open_model, prepare_inputs, prepared_folders
+from megatune.train.launched import prepare_launched_rank
 from megatune.train.loop import DONE, TrainingLoop, total_steps
 from megatune.train.meters import Meter, device_name, peak_flops
 from megatune.train.reporting import Reporter
@@ -28,6 +29,7 @@ def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
     quiet_libraries()
     stop = StopRequest()
     restore = stop.listen()
+    prepare_launched_rank(run, rank)
     check_degrees(rank.world_size, run.parallel.tp_size)
     batch = resolve_batch(run, rank.world_size // run.parallel.tp_size)
     ds_config = make_ds_config(run, batch, read_policy(run.deepspeed))
@@ -39,10 +41,12 @@ def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
     try:
         world = join(rank, tensor_parallel=run.parallel.tp_size, timeout_s=run.launch.timeout_s)
         inputs = _share_inputs(run, prepared, world)
-        return _train(run, batch, ds_config, inputs, folder, world, stop)
+        code = _train(run, batch, ds_config, inputs, folder, world, stop)
     finally:
         restore()
-        leave()
+    # Not after an error: leaving waits for the others, who may wait for this rank. The launcher ends them.
+    leave()
+    return code
 
 
 def _share_inputs(run: Run, prepared: Inputs | None, world: World) -> Inputs:
@@ -68,7 +72,7 @@ def _train(
     seed_everything(run.train.seed, world)
     engine = ZeroEngine(run, inputs.source, world, ds_config)
     steps = total_steps(run, inputs.train.num_rows, batch.global_sequences)
-    reporter = Reporter(run, folder, steps, active=world.is_first)
+    reporter = Reporter(run, folder, steps, world)
     try:
         _describe(run, batch, engine, inputs, steps, reporter)
         if run.data.packing:
@@ -150,10 +154,11 @@ def precision_notices(run: Run, inputs: Inputs) -> list[str]:
 
 def _export(run: Run, loop: TrainingLoop, folder: RunFolder, reporter: Reporter, world: World) -> None:
     newest = loop.last_checkpoint
-    if world.is_first and newest is not None:
-        checkpoint.replace_export(newest, folder.export, dtype=DTYPES[run.precision])
+    if newest is not None:
+        world.first_rank(
+            lambda: checkpoint.replace_export(newest, folder.export, dtype=DTYPES[run.precision])
+        )
         reporter.note(f"exported {folder.export}")
-    world.barrier()
 
 
 def write_run_folder(folder: RunFolder, loaded: LoadedRun, ds_config: dict[str, object]) -> None:

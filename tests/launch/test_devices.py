@@ -3,7 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from megatune.launch.devices import count_cpus, count_gpus, cpu_flags, host_memory_bytes
+from megatune.launch.devices import (
+    count_cpus,
+    count_gpus,
+    cpu_flags,
+    gpu_driver_version,
+    host_memory_bytes,
+)
 
 GIB = 2**30
 
@@ -27,6 +33,7 @@ def nvidia_smi(tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     return install
 
 
@@ -43,6 +50,21 @@ def test_visible_devices_limit_the_gpus_to_those_that_exist(nvidia_smi, monkeypa
     nvidia_smi(LIST_TWO)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert count_gpus() == expected
+
+
+def test_gpus_that_the_user_keeps_deepspeed_off_count_for_nothing(nvidia_smi, monkeypatch):
+    nvidia_smi(LIST_TWO)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert count_gpus() == 0
+
+
+@pytest.mark.parametrize(
+    "kind", ["NVIDIA UNIX x86_64 Kernel Module", "NVIDIA UNIX Open Kernel Module for x86_64"]
+)
+def test_the_driver_says_its_version(tmp_path, kind):
+    assert gpu_driver_version(tmp_path) is None
+    text = f"NVRM version: {kind}  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC version: gcc 12.2.0\n"
+    assert gpu_driver_version(write(tmp_path, {"proc/driver/nvidia/version": text})) == "535.104.05"
 
 
 def test_visible_devices_of_a_machine_without_gpus_count_for_nothing(monkeypatch, tmp_path):

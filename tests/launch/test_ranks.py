@@ -8,7 +8,6 @@ from megatune.launch.ranks import (
     cache_folder,
     discover_rank,
     extension_folder_override,
-    no_color,
     rank_environment,
     rank_log,
     rank_log_environment,
@@ -119,7 +118,6 @@ def test_unset_settings_are_unknown():
     assert visible_devices({}) is None
     assert extension_folder_override({}) is None
     assert rank_log({}) is None
-    assert not no_color({"NO_COLOR": ""})  # no-color.org: an empty value is no wish
 
 
 def test_a_rank_learns_where_its_log_is():

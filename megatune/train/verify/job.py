@@ -12,6 +12,7 @@ from pathlib import Path
 from megatune.config import LoadedRun, Run, resolve_batch
 from megatune.errors import LaunchError, UserError
 from megatune.launch.local import run_ranks
+from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
 from megatune.train.inputs import Inputs, open_tokenizer
 from megatune.train.job import check_and_prepare, ready_ops
@@ -171,7 +172,7 @@ class _Worlds:
 
     def compare_all(self, layouts: list[Layout]) -> tuple[list[Row], Trace]:
         """A row a layout, and the trace of the reference, which is the first of them."""
-        environment = ready_ops(self.run)
+        environment = extension_environment(ready_ops(self.run))
         reference_folder, reference = self._train(layouts[0], environment)
         rows = []
         for layout in layouts[1:]:

@@ -4,12 +4,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from megatune.config import BatchShape, Run, load_run
 from megatune.data.batches import step_batches
 from megatune.data.prepared import PreparedSet
 from megatune.data.sampler import position_of_step
+from megatune.engine.accelerator import own_device
 from megatune.engine.base import Engine
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.plain import PlainEngine
@@ -49,7 +48,7 @@ def run_world(task: WorldTask, rank: RankInfo) -> None:
 
 
 def _plain_engine(run: Run, source: ModelSource) -> PlainEngine:
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = own_device()
     refuse_too_large(run, source, device)
     built = build_model(
         source,

@@ -1,0 +1,52 @@
+"""What a rank that somebody else started checks and readies for itself, before it joins the others.
+
+Ranks of `megatune train` find it done (train/job.py); those of torchrun have nobody to do it for them.
+"""
+
+from megatune.config import Run
+from megatune.engine.accelerator import refuse_unusable_gpus
+from megatune.errors import ConfigError
+from megatune.launch.devices import count_gpus
+from megatune.launch.ranks import RankInfo, use_extension_folder
+from megatune.train.job import ready_ops
+
+
+def prepare_launched_rank(run: Run, rank: RankInfo) -> None:
+    """Check this rank's world against the run file and the machine, and have the ops of the run built.
+
+    Every rank calls it: one of each environment builds while the others wait. Raises ConfigError, on
+    every rank alike, and LaunchError when the ops cannot be built.
+    """
+    if rank.launcher == "local":
+        return
+    num_gpus = count_gpus()
+    refuse_unusable_gpus(num_gpus)
+    problems = contradictions(run, rank, num_gpus)
+    if problems:
+        raise ConfigError(problems)
+    folder = ready_ops(run)
+    if folder is not None:
+        use_extension_folder(folder)
+
+
+def contradictions(run: Run, rank: RankInfo, num_gpus: int) -> list[str]:
+    """What the run file or the machine says against the world that was started, in whole sentences."""
+    found = []
+    nodes = -(-rank.world_size // rank.local_world_size)
+    if "nodes" in run.launch.model_fields_set and run.launch.nodes != nodes:
+        found.append(
+            f"launch.nodes is {run.launch.nodes}, but {rank.launcher} started {rank.world_size} ranks on {nodes} "
+            f"node(s). Start as many nodes as the run file says, or take launch.nodes out of it."
+        )
+    asked = run.launch.nproc_per_node
+    if asked not in ("auto", rank.local_world_size):
+        found.append(
+            f"launch.nproc_per_node is {asked}, but {rank.launcher} started {rank.local_world_size} rank(s) on this "
+            f"node. Use launch.nproc_per_node={rank.local_world_size} or auto, or start {asked}."
+        )
+    if num_gpus and rank.local_world_size > num_gpus:
+        found.append(
+            f"{rank.launcher} started {rank.local_world_size} ranks on this node, which has {num_gpus} GPU(s). "
+            f"Start {num_gpus} or fewer (torchrun --nproc_per_node {num_gpus})."
+        )
+    return found
