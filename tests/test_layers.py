@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent / "megatune"
 LEVELS = {
     "": 0,  # megatune/__init__.py
     "errors": 0,
+    "files": 0,
     "units": 0,
     "config": 1,
     "plan": 2,

@@ -6,7 +6,7 @@ import typer
 
 from megatune import __version__
 from megatune.cli import commands
-from megatune.errors import MegatuneError, UserError
+from megatune.errors import MegatuneError
 
 app = typer.Typer(
     name="megatune",
@@ -31,9 +31,6 @@ def main() -> None:
     """Run the command line. Mistakes of the user end with a message and exit code 2, without a traceback."""
     try:
         app()
-    except UserError as error:
-        print(f"megatune: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except MegatuneError as error:
         print(f"megatune: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,16 +1,12 @@
-"""Arrays on disk: written piece by piece, read memory-mapped, told apart by a hash."""
+"""Arrays on disk: written piece by piece, read memory-mapped."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
-
-_BLOCK_BYTES = 1 << 20
 
 
 class ArrayWriter:
@@ -68,30 +64,6 @@ def map_array(path: Path) -> npt.NDArray[Any]:
     return mapped
 
 
-def hash_file(path: Path) -> str:
-    """xxh3 (128 bits, hexadecimal) of the bytes of a file: finds damage, not forgery."""
-    digest = xxhash.xxh3_128()
-    for block in file_blocks(path):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def file_blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, a megabyte at a time."""
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            yield block
-
-
 def sync(descriptor: int) -> None:
     """Wait until the file or folder behind an open descriptor is on the disk."""
     os.fsync(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in `folder` are on the disk: a rename is only safe after this."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        sync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -36,17 +36,6 @@ class Batch:
     sum_squared_lengths: int
     """Of the documents, each length squared: what the cost of attention grows with."""
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its tensors on `device`."""
-        return Batch(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            num_targets=self.num_targets,
-            num_tokens=self.num_tokens,
-            sum_squared_lengths=self.sum_squared_lengths,
-        )
-
 
 def collate(
     rows: Sequence[Sequence[Example]], *, pad_id: int, pad_to_multiple_of: int = 8, min_rows: int = 1

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from megatune.data.arrays import sync_folder
 from megatune.data.space import full_disk_named
 from megatune.errors import DataError, ModelError
+from megatune.files import sync_folder
 
 _MAX_SHARD = "5GB"
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatune.data.arrays import file_blocks, sync_folder
 from megatune.data.space import full_disk_named
 from megatune.errors import DataError
+from megatune.files import file_blocks, sync_folder
 
 PipDownload = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 

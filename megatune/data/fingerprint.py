@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from megatune.data.arrays import hash_file
 from megatune.data.read import Source
+from megatune.files import hash_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

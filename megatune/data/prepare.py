@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatune.data.arrays import sync_folder
 from megatune.data.build import Settings, build_arrays, check_vocabulary
 from megatune.data.fingerprint import fingerprint
 from megatune.data.prepared import SCHEMA, PreparedSet, write_manifest
 from megatune.data.read import Source, check_paths, read_rows
 from megatune.data.space import full_disk_named
 from megatune.errors import DataError
+from megatune.files import sync_folder
 from megatune.tasks import TASKS
 
 if TYPE_CHECKING:

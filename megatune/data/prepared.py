@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from megatune.data.arrays import hash_file, map_array, sync
+from megatune.data.arrays import map_array, sync
 from megatune.data.tokenize import Example
 from megatune.errors import DataError
+from megatune.files import hash_file
 
 SCHEMA = 1
 """Raised when the files or what is written into them change; older sets are then prepared anew."""
@@ -40,11 +41,6 @@ class Report:
     """Rows dropped because all there was to train on lay beyond the maximum length."""
     fill_ratio: float
     """The share of the rows, at full length, that is tokens and not padding."""
-
-    @property
-    def num_dropped(self) -> int:
-        """Rows that are not trained on at all."""
-        return self.num_empty + self.num_too_long
 
     def notices(self, max_seq_length: int) -> list[str]:
         """One sentence for each thing that a user would want to know."""

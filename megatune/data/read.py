@@ -56,11 +56,6 @@ def check_paths(source: Source, *, split_name: str) -> None:
         raise DataError("\n".join(f"data.{split_name}: {problem}" for problem in problems))
 
 
-def is_hub_id(path: str) -> bool:
-    """Whether `path` can only be meant as a data set of the hub: nothing local stands there."""
-    return not Path(path).exists() and _problem(path, None) is None
-
-
 def _problem(path: str, split: str | None) -> str | None:
     file = Path(path)
     if file.is_file():

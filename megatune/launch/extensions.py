@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from megatune.errors import LaunchError
+from megatune.files import write_text_atomic
 from megatune.launch import ranks
 from megatune.launch.build_leftovers import end_orphaned_compilers, remove_stale_locks
 from megatune.launch.devices import cpu_flags
 from megatune.launch.processes import start_process
-from megatune.report.files import write_text_atomic
 
 STAMP_NAME = "built.json"
 LOG_NAME = "build.log"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatune.errors import ConfigError
-from megatune.report.files import write_text_atomic
+from megatune.files import write_text_atomic
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,6 @@ class ModelShape:
     """Longest sequence the positions were made for; None when the config does not say (ALiBi)."""
     trained_dtype: str | None
     """dtype the weights were published in, as config.json names it (`bfloat16`), None if unknown."""
-    sliding_window: int | None = None
 
     @property
     def attention_width(self) -> int:
@@ -66,7 +65,6 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
         vocab_size=int(found["vocab_size"]),
         max_positions=int(found["max_positions"]) if found["max_positions"] else None,
         trained_dtype=config.get("dtype") or config.get("torch_dtype"),
-        sliding_window=text.get("sliding_window") if text.get("use_sliding_window", True) else None,
     )
 
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from megatune.errors import MegatuneError
-from megatune.report.files import write_text_atomic
+from megatune.files import write_text_atomic
 from megatune.report.records import Record, to_line
 
 _SYNC_EVERY_S = 5.0
@@ -42,13 +42,18 @@ class MetricsWriter:
             os.ftruncate(self._file, size)  # half a line would spoil the next one
             raise OSError(error.errno, f"cannot write: {error.strerror}", str(self.path)) from error
 
-    def cut_back(self, step: int) -> None:
+    def cut_back(self, step: int, *, keep_evaluation: bool = True) -> None:
         """Take away all steps, evaluations and saves after `step`, so that curves never double back.
 
         The lines about starts, resumes and stops stay: they happened. The file is replaced in one
-        stroke.
+        stroke. `keep_evaluation` False takes away evaluations at `step` itself, too: they will be made again.
         """
-        kept = [entry for entry in read_metrics(self.path) if not _is_beyond(entry, step)]
+        kept = [
+            entry
+            for entry in read_metrics(self.path)
+            if not _is_beyond(entry, step)
+            and (keep_evaluation or (entry["event"], entry.get("step")) != ("eval", step))
+        ]
         lines = (json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n" for entry in kept)
         write_text_atomic(self.path, "".join(lines))
         os.close(self._file)

@@ -73,7 +73,7 @@ def step_line(record: StepRecord, total_steps: int, eta_s: float | None) -> str:
     """One step as a line that is easy to grep: `step 12/100 loss 2.3456 grad_norm 1.234 ...`."""
     norm = "n/a" if record.grad_norm is None else f"{record.grad_norm:.3f}"
     line = (
-        f"step {record.step}/{total_steps} loss {record.loss:.4f} grad_norm {norm} "
+        f"step {record.step}/{total_steps} loss {_loss(record)} grad_norm {norm} "
         f"lr {record.learning_rate:.2e} tok/s {record.tokens_per_second:.0f} "
         f"tok/s/dev {record.tokens_per_second_per_device:.0f} MFU {format_ratio(record.mfu)} "
         f"mem {format_bytes(record.peak_memory_bytes)} eta {format_eta(eta_s)}"
@@ -94,6 +94,10 @@ def format_eta(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
+def _loss(record: StepRecord) -> str:
+    return "n/a" if record.loss is None else f"{record.loss:.4f}"
+
+
 def _make_bar(stream: TextIO) -> RichProgress | None:
     console = Console(file=stream)  # knows NO_COLOR, TERM=dumb and the terminal's width
     if not console.is_terminal or console.is_dumb_terminal:
@@ -110,7 +114,7 @@ def _make_bar(stream: TextIO) -> RichProgress | None:
 def _bar_text(record: StepRecord, eta_s: float | None, width: int) -> str:
     """What stands to the right of the bar: the most important first to stay on a narrow terminal."""
     by_importance = {
-        "loss": f"loss {record.loss:.4f}",
+        "loss": f"loss {_loss(record)}",
         "eta": f"eta {format_eta(eta_s)}",
         "speed": f"tok/s {record.tokens_per_second:.0f}",
         "memory": f"mem {format_bytes(record.peak_memory_bytes)}",

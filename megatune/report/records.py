@@ -43,8 +43,8 @@ class StepRecord:
     step: int
     """Steps done, this one included: the first step is 1."""
     epoch: float
-    loss: float
-    """Mean cross-entropy in nats over the target tokens of the step."""
+    loss: float | None
+    """Mean cross-entropy in nats over the target tokens of the step; None without any."""
     grad_norm: float | None
     """Global norm before clipping."""
     learning_rate: float
@@ -73,9 +73,9 @@ class EvalRecord:
     event: ClassVar[str] = "eval"
     step: int
     split: str
-    loss: float
-    """Mean cross-entropy in nats over the target tokens of the split."""
-    perplexity: float
+    loss: float | None
+    """Mean cross-entropy in nats over the target tokens of the split; None without any."""
+    perplexity: float | None
     target_tokens: int
     seconds: float
 

@@ -68,8 +68,9 @@ def scalars_of(record: Record) -> dict[str, float]:
         values = {tag: getattr(record, name) for name, tag in _STEP_TAGS.items()}
         return {tag: float(value) for tag, value in values.items() if value is not None}
     if isinstance(record, EvalRecord):
-        return {
+        values = {
             f"eval/{record.split}_loss": record.loss,
             f"eval/{record.split}_perplexity": record.perplexity,
         }
+        return {tag: value for tag, value in values.items() if value is not None}
     return {}

@@ -1,5 +1,7 @@
 """What a run reads: the model folder, its tokenizer, the prepared splits. No process group is needed."""
 
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from megatune.data.read import Source
 from megatune.errors import ConfigError, ModelError
 from megatune.launch.run_folder import RunFolder
 from megatune.model.source import ModelSource, open_source, resolve_model
+from megatune.units import format_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,26 @@ def open_tokenizer(run: Run, source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+class RowsProgress:
+    """Told how many rows of a split have been read, says so on standard error every few seconds."""
+
+    def __init__(self, split: str, every_s: float = 5.0) -> None:
+        self._split, self._every_s = split, every_s
+        self._begun = self._said = time.monotonic()
+
+    def __call__(self, num_rows: int) -> None:
+        now = time.monotonic()
+        if now - self._said < self._every_s:
+            return
+        self._said = now
+        rate = num_rows / (now - self._begun)
+        print(
+            f"megatune: preparing {self._split}: {format_count(num_rows)} rows, {rate:.0f} a second",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def prepare_inputs(run: Run, folder: RunFolder) -> Inputs:
     """Tokenise and pack both splits, or find them done. Call it before any process group exists."""
     source = open_model(run)
@@ -80,6 +103,7 @@ def prepare_inputs(run: Run, folder: RunFolder) -> Inputs:
             seed=run.train.seed,
             folder=folder.prepared,
             vocab_size=source.shape.vocab_size,
+            on_rows=RowsProgress(split),
         )
 
     validation = run.data.validation
