@@ -14,13 +14,15 @@ from megatune.engine.base import Engine
 class HeldOutLoss:
     """A token-weighted mean: every target token counts once, whatever batch and rank it was in."""
 
-    loss: float
-    """Mean cross-entropy in nats."""
+    loss: float | None
+    """Mean cross-entropy in nats; None when no row has a target."""
     target_tokens: int
 
     @property
-    def perplexity(self) -> float:
-        """exp(loss); infinite where that overflows."""
+    def perplexity(self) -> float | None:
+        """exp(loss); infinite where that overflows, None without a loss."""
+        if self.loss is None:
+            return None
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
@@ -41,4 +43,4 @@ def held_out_loss(
             totals[0] += engine.loss(batch)
             totals[1] += batch.num_targets
     loss_sum, targets = world.sum_over_data(totals).tolist()
-    return HeldOutLoss(loss=loss_sum / max(1.0, targets), target_tokens=round(targets))
+    return HeldOutLoss(loss=loss_sum / targets if targets else None, target_tokens=round(targets))

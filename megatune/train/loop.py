@@ -1,7 +1,8 @@
 """The training loop: steps, evaluations, saves, and one agreed end."""
 
+import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from megatune import checkpoint
@@ -10,41 +11,18 @@ from megatune.data.batches import step_batches
 from megatune.data.prepared import PreparedSet
 from megatune.data.sampler import Position, next_position, num_steps_per_epoch
 from megatune.engine.zero import ZeroEngine
-from megatune.errors import CheckpointError
+from megatune.errors import MegatuneError
 from megatune.evaluate.heldout import held_out_loss
 from megatune.launch.run_folder import RunFolder
 from megatune.report.records import EvalRecord, ResumeRecord, SaveRecord, StopRecord
 from megatune.train.meters import Meter, peak_memory_bytes
 from megatune.train.reporting import Reporter
 from megatune.train.schedule import learning_rate_at
-from megatune.train.step import train_step
+from megatune.train.state import TrainingState, refuse_another_run, run_identity
+from megatune.train.step import StepResult, train_step
 from megatune.train.stopping import Patience, StopRequest
 
 DONE, STOPPED_EARLY = 0, 75
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingState:
-    """What all ranks share between two steps; a checkpoint's `training.json`."""
-
-    step: int = 0
-    """Optimizer steps done, skipped ones included."""
-    position: Position = Position()
-    patience: Patience
-    evaluated_at: int | None = None
-    """The step after which the last evaluation was made."""
-    skipped_steps: int = 0
-    tokens: int = 0
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: dict[str, object], limit: int | None) -> "TrainingState":
-        """`limit`: the patience of the present run file, which may differ from the saved one."""
-        position = Position(**stored["position"])  # type: ignore[arg-type]
-        patience = replace(Patience(**stored["patience"]), limit=limit)  # type: ignore[arg-type]
-        return cls(**{**stored, "position": position, "patience": patience})  # type: ignore[arg-type]
 
 
 def total_steps(run: Run, num_rows: int, global_rows: int) -> int:
@@ -75,6 +53,7 @@ class TrainingLoop:
         self._folder, self._reporter, self._meter, self._stop = folder, reporter, meter, stop
         self._total_steps = total_steps(run, train.num_rows, batch.global_sequences)
         self._state = TrainingState(patience=Patience(run.evaluate.early_stopping_patience))
+        self._identity: dict[str, str | int] = {}
         self._saved_at: int | None = None
         self._peak_memory_bytes: list[int] = []
 
@@ -154,7 +133,29 @@ class TrainingLoop:
                 result, step=self._state.step, epoch=self._epoch(), learning_rate=rate, seconds=seconds
             )
         )
+        self._check_finite(result)
         return result.stop_asked
+
+    def _check_finite(self, result: StepResult) -> None:
+        """Raise MegatuneError when the step has spoilt the weights; all ranks see the same numbers.
+
+        fp16 overflows now and then, and the loss scale then falls. Elsewhere a step that is not
+        finite leaves weights that no later step repairs. DeepSpeed gives the norm of such a gradient as -1.
+        """
+        norm, outcome = result.outcome.grad_norm, result.outcome
+        norm_is_fine = norm is None or 0 <= norm < math.inf
+        if self._run.precision == "fp16" or (
+            math.isfinite(result.loss) and norm_is_fine and not outcome.skipped
+        ):
+            return
+        shown = f"{norm:.4g}" if norm is not None and norm_is_fine else "not finite"
+        newest = self.last_checkpoint
+        go_on = f"start again to go on from {newest}" if newest else "start again"
+        raise MegatuneError(
+            f"step {self._state.step}: loss {result.loss:.4g}, gradient norm {shown}. Training cannot recover "
+            "from numbers that are not finite; nothing was saved. Lower train.learning_rate (now "
+            f"{self._run.train.learning_rate:g}) or look at the data of this step, then {go_on}."
+        )
 
     def _position_after(self, position: Position) -> Position:
         return next_position(
@@ -173,11 +174,10 @@ class TrainingLoop:
         found = held_out_loss(
             self._engine, self._validation, micro_batch=micro, max_rows=self._run.evaluate.max_eval_rows
         )
-        self._state = replace(
-            self._state,
-            patience=self._state.patience.after(found.loss),
-            evaluated_at=self._state.step,
-        )
+        self._state = self._state.evaluated(found.loss)
+        if self._saved_at == self._state.step:  # saved at a signal, evaluated by the next start
+            self._state = self._state.saved()
+            self._engine.world.first_rank(self._tend_checkpoints)
         record = EvalRecord(
             step=self._state.step,
             split="validation",
@@ -188,65 +188,94 @@ class TrainingLoop:
         )
         self._reporter.write(record)
         self._reporter.note(
-            f"eval step {record.step} loss {record.loss:.4f} perplexity {record.perplexity:.2f} "
+            f"eval step {record.step} loss {_shown(record.loss, 4)} perplexity {_shown(record.perplexity, 2)} "
             f"({record.target_tokens} target tokens, {record.seconds:.1f} s)"
         )
 
     def _resume(self) -> None:
-        world = self._engine.world
-        if world.is_first:
-            checkpoint.remove_unfinished(self._folder.checkpoints)
-        found, remarks = checkpoint.find_checkpoint(
-            self._folder.checkpoints, self._run.checkpoint.resume, world
+        world, checkpoints = self._engine.world, self._folder.checkpoints
+        world.first_rank(lambda: _discard(checkpoint.remove_unfinished(checkpoints)))
+        self._identity = world.first_rank(
+            lambda: run_identity(self._run, self._engine.built, self._batch, self._train)
         )
+        found, remarks = checkpoint.find_checkpoint(checkpoints, self._run.checkpoint.resume, world)
         for remark in remarks:
             self._reporter.note(f"checkpoint {remark}")
+        if found is not None:
+            self._load(found)
+        aside, best_is_there = world.first_rank(lambda: self._clear_the_way(found))
+        for folder in aside:
+            self._reporter.note(f"set aside {folder}: this run starts before it")
+        if not best_is_there:
+            self._state = self._state.without_best()
         if found is None:
             self._reporter.cut_back(-1)  # a new run: an earlier one's curves are not its own
             return
-        state, training = checkpoint.load_checkpoint(found, world)
-        self._engine.load_state(state)
-        self._check_same_data(found, training)
-        self._state = TrainingState.from_json(training["state"], self._run.evaluate.early_stopping_patience)
-        self._saved_at = self._state.step if found.parent == self._folder.checkpoints else None
-        self._reporter.cut_back(self._state.step)
+        # An evaluation that a start made after this checkpoint, and that is made again.
+        is_evaluated = self._state.evaluated_at == self._state.step
+        self._reporter.cut_back(self._state.step, keep_evaluation=is_evaluated)
         self._reporter.write(ResumeRecord(step=self._state.step, path=str(found), epoch=self._epoch()))
         self._reporter.note(f"resumed after step {self._state.step} from {found}")
 
-    def _check_same_data(self, found: Path, training: dict[str, object]) -> None:
-        now = self._data_identity()
-        if training["data"] != now:
-            raise CheckpointError(
-                f"{found} was trained on other data or with another batch or seed, so its place in the data means "
-                f"nothing here. Saved: {training['data']}; this run: {now}. Use another train.output_dir, "
-                "or checkpoint.resume=none to start again."
-            )
+    def _load(self, found: Path) -> None:
+        state, training = checkpoint.load_checkpoint(found, self._engine.world)
+        refuse_another_run(found, training.get("identity", {}), self._identity)
+        self._engine.load_state(state)
+        self._state = TrainingState.from_json(training["state"], self._run.evaluate.early_stopping_patience)
+        is_own = found.parent.resolve() == self._folder.checkpoints.resolve()
+        self._saved_at = self._state.step if is_own else None
 
-    def _data_identity(self) -> dict[str, object]:
-        return {
-            "fingerprint": self._train.fingerprint,
-            "global_sequences": self._batch.global_sequences,
-            "seed": self._run.train.seed,
-        }
+    def _clear_the_way(self, found: Path | None) -> tuple[list[Path], bool]:
+        """First rank: nothing that is newer than the start may win later. Is the best checkpoint there?"""
+        aside = checkpoint.set_aside_newer(self._folder.checkpoints, found, self._state.step)
+        best = self._best_checkpoint
+        best_is_there = best is not None and best.is_dir()
+        checkpoint.write_hint(self._folder.path / "latest", self.last_checkpoint)
+        checkpoint.write_hint(self._folder.path / "best", best if best_is_there else None)
+        return aside, best_is_there
+
+    @property
+    def _best_checkpoint(self) -> Path | None:
+        step = self._state.best_step
+        return None if step is None else self._folder.checkpoints / checkpoint.folder_name(step)
 
     def _save(self) -> None:
         if self._saved_at == self._state.step:
             return
         started, world = time.monotonic(), self._engine.world
+        self._state = self._state.saved()
         path, num_bytes = checkpoint.save_checkpoint(
             self._folder.checkpoints,
             step=self._state.step,
             world=world,
             state=self._engine.state(),
-            training={"state": self._state.to_json(), "data": self._data_identity()},
+            training={"state": self._state.to_json(), "identity": self._identity},
             weights=checkpoint.describe_weights(self._engine.built),
             write_model=self._engine.built.source.copy_without_weights,
         )
         self._saved_at = self._state.step
-        if self._run.checkpoint.save_total_limit and world.is_first:
-            checkpoint.prune(self._folder.checkpoints, self._run.checkpoint.save_total_limit)
+        world.first_rank(self._tend_checkpoints)
         seconds = time.monotonic() - started
         self._reporter.write(
             SaveRecord(step=self._state.step, path=str(path), seconds=seconds, num_bytes=num_bytes)
         )
         self._reporter.note(f"saved {path} ({seconds:.1f} s)")
+
+    def _tend_checkpoints(self) -> None:
+        """First rank: point at the newest and the best checkpoint, and let go of others."""
+        newest, best = self.last_checkpoint, self._best_checkpoint
+        checkpoint.write_hint(self._folder.path / "latest", newest)
+        checkpoint.write_hint(self._folder.path / "best", best)
+        keep = self._run.checkpoint.save_total_limit
+        if keep:
+            protected = {folder for folder in (newest, best) if folder is not None}
+            checkpoint.prune(self._folder.checkpoints, keep, protected=protected)
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def _discard(value: object) -> None:
+    """For an act whose answer no other rank needs."""
+    del value

@@ -30,7 +30,7 @@ class Meter:
         return StepRecord(
             step=step,
             epoch=epoch,
-            loss=result.loss,
+            loss=result.loss if result.target_tokens else None,
             grad_norm=result.outcome.grad_norm,
             learning_rate=learning_rate,
             target_tokens=result.target_tokens,

@@ -1,5 +1,6 @@
 """When to stop: signals that ask for it, and a validation loss that stopped falling."""
 
+import math
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,9 +43,9 @@ class Patience:
     without_gain: int = 0
     """Evaluations since then."""
 
-    def after(self, loss: float) -> "Patience":
-        """The state after an evaluation. A NaN is never a gain."""
-        if self.best is None or loss < self.best:
+    def after(self, loss: float | None) -> "Patience":
+        """The state after an evaluation. Only a finite loss can be a gain."""
+        if loss is not None and math.isfinite(loss) and (self.best is None or loss < self.best):
             return replace(self, best=loss, without_gain=0)
         return replace(self, without_gain=self.without_gain + 1)
 

@@ -57,8 +57,14 @@ def losses_of_rows(folder: str) -> list[tuple[float, int]]:
     for number in range(NUM_ROWS):
         row = rows_of(NUM_ROWS)
         part = held_out_loss(engine, _only(row, number), micro_batch=1)
-        found.append((part.loss * part.target_tokens, part.target_tokens))
+        found.append(((part.loss or 0.0) * part.target_tokens, part.target_tokens))
     return found
+
+
+def loss_without_targets(folder: str) -> tuple[float | None, float | None, int]:
+    """(loss, perplexity, targets) of a split whose only row has no target."""
+    found = held_out_loss(plain_engine(tiny_run(folder)), _only(rows_of(NUM_ROWS), 5), micro_batch=1)
+    return found.loss, found.perplexity, found.target_tokens
 
 
 def _only(rows: PreparedSet, number: int) -> PreparedSet:
@@ -66,7 +72,7 @@ def _only(rows: PreparedSet, number: int) -> PreparedSet:
     return replace(rows, num_rows=1, arrays={**arrays, "row_offsets": np.arange(2)})
 
 
-def held_out_losses(folder: str, tp: int, settings: list[dict[str, Any]]) -> list[tuple[float, int]]:
+def held_out_losses(folder: str, tp: int, settings: list[dict[str, Any]]) -> list[tuple[float | None, int]]:
     """(loss, targets) for each setting: num_rows, micro_batch, max_rows."""
     engine = zero_engine(tiny_run(folder, tp), world_of(tp))
     found = []

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from heldout_cases import NUM_ROWS, held_out_losses, losses_of_rows
+from heldout_cases import NUM_ROWS, held_out_losses, loss_without_targets, losses_of_rows
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
@@ -48,3 +48,10 @@ def test_every_row_counts_once_for_row_counts_that_no_batch_divides(
 def test_perplexity_is_infinite_where_it_overflows() -> None:
     assert HeldOutLoss(loss=math.log(7), target_tokens=1).perplexity == pytest.approx(7)
     assert HeldOutLoss(loss=1000.0, target_tokens=1).perplexity == math.inf
+
+
+@pytest.mark.world
+def test_a_split_without_targets_has_no_loss(worlds: Worlds, session_folder: Path) -> None:
+    folder = str(write_tiny_model("gpt2", session_folder))
+
+    assert worlds.run(1, loss_without_targets, folder) == [(None, None, 0)]

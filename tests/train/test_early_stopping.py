@@ -46,6 +46,16 @@ def test_patience_counts_from_the_best_loss_and_a_nan_is_no_gain() -> None:
     assert patience.best == 1.9
 
 
+@pytest.mark.parametrize("first", [float("nan"), float("inf"), None])
+def test_a_first_loss_that_is_no_number_is_not_the_best_for_ever(first: float | None) -> None:
+    patience = Patience(2).after(first)
+    assert (patience.best, patience.without_gain) == (None, 1)
+
+    patience = patience.after(3.0).after(2.0)
+
+    assert (patience.best, patience.without_gain) == (2.0, 0)
+
+
 def test_without_a_limit_patience_never_ends() -> None:
     patience = Patience(None)
     for _ in range(50):

@@ -1,0 +1,192 @@
+"""Which checkpoints a run keeps, points at, sets aside and refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from ending_cases import train_ending
+from tiny_runs import metrics_of, train, train_failing, write_model_with_tokenizer, write_run
+from worlds import Worlds
+
+from megatune.checkpoint.layout import newest_whole
+
+pytestmark = pytest.mark.world
+
+
+@pytest.fixture(scope="module")
+def finished(worlds: Worlds, session_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps whose held-out loss never falls: the first saved checkpoint is the best one."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    run_file = write_run(
+        folder / "run.yaml",
+        write_model_with_tokenizer(session_folder),
+        train={"learning_rate": 0.0, "warmup_steps": 0, "max_steps": 6},
+        evaluate={"eval_steps": 2},
+        checkpoint={"export_at_end": False, "save_steps": 2, "save_total_limit": 1},
+        parallel={"tp_size": 1},
+    )
+    assert set(worlds.run(2, train, str(run_file), [])) == {0}
+    return run_file
+
+
+@pytest.fixture
+def run_dir(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished.parent / "run", tmp_path / "run"))
+
+
+def start(worlds: Worlds, run_file: Path, run_dir: Path, *overrides: str) -> None:
+    assert set(worlds.run(2, train, str(run_file), [f"train.output_dir={run_dir}", *overrides])) == {0}
+
+
+def refused(worlds: Worlds, run_file: Path, run_dir: Path, *overrides: str) -> str:
+    """The words that all ranks end with."""
+    (words,) = set(worlds.run(2, train_failing, str(run_file), [f"train.output_dir={run_dir}", *overrides]))
+    return str(words)
+
+
+def names(run_dir: Path) -> list[str]:
+    return sorted(folder.name for folder in (run_dir / "checkpoints").iterdir())
+
+
+def hints(run_dir: Path) -> tuple[str, str]:
+    return (run_dir / "best").read_text().strip(), (run_dir / "latest").read_text().strip()
+
+
+def test_the_best_checkpoint_outlives_the_limit_and_the_hints_name_both(run_dir: Path) -> None:
+    assert names(run_dir) == ["step-00000002", "step-00000006"]
+    assert hints(run_dir) == ("step-00000002", "step-00000006")
+    training = json.loads((run_dir / "checkpoints" / "step-00000006" / "training.json").read_text())
+    assert training["state"]["best_step"] == 2
+
+
+def test_a_new_run_sets_the_old_checkpoints_aside_and_the_next_start_goes_on_from_the_new_ones(
+    worlds: Worlds, finished: Path, run_dir: Path
+) -> None:
+    start(worlds, finished, run_dir, "checkpoint.resume=none", "train.max_steps=4")
+
+    aside = ["step-00000002.abandoned", "step-00000006.abandoned"]
+    assert names(run_dir) == sorted(["step-00000002", "step-00000004", *aside])
+    assert all((run_dir / "checkpoints" / name / "manifest.json").is_file() for name in aside)
+    assert hints(run_dir) == ("step-00000002", "step-00000004")
+
+    start(worlds, finished, run_dir)
+
+    assert metrics_of(run_dir, "resume")[-1]["step"] == 4
+    assert [entry["step"] for entry in metrics_of(run_dir, "step")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_start_from_an_older_checkpoint_sets_the_newer_aside(
+    worlds: Worlds, finished: Path, run_dir: Path
+) -> None:
+    older = run_dir / "checkpoints" / "step-00000002"
+
+    start(worlds, finished, run_dir, f"checkpoint.resume={older}", "train.max_steps=4")
+
+    assert names(run_dir) == ["step-00000002", "step-00000004", "step-00000006.abandoned"]
+    assert newest_whole(run_dir / "checkpoints")[0] == run_dir / "checkpoints" / "step-00000004"
+
+
+def test_a_start_from_another_runs_checkpoint_does_not_mix_the_two(
+    worlds: Worlds, finished: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    foreign = run_dir / "checkpoints" / "step-00000006"
+    other = tmp_path / "other"
+
+    start(worlds, finished, other, f"checkpoint.resume={foreign}", "train.max_steps=8")
+
+    assert names(other) == ["step-00000008"]
+    assert hints(other) == ("step-00000008", "step-00000008"), "the best is one that is here"
+    assert names(run_dir) == ["step-00000002", "step-00000006"]
+
+
+def test_an_evaluation_made_after_the_checkpoint_is_not_doubled(
+    worlds: Worlds, finished: Path, run_dir: Path
+) -> None:
+    # As a kill leaves it after the evaluation that a start makes up for: the checkpoint knows none.
+    newest = run_dir / "checkpoints" / "step-00000006"
+    shutil.rmtree(newest)
+    overrides = [f"train.output_dir={run_dir}", "train.max_steps=4"]
+    assert set(worlds.run(2, train, str(finished), overrides, (1, 1))) == {75}
+    kept = [entry for entry in metrics_of(run_dir, "eval") if entry["step"] < 4]
+    (run_dir / "metrics.jsonl").write_text(
+        "".join(
+            f"{line}\n"
+            for line in [*(run_dir / "metrics.jsonl").read_text().splitlines(), _evaluation(kept, 4)]
+        )
+    )
+
+    start(worlds, finished, run_dir, "train.max_steps=5")
+
+    assert [entry["step"] for entry in metrics_of(run_dir, "eval")] == [0, 2, 4, 5]
+
+
+def _evaluation(evaluations: list[dict[str, object]], step: int) -> str:
+    return json.dumps({**evaluations[-1], "step": step})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.optimizer=sgd", "train.optimizer: saved adamw, this run sgd"),
+        ("precision=bf16", "precision: saved fp32, this run bf16"),
+        ("train.seed=7", "train.seed: saved 42, this run 7"),
+    ],
+)
+def test_what_would_go_on_differently_is_refused_with_both_values(
+    worlds: Worlds, finished: Path, run_dir: Path, override: str, words: str
+) -> None:
+    found = refused(worlds, finished, run_dir, override)
+
+    assert found.startswith("ResumeError")
+    assert words in found
+    assert "checkpoint.resume=none" in found, "the way out is named"
+    assert names(run_dir) == ["step-00000002", "step-00000006"]
+
+
+def test_another_model_of_the_same_shape_is_refused(
+    worlds: Worlds, finished: Path, session_folder: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(write_model_with_tokenizer(session_folder), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "layer_norm_epsilon": 0.1}))
+
+    words = refused(worlds, finished, run_dir, f"model.model_name_or_path={model}")
+
+    assert words.startswith("ResumeError")
+    assert "model: saved " in words
+
+
+def test_a_folder_that_is_no_checkpoint_is_the_users_mistake(
+    worlds: Worlds, finished: Path, run_dir: Path
+) -> None:
+    (run_dir / "checkpoints" / "step-00000002" / "manifest.json").unlink()
+
+    words = refused(worlds, finished, run_dir, f"checkpoint.resume={run_dir}/checkpoints/step-00000002")
+
+    assert words.startswith("ResumeError: checkpoint.resume")
+    assert "never finished" in words
+
+
+def test_numbers_that_are_not_finite_end_all_ranks_and_nothing_is_saved(
+    worlds: Worlds, finished: Path, tmp_path: Path
+) -> None:
+    words = refused(
+        worlds, finished, tmp_path / "run", "train.learning_rate=1e30", "evaluate.eval_steps=null"
+    )
+
+    assert words.startswith("MegatuneError: step 2: loss nan, gradient norm not finite")
+    assert "Lower train.learning_rate (now 1e+30)" in words
+    assert names(tmp_path / "run") == []
+
+
+def test_a_first_rank_that_cannot_write_its_records_ends_all_ranks(
+    worlds: Worlds, finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+
+    first, second = worlds.run(2, train_ending, str(finished), [f"train.output_dir={tmp_path / 'run'}"])
+
+    assert first.startswith("IsADirectoryError")
+    assert second.startswith("MegatuneError: rank 0 failed: IsADirectoryError")
