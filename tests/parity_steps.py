@@ -9,6 +9,7 @@ import torch.distributed as dist
 from tiny_models import VOCABULARY
 
 from megatune.config import BatchShape, Run
+from megatune.engine.accelerator import own_device
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.plain import PlainEngine
 from megatune.engine.start import join
@@ -49,7 +50,7 @@ def world_of(tp: int) -> World:
         rank = discover_rank()
         assert rank is not None
         return join(rank, tensor_parallel=tp, timeout_s=120)
-    return make_world(tp, torch.device("cpu"))
+    return make_world(tp, own_device())
 
 
 def zero_engine(run: Run, world: World, *, micro: int = 1, accumulation: int = 1) -> ZeroEngine:
@@ -61,10 +62,10 @@ def zero_engine(run: Run, world: World, *, micro: int = 1, accumulation: int = 1
     return ZeroEngine(run, source, world, make_ds_config(run, batch))
 
 
-def plain_engine(run: Run) -> PlainEngine:
-    """The reference on the same model folder."""
+def plain_engine(run: Run, device: torch.device | None = None) -> PlainEngine:
+    """The reference on the same model folder; on the CPU unless a device is given."""
     source = open_source(Path(run.model.model_name_or_path))
-    return PlainEngine(build_model(source, dtype=DTYPES[run.precision]), single_world(), run.train)
+    return PlainEngine(build_model(source, dtype=DTYPES[run.precision]), single_world(device), run.train)
 
 
 def batches(steps: int) -> list[Tokens]:
@@ -88,7 +89,7 @@ def run_steps(
     rows = SEQUENCES // world.data_parallel // accumulation
     for step in steps:
         targets = (step.labels != -100).sum()
-        total = torch.zeros(())
+        total = torch.zeros((), device=world.device)
         for index in range(accumulation):
             first = (index * world.data_parallel + world.data_rank) * rows
             part = slice(first, first + rows)
