@@ -9,6 +9,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def txt_rows(path: Path) -> Iterator[Row]:
     """One document per block of lines; one or more blank lines end a document."""
     block: list[str] = []
     number = start = 0
-    for line_number, line in [*_lines(path), (0, "")]:
+    for line_number, line in chain(_lines(path), [(0, "")]):
         if line.strip():
             start = start if block else line_number
             block.append(line.rstrip("\r\n"))

@@ -150,7 +150,7 @@ def _build(build_command: Sequence[str], folder: Path, timeout_s: float, say: Sa
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
         raise LaunchError(
             f"building DeepSpeed's ops failed (exit code {code}). Usually a C++ compiler "
-            f"(g++ 9 or newer) or ninja is missing. All of its output: {log}\n{tail}"
+            f"(g++ 9 or newer), ninja or Python's headers (python3-dev) are missing. All of its output: {log}\n{tail}"
         )
 
 
@@ -160,7 +160,7 @@ def _wait_for_build(process: subprocess.Popen[bytes], timeout_s: float, say: Say
         try:
             return process.wait(timeout=min(_NOTICE_EVERY_S, timeout_s - waited_s))
         except subprocess.TimeoutExpired:
-            say(f"still building DeepSpeed's op ({time.monotonic() - begun:.0f} s)")
+            say(f"still building DeepSpeed's ops ({time.monotonic() - begun:.0f} s)")
     return None
 
 
