@@ -50,6 +50,7 @@ class Engine(Protocol):
     def weights(self, *, master: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Whole weights by their Hugging Face names, on the CPU, one after another.
 
-        Only rank 0 gets tensors of full shape, the others empty ones. `master`: the fp32 weights of
+        Only rank 0 gets tensors of full shape, the others empty ones: they take part in gathering
+        their own shares, and one weight at a time is whole, in one place. `master`: the fp32 weights of
         the optimizer instead of the ones the model computes with.
         """

@@ -152,11 +152,13 @@ class ZeroEngine:
             yield parameter.detach()
 
     def _join_shares(self, name: str, local: torch.Tensor) -> torch.Tensor:
-        """The shares of the tensor-parallel group as one tensor, on the ranks of the first group."""
+        """The shares of rank 0's tensor-parallel group as one tensor on rank 0; an empty one elsewhere."""
+        if self.world.data_rank != 0:
+            return local.new_empty(0, device="cpu")  # all groups hold the same
         cut, group = self.built.cuts.get(name), self.world.tensor_group
-        if cut is None or group.size == 1:
-            return local.to("cpu", copy=True)
-        return join_shares(local, cut, group)
+        if cut is not None and group.size > 1:
+            return join_shares(local, cut, group)
+        return local.to("cpu", copy=True) if self.world.is_first else local.new_empty(0, device="cpu")
 
     def _check_active(self) -> None:
         """Stop when DeepSpeed did not give what was asked: a silent fallback would be a wrong claim."""

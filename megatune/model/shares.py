@@ -28,13 +28,18 @@ def part_shape(whole: tuple[int, ...], cut: Cut, rank: int, size: int) -> tuple[
 
 
 def join_shares(local: torch.Tensor, cut: Cut, group: TensorGroup) -> torch.Tensor:
-    """Gather every rank's share and join them, on the CPU. Collective over the group."""
+    """Every rank's share as one tensor, on the CPU of the group's first rank; an empty one on the others.
+
+    Collective over the group: all its ranks send, and only the first needs room for the whole.
+    """
     whole = (*local.shape[: cut.dim], cut.size, *local.shape[cut.dim + 1 :])
     shapes = [part_shape(whole, cut, rank, group.size) for rank in range(group.size)]
     widest = max(math.prod(shape) for shape in shapes)
     padded = local.new_zeros(widest)
     padded[: local.numel()] = local.flatten()
-    gathered = [torch.empty_like(padded) for _ in shapes]
-    dist.all_gather(gathered, padded, group=group.process_group)
+    gathered = [torch.empty_like(padded) for _ in shapes] if group.rank == 0 else None
+    dist.gather(padded, gathered, group=group.process_group, group_dst=0)
+    if gathered is None:
+        return local.new_empty(0, device="cpu")
     parts = [flat[: math.prod(shape)].view(shape).cpu() for flat, shape in zip(gathered, shapes, strict=True)]
     return join_parts(parts, cut)
