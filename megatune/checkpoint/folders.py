@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from megatune.checkpoint.layout import step_of, why_incomplete
-from megatune.report.files import sync_folder, write_text_atomic
+from megatune.files import sync_folder, write_text_atomic
 
 _UNFINISHED = re.compile(r"step-\d{8}(\.old)?\.tmp")
 _OLD = ".old.tmp"

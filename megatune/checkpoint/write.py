@@ -31,7 +31,7 @@ from megatune.checkpoint.tensors import save_tensors
 from megatune.engine.state import RankState
 from megatune.engine.world import World
 from megatune.errors import CheckpointError
-from megatune.report.files import sync_folder
+from megatune.files import sync_folder
 from megatune.units import format_bytes
 
 Json = Mapping[str, Any]
