@@ -1,6 +1,7 @@
 """What a rank does in the parity tests: the same optimizer steps on whatever layout it is part of."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,12 @@ def tiny_run(folder: str, tp: int = 1, **changes: Any) -> Run:
     return Run.model_validate(sections)
 
 
+@cache
 def world_of(tp: int) -> World:
-    """This rank's world at degree `tp`; joins the process group at the first call."""
+    """This rank's world at degree `tp`; joins the process group at the first call.
+
+    Kept: every gloo group has threads that wake all the time, and a rank lives for all tests.
+    """
     if not dist.is_initialized():
         rank = discover_rank()
         assert rank is not None
