@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from worlds import Worlds
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep all tests on the CPU, where they must pass, but for `-m gpu`. Before torch is imported too."""
+    # A shell starts its background jobs deaf to SIGINT, and what a process ignores its children
+    # ignore: the tests that press Ctrl-C would wait for ever.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("markexpr") != "gpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 
