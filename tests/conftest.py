@@ -19,10 +19,11 @@ from worlds import Worlds
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep all tests on the CPU, where they must pass, but for `-m gpu`. Before torch is imported too."""
-    # A shell starts its background jobs deaf to SIGINT, and what a process ignores its children
-    # ignore: the tests that press Ctrl-C would wait for ever.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Background jobs are deaf to SIGINT, and under nohup to SIGHUP; what a process ignores its children
+    # ignore too, and the tests that send these signals would wait for ever.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     if config.getoption("markexpr") != "gpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 
