@@ -53,6 +53,10 @@ class LaunchError(MegatuneError):
     """The ranks could not be started, or one of them died."""
 
 
+class SubmitError(MegatuneError):
+    """Slurm refused a job or a question, could not be asked, or gave an answer that is none."""
+
+
 class ResumeError(UserError):
     """A checkpoint does not belong to this run file or layout, or a folder asked for is none."""
 

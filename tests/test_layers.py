@@ -27,6 +27,7 @@ LEVELS = {
     "evaluate": 6,
     "checkpoint": 6,
     "train": 7,
+    "doctor": 8,
     "tune": 8,
     "cli": 9,
     "__main__": 10,

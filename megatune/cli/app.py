@@ -5,7 +5,7 @@ import sys
 import typer
 
 from megatune import __version__
-from megatune.cli import commands
+from megatune.cli import cluster_commands, commands
 from megatune.errors import MegatuneError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 commands.register(app)
+cluster_commands.register(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -6,22 +6,7 @@ from pathlib import Path
 
 import typer
 
-RunFile = typer.Argument(help="The run file (YAML).", metavar="RUN.yaml")
-Overrides = typer.Argument(
-    None, help="Values that win over the file: key.sub=value.", metavar="[KEY=VALUE]..."
-)
-AsJson = typer.Option(False, "--json", help="Print one JSON object instead of tables.")
-
-
-def _before_torch() -> None:
-    """Import the heavy libraries for a command that needs them, and keep them quiet."""
-    from megatune.launch.devices import count_gpus
-    from megatune.launch.ranks import use_cpu_when_alone
-
-    use_cpu_when_alone(count_gpus())
-    from megatune.model.quiet import quiet_libraries
-
-    quiet_libraries()
+from megatune.cli.arguments import AsJson, Overrides, RunFile, before_torch
 
 
 def init(
@@ -45,7 +30,7 @@ def fetch(
 
     Example: megatune fetch demo --to assets
     """
-    _before_torch()
+    before_torch()
     from megatune.data.assets import fetch_asset
 
     for line in fetch_asset(name, folder):
@@ -63,7 +48,7 @@ def prepare(
 
     Example: megatune prepare run.yaml --preview 2
     """
-    _before_torch()
+    before_torch()
     from megatune.cli.prepare import prepare_run
 
     prepare_run(run_file, overrides or [], preview)
@@ -74,7 +59,7 @@ def train(run_file: Path = RunFile, overrides: list[str] | None = Overrides) -> 
 
     Example: megatune train run.yaml train.learning_rate=2e-5 parallel.tp_size=2
     """
-    _before_torch()
+    before_torch()
     from megatune.cli.train import train_run
 
     sys.exit(train_run(run_file, overrides or []))
@@ -91,7 +76,7 @@ def verify(
 
     Example: megatune verify run.yaml --shrink
     """
-    _before_torch()
+    before_torch()
     from megatune.cli.verify import verify_run
 
     sys.exit(verify_run(run_file, overrides or [], steps=steps, shrink=shrink, as_json=as_json))
@@ -108,7 +93,7 @@ def export(
 
     Example: megatune export runs/first exported --dtype bf16
     """
-    _before_torch()
+    before_torch()
     from megatune.cli.export import export_run
 
     export_run(source, target, dtype)
@@ -125,7 +110,7 @@ def generate(
 
     Example: megatune generate runs/first/export --chat -p "What is a telescope?"
     """
-    _before_torch()
+    before_torch()
     from megatune.cli.generate import generate_answers
 
     generate_answers(model, prompt, chat=chat, max_new_tokens=max_new_tokens, as_json=as_json)
@@ -159,7 +144,7 @@ def demo(overrides: list[str] | None = Overrides) -> None:
 
     Example: megatune demo
     """
-    _before_torch()
+    before_torch()
     from megatune.cli.demo import run_demo
 
     sys.exit(run_demo(overrides or []))

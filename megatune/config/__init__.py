@@ -16,10 +16,10 @@ from megatune.config.sections import (
     LaunchSection,
     ModelSection,
     ParallelSection,
-    SlurmSection,
     Task,
     TrainSection,
 )
+from megatune.config.slurm import SlurmSection
 from megatune.config.source import DataSource
 
 __all__ = [

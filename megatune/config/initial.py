@@ -9,7 +9,8 @@ from pydantic_core import PydanticUndefined
 
 from megatune.config.document import format_value
 from megatune.config.run import Run
-from megatune.config.sections import TASK_ROWS, SlurmSection
+from megatune.config.sections import TASK_ROWS
+from megatune.config.slurm import SlurmSection
 from megatune.errors import ConfigError
 
 _WIDTH = 100

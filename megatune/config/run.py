@@ -12,9 +12,9 @@ from megatune.config.sections import (
     LaunchSection,
     ModelSection,
     ParallelSection,
-    SlurmSection,
     TrainSection,
 )
+from megatune.config.slurm import SlurmSection
 
 Precision = Literal["bf16", "fp16", "fp32"]
 

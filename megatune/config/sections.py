@@ -9,7 +9,6 @@ from pydantic import Field, Strict
 
 from megatune.config.fields import (
     Count,
-    CountOrZero,
     Flag,
     NonNegative,
     Offload,
@@ -18,8 +17,6 @@ from megatune.config.fields import (
     RunPath,
     Section,
     Share,
-    SlurmMemory,
-    SlurmTime,
     Text,
     Warmup,
     ZeroStage,
@@ -198,9 +195,14 @@ class CheckpointSection(Section):
 class LaunchSection(Section):
     """How the ranks are started."""
 
-    launcher: Literal["auto", "local", "torchrun"] = Field(
+    launcher: Literal["auto", "local", "slurm", "mpi", "torchrun", "ssh"] = Field(
         default="auto",
         description="Who starts the ranks; auto joins a launched job and else starts them here.",
+    )
+    hostfile: RunPath | None = Field(
+        default=None,
+        description="Hosts for launcher ssh, in DeepSpeed's format: a line `host slots=N` each.",
+        examples=["hostfile"],
     )
     nproc_per_node: Count | Literal["auto"] = Field(
         default="auto", description="Ranks on each node; auto: one for each device."
@@ -209,25 +211,3 @@ class LaunchSection(Section):
     timeout_s: Positive = Field(
         default=1800.0, description="Seconds a collective waits before the run fails."
     )
-
-
-class SlurmSection(Section):
-    """The Slurm job of `megatune submit`, by sbatch's names. Without it the cluster's defaults hold."""
-
-    partition: Text | None = Field(default=None, description="Partition(s).", examples=["gpu"])
-    account: Text | None = Field(default=None, description="Account to charge.", examples=["project1"])
-    qos: Text | None = Field(default=None, description="Quality of service.", examples=["normal"])
-    constraint: Text | None = Field(default=None, description="Features of the nodes.", examples=["a100"])
-    nodes: Count = Field(default=1, description="Nodes of the job.")
-    gpus_per_node: Count | None = Field(default=None, description="GPUs on each node.", examples=[8])
-    cpus_per_task: Count | None = Field(default=None, description="CPU cores for each rank.", examples=[8])
-    mem: SlurmMemory | None = Field(default=None, description="Host memory of each node.", examples=["256G"])
-    time: SlurmTime | None = Field(
-        default=None, description="Time limit: HH:MM:SS, D-HH:MM:SS or minutes.", examples=["12:00:00"]
-    )
-    signal_delay_s: CountOrZero = Field(
-        default=300, description="Seconds before the time limit at which the run saves and stops."
-    )
-    requeue: Flag = Field(default=True, description="Queue the job again when it is cut short.")
-    exclude: Text | None = Field(default=None, description="Nodes not to use.", examples=["node[07,12]"])
-    job_name: Text | None = Field(default=None, description="Name in the queue.", examples=["finetune"])

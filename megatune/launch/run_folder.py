@@ -63,6 +63,16 @@ class RunFolder:
         """TensorBoard's event files."""
         return self.path / "tensorboard"
 
+    @property
+    def job_script(self) -> Path:
+        """The script that sbatch was given."""
+        return self.path / "job.sbatch"
+
+    @property
+    def jobs(self) -> Path:
+        """One JSON object per submitted job: see `slurm/history.py`."""
+        return self.path / "jobs.jsonl"
+
     def create(self) -> None:
         """Make the folder and those for logs and checkpoints; what is there stays.
 

@@ -9,6 +9,7 @@ from megatune.launch.processes import describe_exit, signal_name
 
 STOPPED_BUT_SAVED = 75
 USER_ERROR = 2
+PORT_TAKEN = 98  # EADDRINUSE. Between a rank and what started it, which takes another port
 GOOD_ENDS = (0, STOPPED_BUT_SAVED)
 
 
