@@ -10,6 +10,9 @@ from pathlib import Path
 
 from megatune.errors import LaunchError
 
+STOPPED_BUT_SAVED = 75
+GOOD_ENDS = (0, STOPPED_BUT_SAVED)
+
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: the child may only call it
 
@@ -35,24 +38,49 @@ class RankProcess:
     stopped_by_us: bool = False
     """We told it to end because another rank had failed, so its own end is no cause."""
 
+    @property
+    def name(self) -> str:
+        """`3` for rank 3."""
+        return str(self.rank)
+
     def poll(self) -> int | None:
         """The exit code, negative for a signal, or None while the rank runs."""
         return self.process.poll()
 
-    def send(self, signum: int) -> None:
+    def has_failed(self) -> bool:
+        """Whether it ended other than well."""
+        return self.poll() not in (None, *GOOD_ENDS)
+
+    def stop(self, signum: int) -> None:
         """Send a signal to the rank alone; harmless once it has ended."""
         self.process.send_signal(signum)
 
-    def kill_group(self) -> None:
+    def end(self) -> None:
+        """Tell it to end because another rank has failed; one that has ended by itself stays as it is."""
+        if self.poll() is None:
+            self.stopped_by_us = True
+            self.stop(signal.SIGTERM)
+
+    def kill(self) -> None:
         """End the rank and everything it started that is still in its session, at once."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # all of them have ended
+        kill_group(self.process)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill what `start_process` started, and all in its session; harmless when everything has ended."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
 
 
 def start_process(
-    command: Sequence[str], *, environment: Mapping[str, str], stdout: int, stderr: int
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    stdout: int,
+    stderr: int,
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, to be killed by the kernel when this process dies.
 
@@ -64,7 +92,7 @@ def start_process(
         return subprocess.Popen(
             list(command),
             env=dict(environment),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,

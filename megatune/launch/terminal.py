@@ -1,4 +1,4 @@
-"""Copies what one rank prints to this process's own output and to the rank's log.
+"""Copies what one rank prints to where it is shown and to the rank's log.
 
 Where our output is a terminal the rank gets a pseudo-terminal, so that it may draw a progress
 bar; otherwise a pipe, and the rank prints plain lines.
@@ -11,18 +11,52 @@ import pty
 import select
 import struct
 import termios
+from typing import Protocol
 
 from megatune.launch.rank_logs import LineCleaner
 
 _READ_BYTES = 64 * 1024
 
 
+class Target(Protocol):
+    """Where an echoed rank is shown."""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the rank may draw."""
+
+    def write(self, data: bytes) -> None:
+        """Show `data`. Raises OSError when nobody reads it any more."""
+
+    def window_size(self) -> bytes | None:
+        """The size of the terminal, as the kernel gives it; None where there is none."""
+
+
+class Screen:
+    """One of this process's own outputs."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.is_terminal = _is_terminal(fd)
+
+    def write(self, data: bytes) -> None:
+        """Show `data`. Raises OSError when nobody reads it any more."""
+        _write_all(self._fd, data)
+
+    def window_size(self) -> bytes | None:
+        """The size of the terminal; None where there is none, or when it was closed."""
+        try:
+            return fcntl.ioctl(self._fd, termios.TIOCGWINSZ, struct.pack("4H", 0, 0, 0, 0))
+        except OSError:
+            return None
+
+
 class EchoedStream:
     """One output of the echoed rank. `child_fd` is the rank's end; close it once the rank has started."""
 
-    def __init__(self, target_fd: int, log_fd: int) -> None:
-        self.is_terminal = _is_terminal(target_fd)
-        self._target: int | None = target_fd  # None once nobody reads it
+    def __init__(self, target: Target, log_fd: int) -> None:
+        self.is_terminal = target.is_terminal
+        self._target: Target | None = target  # None once nobody reads it
         self._log = os.dup(log_fd)
         self._log_works = True
         self._cleaner = LineCleaner() if self.is_terminal else None
@@ -33,11 +67,9 @@ class EchoedStream:
         """Give the rank's terminal the size of ours."""
         if not self.is_terminal or self._target is None:
             return
-        try:
-            size = fcntl.ioctl(self._target, termios.TIOCGWINSZ, struct.pack("4H", 0, 0, 0, 0))
-        except OSError:
-            return  # our terminal was closed: the next write notices and says so
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, size)
+        size = self._target.window_size()
+        if size is not None:  # None: the next write notices and says so
+            fcntl.ioctl(self.fd, termios.TIOCSWINSZ, size)
 
     def close_child_end(self) -> None:
         """Let the end of the rank be the end of the stream."""
@@ -66,7 +98,7 @@ class EchoedStream:
         if self._target is None:
             return
         try:
-            _write_all(self._target, data)
+            self._target.write(data)
         except OSError as error:
             # Our reader is gone (a closed terminal, `| head`): training goes on, the log has it all.
             self._target = None

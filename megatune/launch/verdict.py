@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatune.launch import rank_logs
-from megatune.launch.processes import describe_exit, signal_name
+from megatune.launch.processes import GOOD_ENDS, describe_exit, signal_name
 
-STOPPED_BUT_SAVED = 75
 USER_ERROR = 2
+_LOST_A_PEER, _ENDED_BY_US = 3, 4  # the least guilty ways to fail
 PORT_TAKEN = 98  # EADDRINUSE. Between a rank and what started it, which takes another port
-GOOD_ENDS = (0, STOPPED_BUT_SAVED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +30,17 @@ class RankExit:
 
 @dataclass(frozen=True, kw_only=True)
 class RanksResult:
-    """The end of a local job.
+    """The end of a job that this process started.
 
     `failure_text` is for the user, and empty when nothing failed or when the failure's message
-    has been echoed to the terminal already. `port_taken`: no rank trained, MASTER_PORT was in use.
+    has been echoed to the terminal already. `port_taken`: the MASTER_PORT that was in use, so that no
+    rank trained.
     """
 
     exit_code: int
     failed_rank: int | None
     failure_text: str
-    port_taken: bool = False
+    port_taken: int | None = None
 
 
 def judge(
@@ -67,7 +67,9 @@ def judge(
     if tail not in echoed:  # the terminal has it already
         text += f"\n{tail}"
     taken = any(rank_logs.port_was_taken(rank_logs.failure_tail(ended.output), port) for ended in exits)
-    return RanksResult(exit_code=1, failed_rank=culprit.rank, failure_text=text, port_taken=taken)
+    return RanksResult(
+        exit_code=1, failed_rank=culprit.rank, failure_text=text, port_taken=port if taken else None
+    )
 
 
 def find_culprit(exits: Sequence[RankExit]) -> RankExit:
@@ -81,14 +83,19 @@ def find_culprit(exits: Sequence[RankExit]) -> RankExit:
     return min(failed, key=_innocence)
 
 
+def is_cause(ended: RankExit) -> bool:
+    """Whether a rank failed of itself, not because others were gone or because we ended it."""
+    return ended.code not in GOOD_ENDS and _innocence(ended) < _LOST_A_PEER
+
+
 def _innocence(ended: RankExit) -> int:
     if ended.code == USER_ERROR:
         return 0
     if ended.killed_by_signal:
         return 1
     if ended.code < 0:
-        return 4  # ended by our own signal
-    return 3 if rank_logs.lost_a_peer(rank_logs.failure_tail(ended.output)) else 2
+        return _ENDED_BY_US
+    return _LOST_A_PEER if rank_logs.lost_a_peer(rank_logs.failure_tail(ended.output)) else 2
 
 
 def _failure_heading(culprit: RankExit, num_ranks: int, stop_signal: int | None) -> str:
