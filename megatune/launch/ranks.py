@@ -18,6 +18,17 @@ _LOCAL_WORLD_NAMES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # torchrun's name, Deep
 _FOREIGN_WORLDS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
 _LOG_VARIABLE = "MEGATUNE_RANK_LOG"
 _LAUNCHER_VARIABLE = "MEGATUNE_LAUNCHER"
+_SURROUNDINGS = (
+    "SLURM_JOB_ID",
+    "SLURM_CLUSTER_NAME",
+    "SLURM_JOB_PARTITION",
+    "SLURM_JOB_NODELIST",
+    "SLURM_STEP_NODELIST",
+    "SLURM_STEP_TASKS_PER_NODE",
+    "SLURMD_NODENAME",
+    "GLOO_SOCKET_IFNAME",
+    "NCCL_SOCKET_IFNAME",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +100,21 @@ def extension_folder_override(environ: Mapping[str, str] = os.environ) -> Path |
     """The folder of TORCH_EXTENSIONS_DIR, where the user wants compiled ops, or None."""
     value = environ.get("TORCH_EXTENSIONS_DIR")
     return Path(value).expanduser().absolute() if value else None
+
+
+def surroundings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the scheduler and the user say about this node and its network; unset variables are left out."""
+    return {name: environ[name] for name in _SURROUNDINGS if environ.get(name)}
+
+
+def agent_store_prefix(environ: Mapping[str, str] = os.environ) -> str | None:
+    """A name for this start when torchrun's agent holds the store on MASTER_PORT; None when rank 0 must open it.
+
+    The agent's store outlives the ranks, so keys of an earlier start would be taken for this one's.
+    """
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return f"{environ.get('TORCHELASTIC_RUN_ID', '')}/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def use_extension_folder(folder: Path) -> None:
