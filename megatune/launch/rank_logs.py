@@ -36,6 +36,13 @@ def open_log(path: Path, title: str) -> tuple[int, int]:
     return handle, os.fstat(handle).st_size
 
 
+def note_end(path: Path, *, rank: int, code: int) -> None:
+    """Write below a failed rank's output how it ended: a killed program cannot say it itself."""
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    handle, _ = open_log(path, f"rank {rank} ended: {how}")
+    os.close(handle)
+
+
 def read_log(path: Path, start: int) -> str:
     """The log from byte `start` on, at most its last 256 KiB."""
     with path.open("rb") as file:
@@ -72,6 +79,11 @@ def user_message(text: str) -> str:
 def lost_a_peer(tail: str) -> bool:
     """Whether a rank failed only because another one was gone."""
     return _LOST_PEER.search(tail) is not None
+
+
+def has_failure(text: str) -> bool:
+    """Whether a log tells how its program failed: a traceback, a fault, or a message of ours."""
+    return _START_OF_FAILURE.search(text) is not None or "\nmegatune: " in f"\n{text}"
 
 
 def port_was_taken(tail: str, port: int) -> bool:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatune.launch import rank_logs
+from megatune.launch.culprit import USER_ERROR, find_culprit
 from megatune.launch.processes import GOOD_ENDS, describe_exit, signal_name
 
-USER_ERROR = 2
-_LOST_A_PEER, _ENDED_BY_US = 3, 4  # the least guilty ways to fail
 PORT_TAKEN = 98  # EADDRINUSE. Between a rank and what started it, which takes another port
 
 
@@ -21,11 +20,6 @@ class RankExit:
     log: Path
     output: str
     stopped_by_us: bool = False
-
-    @property
-    def killed_by_signal(self) -> bool:
-        """Whether a signal ended it, and not one of ours."""
-        return self.code < 0 and not self.stopped_by_us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,32 +64,6 @@ def judge(
     return RanksResult(
         exit_code=1, failed_rank=culprit.rank, failure_text=text, port_taken=port if taken else None
     )
-
-
-def find_culprit(exits: Sequence[RankExit]) -> RankExit:
-    """The rank whose failure made the others fail; of equals the one that was seen to end first.
-
-    A rank that dies takes its peers with it, and a peer may well be gone before the first one has
-    finished shutting down. So the order of ending is the last thing asked.
-    """
-    failed = [ended for ended in exits if ended.code not in GOOD_ENDS]
-    assert failed, "called only when a rank failed"
-    return min(failed, key=_innocence)
-
-
-def is_cause(ended: RankExit) -> bool:
-    """Whether a rank failed of itself, not because others were gone or because we ended it."""
-    return ended.code not in GOOD_ENDS and _innocence(ended) < _LOST_A_PEER
-
-
-def _innocence(ended: RankExit) -> int:
-    if ended.code == USER_ERROR:
-        return 0
-    if ended.killed_by_signal:
-        return 1
-    if ended.code < 0:
-        return _ENDED_BY_US
-    return _LOST_A_PEER if rank_logs.lost_a_peer(rank_logs.failure_tail(ended.output)) else 2
 
 
 def _failure_heading(culprit: RankExit, num_ranks: int, stop_signal: int | None) -> str:
