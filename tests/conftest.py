@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))
 
+from ssh_hosts import SshHosts, started_sshd
 from worlds import Worlds
 
 
@@ -34,6 +35,13 @@ def worlds() -> Iterator[Worlds]:
     pool = Worlds()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def ssh_hosts(session_folder: Path) -> Iterator[SshHosts]:
+    """A real sshd on this machine, with two names."""
+    with started_sshd(session_folder / "ssh") as hosts:
+        yield hosts
 
 
 @pytest.fixture(scope="session")

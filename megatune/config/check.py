@@ -20,6 +20,7 @@ def check_run(run: Run, *, source: str = "the run file") -> None:
         _optimizer,
         _evaluation,
         _checkpoints,
+        _hosts,
         _slurm,
         _output_dir,
         _deepspeed,
@@ -93,6 +94,20 @@ def _checkpoints(run: Run) -> Iterator[str]:
         yield from _must_be(
             Path(checkpoint.resume), "checkpoint.resume", folder=True, else_use="auto or none"
         )
+
+
+def _hosts(run: Run) -> Iterator[str]:
+    launch = run.launch
+    if launch.launcher == "ssh":
+        if launch.hostfile is None:
+            yield "launch.launcher = ssh starts ranks on the hosts of a hostfile; give launch.hostfile."
+        return
+    for key in ("hostfile", "forward_env"):
+        if getattr(launch, key):
+            yield (
+                f"launch.{key} is for launch.launcher = ssh, but that is {launch.launcher}; take it out, or "
+                "change the launcher."
+            )
 
 
 def _slurm(run: Run) -> Iterator[str]:

@@ -186,8 +186,21 @@ class CheckpointSection(Section):
         description="Checkpoints kept; older ones are deleted, the best one never.",
         examples=[3],
     )
+    keep_every: Count | None = Field(
+        default=None,
+        description="Checkpoints of every so many steps are kept for ever, whatever the limit.",
+        examples=[1000],
+    )
+    on_failure: Literal["stop", "continue"] = Field(
+        default="stop",
+        description="When the disk does not take a checkpoint: stop, or train on and try again at the next.",
+    )
     resume: PathText = Field(
         default="auto", description="auto: go on from output_dir; none: start anew; or a checkpoint's folder."
+    )
+    allow_change: Flag = Field(
+        default=False,
+        description="Resume although settings that decide what is learnt differ from the saved ones.",
     )
     export_at_end: Flag = Field(default=True, description="Write a Hugging Face folder after the last step.")
 
@@ -203,6 +216,11 @@ class LaunchSection(Section):
         default=None,
         description="Hosts for launcher ssh, in DeepSpeed's format: a line `host slots=N` each.",
         examples=["hostfile"],
+    )
+    forward_env: list[Text] = Field(
+        default_factory=list,
+        description="Environment variables that launcher ssh hands on, beside NCCL_*, HF_* and their like.",
+        examples=[["http_proxy"]],
     )
     nproc_per_node: Count | Literal["auto"] = Field(
         default="auto", description="Ranks on each node; auto: one for each device."

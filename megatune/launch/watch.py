@@ -16,7 +16,7 @@ from megatune.launch.processes import signal_name
 _TICK_S = 0.1
 # One Ctrl-C may arrive twice: from the terminal and passed on by a wrapper such as `uv run`.
 _REPEAT_S = 1.0
-_DRAIN_S = 0.5  # for output still in the pipe once all have ended
+_DRAIN_S = 0.5
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 """What asks a job to save and stop. SIGUSR2, not SIGUSR1: NCCL may catch that one."""
 
@@ -98,9 +98,10 @@ class Watch(Generic[AnyMember]):
         self._streams.register(stream.fd, selectors.EVENT_READ, stream)
 
     def drop(self, stream: Stream) -> None:
-        """Close `stream` and pump it no more."""
-        self._streams.unregister(stream.fd)
-        stream.close()
+        """Close `stream` and pump it no more; harmless when it is not read."""
+        if stream.fd in self._streams.get_map():
+            self._streams.unregister(stream.fd)
+            stream.close()
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Return when all members have ended, or when `until` is true."""
@@ -116,12 +117,16 @@ class Watch(Generic[AnyMember]):
             member.kill()
             while member.poll() is None:
                 time.sleep(0.01)
-        last = time.monotonic() + _DRAIN_S
-        while self._pump(0.05) and time.monotonic() < last:
-            pass
+        self.drain()
         for stream in self._open_streams():
             self.drop(stream)
         self._streams.close()
+
+    def drain(self) -> None:
+        """Read what those that have ended left in the pipes; half a second at most."""
+        last = time.monotonic() + _DRAIN_S
+        while self._pump(0.05) and time.monotonic() < last:
+            pass
 
     def note_signal(self, signum: int, _frame: FrameType | None = None) -> None:
         """Signal handler: remember it for the loop."""

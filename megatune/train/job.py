@@ -21,12 +21,16 @@ from megatune.train.inputs import Inputs, open_model, prepare_inputs
 
 
 def train_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
-    """Start the ranks of this machine and wait for them. Returns the exit code.
+    """Start the ranks, here or over ssh, and wait for them. Returns the exit code.
 
     `arguments`: the run file and overrides, given to each rank again. Everything that can be wrong
     with the user's input is found here, once, before any rank exists.
     """
     run = loaded.run
+    if run.launch.launcher == "ssh":
+        from megatune.train.ssh_job import ssh_job  # it takes its checks from here
+
+        return ssh_job(loaded, arguments)
     folder = RunFolder(run.train.output_dir)
     num_ranks, _ = check_and_prepare(run, folder)
     result = run_ranks(
@@ -44,6 +48,11 @@ def check_and_prepare(run: Run, folder: RunFolder) -> tuple[int, Inputs]:
     """The number of ranks and their data, once everything that the user can have got wrong is checked."""
     _refuse_other_launchers(run)
     num_ranks = choose_num_ranks(run)
+    return num_ranks, prepare_for(run, folder, num_ranks)
+
+
+def prepare_for(run: Run, folder: RunFolder, num_ranks: int) -> Inputs:
+    """The data of `num_ranks` ranks, once what the user can have got wrong in the run is checked."""
     batch = resolve_batch(run, num_ranks // run.parallel.tp_size)
     make_ds_config(run, batch, read_policy(run.deepspeed))
     source = open_model(run)
@@ -53,7 +62,7 @@ def check_and_prepare(run: Run, folder: RunFolder) -> tuple[int, Inputs]:
             source.folder
         )  # reads the headers: no weights, or broken files, are found before the data
     folder.create()
-    return num_ranks, prepare_inputs(run, folder)
+    return prepare_inputs(run, folder)
 
 
 def ready_ops(run: Run) -> Path | None:

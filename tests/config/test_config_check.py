@@ -36,6 +36,8 @@ VALIDATION = "data.validation=v.jsonl"
             "checkpoint.resume = atuo must be a folder, but it is missing; use auto or none",
         ),
         (["deepspeed=none.json"], "deepspeed = none.json must be a file, but it is missing"),
+        (["launch.launcher=ssh"], "give launch.hostfile"),
+        (["launch.hostfile=hosts"], "launch.hostfile is for launch.launcher = ssh, but that is auto"),
         (["launch.nodes=2", "slurm.nodes=4"], "launch.nodes = 2 and slurm.nodes = 4 differ"),
         (
             ["launch.nproc_per_node=2", "slurm.gpus_per_node=8"],

@@ -8,11 +8,12 @@ from launcher_process import Launcher, is_alive
 
 
 @pytest.fixture
-def launch(tmp_path):
+def start_launcher(tmp_path):
+    """`start_launcher(rank_code, asked, **how) -> Launcher`; what it leaves behind is killed."""
     started: list[Launcher] = []
 
-    def start(rank_code: str, *, popen: dict[str, object] | None = None, **asked: object) -> Launcher:
-        started.append(Launcher(tmp_path, rank_code, {"num_ranks": 2, **asked}, **(popen or {})))
+    def start(rank_code: str, asked: dict[str, object], **how: object) -> Launcher:
+        started.append(Launcher(tmp_path, rank_code, asked, **how))
         return started[-1]
 
     yield start
@@ -21,3 +22,13 @@ def launch(tmp_path):
         launcher.process.wait()
         for pid in filter(is_alive, launcher.pids()):  # left only by a test that failed
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def launch(start_launcher):
+    """`launch(rank_code, **asked) -> Launcher`: two ranks on this machine unless asked otherwise."""
+
+    def start(rank_code: str, *, popen: dict[str, object] | None = None, **asked: object) -> Launcher:
+        return start_launcher(rank_code, {"num_ranks": 2, "grace_s": 1.0, **asked}, **(popen or {}))
+
+    return start

@@ -54,13 +54,15 @@ sleep_through()
 
 
 class Launcher:
-    """A launcher process in a folder of its own; `asked` goes to `run_ranks`."""
+    """A launcher process in a folder of its own; `asked` goes to what `code` calls."""
 
-    def __init__(self, folder: Path, rank_code: str, asked: dict[str, object], **popen: object) -> None:
+    def __init__(
+        self, folder: Path, rank_code: str, asked: dict[str, object], code: str = LAUNCHER, **popen: object
+    ) -> None:
         self.folder = folder
         (folder / "rank.py").write_text(RANK_PRELUDE + rank_code)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, json.dumps({"grace_s": 1.0, **asked})],
+            [sys.executable, "-c", code, json.dumps(asked)],
             cwd=folder,
             # A test run in the background has SIGINT ignored, and would pass that on.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
