@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from megatune.cli.arguments import AsJson, Overrides, before_torch
+from megatune.cli.arguments import AsJson, Overrides
 
 
 def submit(
@@ -117,9 +117,10 @@ def doctor(
 ) -> None:
     """Check the machines before a run: versions, network, disks, memory, speed of each device and link.
 
-    Example: srun --ntasks-per-node=4 megatune doctor run.yaml
+    Inside an allocation: srun --ntasks-per-node=4 megatune doctor run.yaml
+
+    Example: megatune doctor run.yaml
     """
-    before_torch()
     from megatune.cli.doctor import run_doctor
 
     sys.exit(run_doctor(run_file, overrides or [], nodes=nodes, limit_s=limit_s, as_json=as_json))
@@ -127,6 +128,6 @@ def doctor(
 
 def register(app: typer.Typer) -> None:
     """Add all commands to `app`."""
-    commands: list[Callable[..., None]] = []
+    commands: list[Callable[..., None]] = [doctor]
     for command in commands:
         app.command()(command)

@@ -7,17 +7,20 @@ from pathlib import Path
 _TORCH_LOCK_NAME = "lock"  # torch/utils/cpp_extension.py: FileBaton(build_directory / "lock")
 
 
-def remove_stale_locks(folder: Path) -> list[Path]:
-    """Remove torch's lock files below `folder` that no living process holds; returns them.
+def find_stale_locks(folder: Path) -> list[Path]:
+    """torch's lock files in the builds of `folder` that no living process of this machine holds.
 
     Its holder keeps the file open for as long as it holds the lock. So a lock that nobody has open,
     and that is still the same file after looking, can never be released.
     """
     locks = {lock: _identity(lock) for lock in folder.glob(f"*/{_TORCH_LOCK_NAME}")}
     held = _open_files() if locks else set()
-    stale = [
-        lock for lock, seen in locks.items() if seen and seen[:2] not in held and _identity(lock) == seen
-    ]
+    return [lock for lock, seen in locks.items() if seen and seen[:2] not in held and _identity(lock) == seen]
+
+
+def remove_stale_locks(folder: Path) -> list[Path]:
+    """Remove what `find_stale_locks` finds; returns it. Call it only while nobody else may build."""
+    stale = find_stale_locks(folder)
     for lock in stale:
         lock.unlink(missing_ok=True)
     return stale

@@ -73,6 +73,11 @@ class RunFolder:
         """One JSON object per submitted job: see `slurm/history.py`."""
         return self.path / "jobs.jsonl"
 
+    @property
+    def doctor(self) -> Path:
+        """The report of the last `megatune doctor` with this run's file."""
+        return self.path / "doctor.json"
+
     def create(self) -> None:
         """Make the folder and those for logs and checkpoints; what is there stays.
 
