@@ -129,7 +129,6 @@ def test_a_program_that_gives_no_answer_in_time_is_noted():
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "7",
         "garbage\n",
         "7\x1fRUNNING\n",
