@@ -1,0 +1,188 @@
+"""Bytes that forward keeps for backward: of the transformers models as they are, family by family.
+
+Counted from what autograd saves in the modeling files of transformers 5.23; tests/plan/test_activations.py
+compares every family with the tensors autograd really keeps. Korthikanti et al. (arXiv:2205.05198, table 2)
+count a fused GPT layer instead: `korthikanti_bytes`, for comparison.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatune.plan.weights import ModelWeights
+
+Kernel = Literal["sdpa", "eager"]
+
+_RMS = frozenset(
+    {"llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "granite", "smollm3", "phi3"}
+)
+# Families whose scores are computed in the training precision; the others take softmax in fp32.
+_LOW_PRECISION_SOFTMAX = frozenset({"gpt2", "falcon"})
+# fp32 copies of query and key, made before the scores.
+_FP32_SCORES = frozenset({"gptj", "gpt_neo"})
+# Rotary angles put into parts of the heads, or sliced out of a fused projection: output is copied once more.
+_COPIES_OUTPUT = frozenset({"phi", "phi3", "gpt_neox"})
+NO_SDPA = frozenset({"gptj", "gpt_neo", "bloom"})
+"""Types whose transformers class has no sdpa kernel: eager is all they have."""
+_DROPOUT_KEYS = ("resid_pdrop", "hidden_dropout", "dropout", "resid_dropout", "residual_dropout")
+_SCORE_DROPOUT_KEYS = ("attn_pdrop", "attention_dropout")
+_MASK_BYTES = 1  # CUDA keeps dropout masks as booleans
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What one rank computes at a time."""
+
+    batch: int
+    seq: int
+    element_bytes: int
+    """Of the training precision: 2 for bf16 and fp16, 4 for fp32."""
+    kernel: Kernel
+    packed: bool = False
+    """Documents side by side: sdpa is given a mask, and then repeats keys and values for each query head."""
+
+    @property
+    def count(self) -> int:
+        return self.batch * self.seq
+
+
+def block_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int = 1) -> int:
+    """Bytes that one transformer block keeps on one rank. What every rank computes alike is not divided."""
+    per_token = (
+        _norm_bytes(model, tokens)
+        + _attention_bytes(model, tokens, tensor_parallel)
+        + _mlp_bytes(model, tokens, tensor_parallel)
+        + 2 * _MASK_BYTES * model.shape.hidden_size * has_dropout(model)
+    )
+    return tokens.count * per_token
+
+
+def checkpoint_bytes(model: ModelWeights, tokens: Tokens) -> int:
+    """Bytes that a checkpointed block keeps: its input, whole on every tensor-parallel rank."""
+    return tokens.count * tokens.element_bytes * model.shape.hidden_size
+
+
+def outside_bytes(model: ModelWeights, tokens: Tokens) -> int:
+    """Bytes kept outside the blocks and the loss: last norm, the head's input, the packed documents' mask."""
+    last_norm = _one_norm(model, tokens) * model.shape.hidden_size
+    mask = 3 * tokens.batch * tokens.seq**2 if tokens.packed else 0  # boolean, and added in bf16 at each call
+    return tokens.count * last_norm + mask
+
+
+def logits_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int = 1) -> int:
+    """Logits and their gradient, in the training precision, of this rank's part of the vocabulary.
+
+    model/loss.py makes fp32 copies 2**24 elements at a time: two of them, 128 MiB, are alive at once.
+    """
+    rows = -(-model.shape.vocab_size // tensor_parallel)
+    chunk = min(tokens.count * rows, 2**24) * 4 * 2
+    return 2 * tokens.count * rows * tokens.element_bytes + chunk
+
+
+def has_dropout(model: ModelWeights) -> bool:
+    """Does the residual stream have dropout? GPT-2 and OPT do unless config.json says otherwise."""
+    default = 0.1 if model.shape.model_type in ("gpt2", "opt") else 0.0
+    found = [float(model.config[key]) for key in _DROPOUT_KEYS if model.config.get(key) is not None]
+    return max(found, default=default) > 0
+
+
+def korthikanti_bytes(
+    *, seq: int, batch: int, hidden: int, heads: int, tensor_parallel: int = 1, variant: str = "none"
+) -> float:
+    """Activation bytes of one fused GPT layer, arXiv:2205.05198 table 2.
+
+    variant: none, sequence (parallel), selective (recomputation, or a flash kernel), sequence+selective, full.
+
+    >>> korthikanti_bytes(seq=2048, batch=1, hidden=12288, heads=96, tensor_parallel=8,
+    ...                   variant="sequence+selective") / 2**20
+    102.0
+    """
+    tokens, scores = float(seq * batch * hidden), 5 * heads * seq / hidden
+    if variant == "full":
+        return 2 * tokens
+    whole, split = (0.0, 34.0) if "sequence" in variant else (10.0, 24.0)
+    kept_scores = 0.0 if "selective" in variant else scores
+    return tokens * (whole + (split + kept_scores) / tensor_parallel)
+
+
+def _one_norm(model: ModelWeights, tokens: Tokens) -> int:
+    """Bytes an element: an RMS norm keeps an fp32 copy, the normalised values and its output."""
+    if model.shape.model_type in ("gemma", "gemma2"):
+        return 8 + tokens.element_bytes  # scales in fp32: x, normalised, output
+    if model.shape.model_type in _RMS:
+        return 4 + 2 * tokens.element_bytes
+    return 2 * tokens.element_bytes
+
+
+def _norm_bytes(model: ModelWeights, tokens: Tokens) -> int:
+    norms = {w.module for w in model.block if w.component == "norm" and w.shape[0] == model.shape.hidden_size}
+    norms -= {name for name in norms if "_norm" in name and "attn." in name}  # those of heads
+    hidden, element = model.shape.hidden_size, tokens.element_bytes
+    kept = len(norms) * (_one_norm(model, tokens) * hidden + 2 * min(2, element))
+    reads_once = model.shape.model_type == "falcon" or model.config.get("use_parallel_residual", True)
+    if len(norms) == 2 and model.shape.model_type in ("falcon", "gpt_neox") and reads_once:
+        is_serial = model.shape.model_type == "falcon" and "post_attention_layernorm" in norms
+        kept -= 0 if is_serial else element * hidden  # both norms keep the same input
+    return kept
+
+
+def _attention_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) -> int:
+    shape, element = model.shape, tokens.element_bytes
+    kv_heads = -(-shape.num_kv_heads // tensor_parallel)
+    heads = kv_heads * (shape.num_heads // shape.num_kv_heads)
+    width, kv_width = heads * shape.head_size, kv_heads * shape.head_size
+    repeats = tokens.kernel == "eager" or tokens.packed or shape.model_type == "falcon"
+    kept = element * (2 * width + 2 * (width if repeats else kv_width))
+    if shape.model_type in _FP32_SCORES:
+        kept += 2 * (4 - element) * width
+    if tokens.kernel == "sdpa":
+        kept += _sdpa_extra(model, element, width, kv_width)
+    if any(w.module.endswith(("q_norm", "q_layernorm")) for w in model.block):
+        kept += _head_norm_bytes(model, element, heads, kv_heads)
+    if shape.model_type == "gptj":
+        kept += 8 * int(model.config.get("rotary_dim") or shape.head_size)  # sine and cosine, in each block
+    if shape.model_type == "falcon" and tokens.kernel == "sdpa":
+        return kept + 4 * heads + element * tokens.seq  # its mask, in each block
+    return kept + (4 * heads if tokens.kernel == "sdpa" else _score_bytes(model, tokens) * heads * tokens.seq)
+
+
+def _sdpa_extra(model: ModelWeights, element: int, width: int, kv_width: int) -> int:
+    """A fused projection lives on while its value part does, beside the rotated query and key."""
+    kept = element * width if model.shape.model_type in _COPIES_OUTPUT else 0
+    splits_views = model.shape.model_type in ("gpt_neox", "phi3") or (
+        model.shape.model_type == "falcon" and not model.config.get("new_decoder_architecture")
+    )
+    return kept + element * (width + kv_width) * splits_views
+
+
+def _head_norm_bytes(model: ModelWeights, element: int, heads: int, kv_heads: int) -> int:
+    each = 4 + element if model.shape.model_type in _RMS else element
+    return (heads + kv_heads) * (each * model.shape.head_size + 4)
+
+
+def _score_bytes(model: ModelWeights, tokens: Tokens) -> int:
+    """Bytes of one attention score: the softmax, its low-precision copy, and dropout's mask and result."""
+    low, element = model.shape.model_type in _LOW_PRECISION_SOFTMAX, tokens.element_bytes
+    kept = element if low or element == 4 else 4 + element
+    default = 0.1 if model.shape.model_type == "gpt2" else 0.0
+    dropout = [float(model.config[k]) for k in _SCORE_DROPOUT_KEYS if model.config.get(k) is not None]
+    if max(dropout, default=default) > 0 and model.shape.model_type != "falcon":
+        kept += _MASK_BYTES + (element if low or element == 4 else 0)
+    return kept
+
+
+def _mlp_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) -> int:
+    features, element = -(-model.ffn_size // tensor_parallel), tokens.element_bytes
+    if model.is_gated:
+        return 4 * element * features  # gate, its activation, up, their product
+    name = next(
+        (
+            str(model.config[key])
+            for key in ("hidden_act", "activation_function", "activation")
+            if key in model.config
+        ),
+        "gelu_new" if model.shape.model_type in ("gpt2", "gptj", "gpt_neo", "phi") else "gelu",
+    )
+    if model.shape.model_type == "opt" and "activation_function" not in model.config:
+        name = "relu"
+    # gelu_new is written out in Python and keeps five tensors; relu keeps its output alone.
+    return {"gelu_new": 5, "relu": 1}.get(name, 2) * element * features

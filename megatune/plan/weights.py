@@ -1,0 +1,170 @@
+"""All parameters of a model from its config.json: how many, of what, and how many on one rank. Exact.
+
+`count_model` reads the configuration; `ModelWeights` answers what the ledger and the time model ask.
+Tied embeddings are one tensor, as in transformers.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from megatune.plan.blocks import Component, Weight, block_weights
+from megatune.plan.families import FAMILIES, Family, weight_cut
+from megatune.plan.shape import ModelShape, shape_from_config
+from megatune.plan.shards import split_units
+
+# Types whose configuration class ties the head to the embedding unless config.json says otherwise.
+TIED_BY_DEFAULT = frozenset({"gemma", "gemma2", "opt", "gpt_neo", "falcon", "bloom", "gpt2", "smollm3"})
+_OPT_POSITION_OFFSET = 2  # OPT's position table starts at 2 (modeling_opt.py, OPTLearnedPositionalEmbedding)
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """The parameters of one model. Blocks are all alike."""
+
+    shape: ModelShape
+    block: tuple[Weight, ...]
+    outside: tuple[Weight, ...]
+    """Everything beside the blocks; a tied head is not in it."""
+    is_tied: bool
+    config: Mapping[str, Any]
+
+    @property
+    def family(self) -> Family | None:
+        """How blocks are cut for tensor parallelism; None for types without a plan."""
+        return FAMILIES.get(self.shape.model_type)
+
+    @cached_property
+    def num_params(self) -> int:
+        return sum(self.by_component.values())
+
+    @cached_property
+    def by_component(self) -> dict[Component, int]:
+        """Parameters of embedding, attention, mlp, norm and head; tied ones count as embedding."""
+        counts: dict[Component, int] = {"embedding": 0, "attention": 0, "mlp": 0, "norm": 0, "head": 0}
+        for weight in self.outside:
+            counts[weight.component] += weight.num_params
+        for weight in self.block:
+            counts[weight.component] += weight.num_params * self.shape.num_layers
+        return counts
+
+    @cached_property
+    def num_matmul_params(self) -> int:
+        """Parameters of the blocks' matrices: what multiplies every token."""
+        return self.shape.num_layers * sum(weight.num_params for weight in self.block if weight.is_matrix)
+
+    @property
+    def num_head_params(self) -> int:
+        """Elements of the head's matrix, tied or not."""
+        return self.shape.vocab_size * self.head_width
+
+    @property
+    def head_width(self) -> int:
+        """Input features of the head: OPT may project to fewer than its hidden size."""
+        return int(self.config.get("word_embed_proj_dim") or self.shape.hidden_size)
+
+    @cached_property
+    def ffn_size(self) -> int:
+        """Features of the feed-forward layer: the inputs of its output projection."""
+        return [weight.shape[1] for weight in self.block if weight.component == "mlp" and weight.is_matrix][
+            -1
+        ]
+
+    @cached_property
+    def is_gated(self) -> bool:
+        """Two projections into the feed-forward layer, multiplied (GLU)."""
+        matrices = [w.num_params for w in self.block if w.component == "mlp" and w.is_matrix]
+        return sum(matrices) == 3 * self.ffn_size * self.shape.hidden_size
+
+    def local_block(self, tensor_parallel: int) -> tuple[Weight, ...]:
+        """One block's tensors on the tensor-parallel rank that holds the most (the first)."""
+        return tuple(_local(weight, self.family, self.shape, tensor_parallel) for weight in self.block)
+
+    def local_outside(self, tensor_parallel: int) -> tuple[Weight, ...]:
+        """The tensors outside the blocks on the rank that holds the most: the vocabulary is cut."""
+        return tuple(self._local_outside(tensor_parallel))
+
+    def _local_outside(self, tensor_parallel: int) -> Iterator[Weight]:
+        for weight in self.outside:
+            if weight.shape[0] != self.shape.vocab_size or weight.component not in ("embedding", "head"):
+                yield weight
+            else:
+                rows = split_units(weight.shape[0], tensor_parallel)[0]
+                yield Weight(weight.component, weight.module, (rows, *weight.shape[1:]))
+
+    def num_local_params(self, tensor_parallel: int) -> int:
+        """Parameters on the tensor-parallel rank that holds the most, before ZeRO divides them."""
+        inside = sum(weight.num_params for weight in self.local_block(tensor_parallel))
+        return inside * self.shape.num_layers + sum(
+            weight.num_params for weight in self.local_outside(tensor_parallel)
+        )
+
+
+def count_model(config: Mapping[str, Any]) -> ModelWeights:
+    """The parameters of the model that `config` (a config.json) describes.
+
+    Raises ModelError when it describes none, PlanError for a model type without a row in blocks.py.
+
+    >>> gpt2 = {"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257,
+    ...         "n_positions": 1024}
+    >>> count_model(gpt2).num_params
+    124439808
+    """
+    shape = shape_from_config(config)
+    text = config.get("text_config") or config
+    is_tied = bool(text.get("tie_word_embeddings", shape.model_type in TIED_BY_DEFAULT))
+    return ModelWeights(
+        shape=shape,
+        block=tuple(block_weights(text, shape)),
+        outside=tuple(_outside(text, shape, is_tied)),
+        is_tied=is_tied,
+        config=text,
+    )
+
+
+def _outside(config: Mapping[str, Any], shape: ModelShape, is_tied: bool) -> Iterator[Weight]:
+    kind, hidden = shape.model_type, shape.hidden_size
+    width = int(config.get("word_embed_proj_dim") or hidden)
+    yield Weight("embedding", "embedding", (shape.vocab_size, width))
+    if kind in ("gpt2", "gpt_neo", "opt"):
+        assert shape.max_positions is not None, "these types learn their positions and must say how many"
+        offset = _OPT_POSITION_OFFSET if kind == "opt" else 0
+        yield Weight("embedding", "positions", (shape.max_positions + offset, hidden))
+    if width != hidden:
+        yield Weight("embedding", "project_in", (hidden, width))
+        yield Weight("embedding", "project_out", (width, hidden))
+    has_bias = kind in ("gpt2", "gpt_neo", "opt", "gptj", "gpt_neox", "falcon", "bloom", "phi")
+    for name in _norm_names(config, kind):
+        yield from [Weight("norm", name, (hidden,))] * (2 if has_bias else 1)
+    if not is_tied:
+        yield Weight("head", "head", (shape.vocab_size, width))
+    if kind in ("gptj", "phi"):
+        yield Weight("head", "head", (shape.vocab_size,))
+
+
+def _norm_names(config: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+    if kind == "bloom":
+        return ("embedding_norm", "final_norm")
+    if kind == "opt" and (
+        not config.get("do_layer_norm_before", True)
+        or config.get("_remove_final_layer_norm")
+        or not config.get("layer_norm_elementwise_affine", True)
+    ):
+        return ()
+    return ("final_norm",)
+
+
+def _local(weight: Weight, family: Family | None, shape: ModelShape, tensor_parallel: int) -> Weight:
+    if family is None or tensor_parallel == 1:
+        return weight
+    if weight.module in family.columns:
+        dim, segments = 0, family.columns[weight.module]
+    elif weight.module in family.rows and weight.is_matrix:
+        dim, segments = 1, family.rows[weight.module]
+    else:
+        return weight
+    cut = weight_cut(segments, shape, dim=dim, full_size=weight.shape[dim], name=weight.module)
+    sizes = list(weight.shape)
+    sizes[dim] = cut.local_size(0, tensor_parallel)
+    return Weight(weight.component, weight.module, tuple(sizes))

@@ -1,0 +1,162 @@
+"""Parameters counted from config.json are those of the model that transformers builds, for every type."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import TINY
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from megatune.errors import PlanError
+from megatune.model.conv1d import conv1d_to_linear
+from megatune.model.tensor_parallel import cut_block, cut_vocabulary
+from megatune.plan.blocks import BLOCKS
+from megatune.plan.families import FAMILIES
+from megatune.plan.weights import TIED_BY_DEFAULT, count_model
+
+_TP = 2
+
+
+def _llama(hidden: int, layers: int, heads: int, ffn: int, **more: Any) -> dict[str, Any]:
+    return {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "intermediate_size": ffn, **more}  # fmt: skip
+
+
+def _gpt2(hidden: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    return {"n_embd": hidden, "n_layer": layers, "n_head": heads, **more}
+
+
+def _neox(hidden: int, layers: int, heads: int, ffn: int) -> dict[str, Any]:
+    return {**_llama(hidden, layers, heads, ffn), "vocab_size": 50432}
+
+
+KNOWN: list[tuple[str, dict[str, Any], int]] = [
+    ("gpt2", {}, 124_439_808),
+    ("gpt2", _gpt2(1600, 48, 25), 1_557_611_200),
+    ("gpt2", _gpt2(12288, 96, 96, n_positions=2048), 174_604_259_328),
+    ("gpt2", _gpt2(25600, 128, 160, n_positions=2048, vocab_size=51200), 1_008_038_758_400),
+    (
+        "gpt_neo",
+        {
+            "hidden_size": 2560,
+            "num_layers": 32,
+            "num_heads": 20,
+            "attention_types": [[["global", "local"], 16]],
+        },
+        2_651_307_520,
+    ),
+    ("gptj", {}, 6_050_882_784),
+    ("gpt_neox", _neox(6144, 44, 64, 24576), 20_554_567_680),
+    ("opt", _llama(12288, 96, 96, 0, ffn_dim=49152, word_embed_proj_dim=12288), 174_604_468_224),
+    ("bloom", {"hidden_size": 14336, "n_layer": 70, "n_head": 112}, 176_247_271_424),
+    ("llama", _llama(4096, 32, 32, 11008), 6_738_415_616),
+    ("llama", _llama(8192, 80, 64, 28672, num_key_value_heads=8, vocab_size=128256), 70_553_706_496),
+    ("mistral", {"max_position_embeddings": 32768}, 7_241_732_096),
+    ("qwen2", _llama(3584, 28, 28, 18944, num_key_value_heads=4, vocab_size=152064), 7_615_616_512),
+    ("qwen3", _llama(5120, 64, 64, 25600, num_key_value_heads=8, head_dim=128), 32_762_123_264),
+    ("gemma", {}, 8_537_680_896),
+    ("phi", _llama(2560, 32, 32, 10240), 2_779_683_840),
+    ("phi3", {}, 3_821_079_552),
+]
+"""Published or well-known shapes, and what transformers builds of them."""
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((kind, config) for kind, config in TINY.values()),
+    ("opt", {**TINY["opt"][1], "enable_bias": False, "layer_norm_elementwise_affine": False}),
+    ("opt", {**TINY["opt"][1], "do_layer_norm_before": False, "word_embed_proj_dim": 64}),
+    ("falcon", {**TINY["falcon"][1], "num_ln_in_parallel_attn": 1, "bias": False}),
+    ("falcon", {**TINY["falcon-rw"][1], "parallel_attn": True, "multi_query": True}),
+    ("llama", {**TINY["llama"][1], "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2}),
+    ("qwen3", {**TINY["qwen3"][1], "attention_bias": True}),
+    ("gpt_neox", {**TINY["gpt_neox"][1], "attention_bias": False, "tie_word_embeddings": True}),
+    ("gpt2", {**TINY["gpt2"][1], "n_inner": 100, "tie_word_embeddings": False}),
+    *((kind, TINY["llama"][1] | {"head_dim": 8, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0})
+      for kind in ("ministral", "granite", "smollm3", "gemma2")),
+]  # fmt: skip
+
+
+def _meta_model(kind: str, config: Mapping[str, Any]) -> torch.nn.Module:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config))
+
+
+@pytest.mark.parametrize(("kind", "config", "published"), KNOWN, ids=[f"{k}-{n}" for k, _, n in KNOWN])
+def test_the_parameters_of_a_known_shape_are_exact(kind: str, config: dict[str, Any], published: int) -> None:
+    model = _meta_model(kind, config)
+
+    counted = count_model(AutoConfig.for_model(kind, **config).to_dict())
+
+    assert counted.num_params == sum(p.numel() for p in model.parameters()) == published
+
+
+@pytest.mark.parametrize(("kind", "config"), VARIANTS)
+def test_every_type_and_variant_is_counted_tensor_by_tensor(kind: str, config: dict[str, Any]) -> None:
+    model = _meta_model(kind, config)
+    conv1d_to_linear(model)
+
+    counted = count_model(AutoConfig.for_model(kind, **config).to_dict())
+
+    ours = [weight.shape for weight in counted.outside] + [
+        weight.shape for weight in counted.block
+    ] * counted.shape.num_layers
+    assert sorted(ours) == sorted(tuple(p.shape) for p in model.parameters())
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    assert counted.num_head_params == head.weight.numel()
+
+
+def test_every_family_of_the_tensor_parallel_table_is_counted() -> None:
+    assert set(FAMILIES) <= set(BLOCKS)
+    assert {kind for kind, _ in VARIANTS} == set(BLOCKS)
+
+
+class _FirstOf:
+    """Rank 0 of a group that is not there: shapes need no communication."""
+
+    def __init__(self, size: int) -> None:
+        self.rank, self.size = 0, size
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_the_first_ranks_share_under_tensor_parallelism_is_exact(name: str) -> None:
+    from megatune.plan.families import find_family
+    from megatune.plan.shape import shape_from_config
+
+    kind, config = TINY[name]
+    full = AutoConfig.for_model(kind, **config).to_dict()
+    shape, model = shape_from_config(full), _meta_model(kind, config)
+    conv1d_to_linear(model)
+    family = find_family(full, shape, _TP)
+    assert family is not None
+    blocks = next(
+        m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == shape.num_layers
+    )
+    for block in blocks:
+        cut_block(block, "", family, shape, _FirstOf(_TP))  # type: ignore[arg-type]
+    cut_vocabulary(model, shape, _FirstOf(_TP))  # type: ignore[arg-type]
+
+    counted = count_model(full)
+
+    assert counted.num_local_params(_TP) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", sorted(BLOCKS))
+def test_a_config_that_does_not_say_whether_the_head_is_tied_is_read_like_transformers_does(
+    kind: str,
+) -> None:
+    assert (kind in TIED_BY_DEFAULT) == CONFIG_MAPPING[kind]().tie_word_embeddings
+
+
+def test_components_add_up_and_are_what_they_say() -> None:
+    counted = count_model({"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_head": 12,
+                           "vocab_size": 50257, "n_positions": 1024})  # fmt: skip
+    assert counted.by_component["embedding"] == (50257 + 1024) * 768
+    assert counted.by_component["norm"] == 25 * 2 * 768
+    assert counted.by_component["head"] == 0
+    assert counted.num_matmul_params == 12 * 12 * 768**2
+
+
+def test_a_type_without_a_row_is_refused_with_the_types_that_have_one() -> None:
+    with pytest.raises(PlanError, match=r"'mamba'.*gpt2.*llama"):
+        count_model({"model_type": "mamba", "n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 9})
