@@ -67,3 +67,7 @@ class ExportError(UserError):
 
 class CheckpointError(MegatuneError):
     """A checkpoint could not be written, or none could be read."""
+
+
+class SaveError(CheckpointError):
+    """The disk did not take a checkpoint; the older ones are as they were, and training could go on."""

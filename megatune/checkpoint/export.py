@@ -15,16 +15,15 @@ import torch
 from safetensors import safe_open
 
 from megatune.checkpoint.layout import (
-    MANIFEST,
     MODEL_FOLDER,
     WEIGHTS,
     Layout,
     rank_file,
     read_json,
-    why_incomplete,
 )
-from megatune.checkpoint.read import check_file
+from megatune.checkpoint.manifest import read_manifest, why_incomplete
 from megatune.checkpoint.tensors import save_tensors
+from megatune.checkpoint.verify import check_file
 from megatune.checkpoint.weights_index import WeightEntry
 from megatune.engine.state import WEIGHT
 from megatune.errors import CheckpointError, ExportError
@@ -49,9 +48,9 @@ def export_checkpoint(
         raise CheckpointError(f"{checkpoint} is not a whole checkpoint: {reason}.")
     if target.exists():
         raise ExportError(f"{target} is already there; give another folder or remove it first.")
-    manifest = read_json(checkpoint / MANIFEST)
+    manifest = read_manifest(checkpoint)
     if verify:
-        for name in manifest["files"]:
+        for name in manifest.files:
             check_file(checkpoint, name, manifest)
     entries = {
         name: WeightEntry.from_json(stored) for name, stored in read_json(checkpoint / WEIGHTS).items()
@@ -61,7 +60,7 @@ def export_checkpoint(
         shutil.rmtree(unfinished)
     try:
         shutil.copytree(checkpoint / MODEL_FOLDER, unfinished)
-        weights = whole_weights(checkpoint, Layout(**manifest["layout"]), entries)
+        weights = whole_weights(checkpoint, manifest.layout, entries)
         _write_shards(((name, tensor.to(dtype)) for name, tensor in weights), unfinished, shard_bytes)
         _write_dtype(unfinished, dtype)
         count = _count(unfinished, entries)

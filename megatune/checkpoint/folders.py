@@ -1,7 +1,7 @@
-"""What happens to whole checkpoint folders: replaced, pruned, set aside, pointed at. First rank only.
+"""What happens to whole checkpoint folders: found, replaced, pruned, set aside, pointed at. First rank only.
 
 A folder is renamed before it is deleted, so that a kill half-way leaves none that looks whole.
-Folders that are not ours or not whole are left alone.
+Links, copies, folders that are not whole and those with a file that no save wrote are left alone.
 """
 
 import re
@@ -9,7 +9,8 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from megatune.checkpoint.layout import step_of, why_incomplete
+from megatune.checkpoint.layout import MANIFEST, MODEL_FOLDER, TRAINING, read_json, step_of
+from megatune.checkpoint.manifest import read_manifest, why_incomplete
 from megatune.files import sync_folder, write_text_atomic
 
 _UNFINISHED = re.compile(r"step-\d{8}(\.old)?\.tmp")
@@ -29,14 +30,39 @@ def put_in_place(unfinished: Path, final: Path) -> None:
         shutil.rmtree(old)
 
 
-def prune(checkpoints: Path, keep: int, *, protected: Collection[Path] = ()) -> None:
-    """Remove all but the newest `keep` whole checkpoints and the `protected` ones."""
-    for folder in sorted(_whole(checkpoints))[:-keep]:
-        if folder not in protected:
-            doomed = folder.with_suffix(_OLD)
-            folder.rename(doomed)
-            sync_folder(checkpoints)
-            shutil.rmtree(doomed)
+def prunable(checkpoints: Path, keep: int, *, protected: Collection[Path] = ()) -> list[Path]:
+    """What `prune` removes: all but the newest `keep`, the `protected`, and those kept for ever."""
+    old = sorted(_whole(checkpoints))[:-keep]
+    return [
+        folder
+        for folder in old
+        if folder not in protected and not read_manifest(folder).kept_for_ever and not foreign_files(folder)
+    ]
+
+
+def prune(checkpoints: Path, keep: int, *, protected: Collection[Path] = ()) -> list[Path]:
+    """Remove what `prunable` names, and return it."""
+    doomed = prunable(checkpoints, keep, protected=protected)
+    for folder in doomed:
+        renamed = folder.with_suffix(_OLD)
+        folder.rename(renamed)
+        sync_folder(checkpoints)
+        shutil.rmtree(renamed)
+    return doomed
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """What lies in a whole checkpoint and is not in its manifest: somebody else put it there."""
+    own = {MANIFEST, MODEL_FOLDER, *read_manifest(folder).files}
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return sorted(name for name in found if name not in own)
+
+
+def best_of(checkpoints: Path) -> Path | None:
+    """The checkpoint that the newest whole one names as the best so far."""
+    whole = sorted(_whole(checkpoints))
+    step = read_json(whole[-1] / TRAINING).get("state", {}).get("best_step") if whole else None
+    return next((folder for folder in whole if step_of(folder) == step), None)
 
 
 def remove_unfinished(checkpoints: Path) -> list[Path]:
@@ -46,7 +72,7 @@ def remove_unfinished(checkpoints: Path) -> list[Path]:
     """
     removed = []
     for folder in sorted(checkpoints.glob("step-*.tmp")):
-        if not _UNFINISHED.fullmatch(folder.name):
+        if not _UNFINISHED.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
             continue
         final = folder.with_name(folder.name[: -len(_OLD)])
         if folder.name.endswith(_OLD) and not final.exists() and why_incomplete(folder) is None:
@@ -90,9 +116,37 @@ def write_hint(path: Path, checkpoint: Path | None) -> None:
         write_text_atomic(path, checkpoint.name + "\n")
 
 
-def _whole(checkpoints: Path) -> list[Path]:
+def newest_whole(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint below `checkpoints`, and why newer ones were passed over.
+
+    Looks at names and sizes; see `verify` for the bytes.
+    """
+    whole, passed_over = whole_and_passed_over(checkpoints)
+    newest = step_of(whole[0]) if whole else None
+    return (
+        whole[0] if whole else None,
+        [text for step, text in passed_over if newest is None or step > newest],
+    )
+
+
+def whole_and_passed_over(checkpoints: Path) -> tuple[list[Path], list[tuple[int, str]]]:
+    """The whole checkpoints, newest first, and (step, why it is none) of each other folder of that name."""
+    whole: list[Path] = []
+    passed_over: list[tuple[int, str]] = []
+    for folder in sorted(_named(checkpoints), reverse=True):
+        reason = "it is a symbolic link" if folder.is_symlink() else why_incomplete(folder)
+        if reason is None:
+            whole.append(folder)
+        else:
+            passed_over.append((step_of(folder) or 0, f"{folder}: {reason}"))
+    return whole, passed_over
+
+
+def _named(checkpoints: Path) -> list[Path]:
     if not checkpoints.is_dir():
         return []
-    return [
-        path for path in checkpoints.iterdir() if step_of(path) is not None and why_incomplete(path) is None
-    ]
+    return [path for path in checkpoints.iterdir() if step_of(path) is not None]
+
+
+def _whole(checkpoints: Path) -> list[Path]:
+    return whole_and_passed_over(checkpoints)[0]

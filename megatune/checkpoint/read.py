@@ -1,114 +1,152 @@
-"""Load a checkpoint back into the ranks that saved it."""
+"""Find the checkpoint to go on from, make sure of every byte of it, and open this rank's part."""
 
-from collections.abc import Mapping
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import xxhash
-
-from megatune.checkpoint.layout import (
-    MANIFEST,
-    TRAINING,
-    Layout,
-    newest_whole,
-    rank_file,
-    read_json,
-    why_incomplete,
-)
+from megatune.checkpoint.folders import whole_and_passed_over
+from megatune.checkpoint.layout import MANIFEST, TRAINING, WEIGHTS, Layout, read_json, step_of
+from megatune.checkpoint.manifest import Manifest, read_manifest, why_incomplete
 from megatune.checkpoint.rng import restore_rng
-from megatune.checkpoint.tensors import read_tensors
-from megatune.engine.state import RankState
+from megatune.checkpoint.saved_state import SavedPieces
+from megatune.checkpoint.verify import damage
+from megatune.checkpoint.weights_index import WeightEntry
 from megatune.engine.world import World
 from megatune.errors import CheckpointError, ResumeError
 
 
-def find_checkpoint(checkpoints: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and remarks for the user. Collective: every rank calls it.
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A checkpoint whose bytes are all as they were saved."""
 
-    `resume` is `auto` (the newest whole one, None when there is none), `none`, or a folder. The
-    first rank looks and tells the others: file systems of clusters show changes at different times.
-    Raises ResumeError for a folder that is no whole checkpoint.
+    folder: Path
+    manifest: Manifest
+    training: dict[str, Any]
+    """What all ranks share: `training.json`."""
+    weights: dict[str, WeightEntry]
+    verified_seconds: float
+    """What it took to read and hash all files, divided among the ranks."""
+
+
+def find_checkpoint(checkpoints: Path, resume: str, world: World) -> tuple[Found | None, list[str]]:
+    """The checkpoint to go on from, and why newer ones are not. Collective: every rank calls it.
+
+    `resume` is `auto` (the newest one that verifies, None when nothing was ever saved), `none`, or a
+    folder. The first rank looks and tells the others: file systems of clusters show changes at
+    different times. Raises ResumeError for a folder that is no whole checkpoint and CheckpointError
+    when what was asked for, or everything that was saved, is damaged.
     """
-
-    def look() -> tuple[Path | None, list[str]]:
-        if resume == "none":
-            return None, []
-        if resume == "auto":
-            found, passed_over = newest_whole(checkpoints)
-            return found, [f"passed over {reason}" for reason in passed_over]
-        reason = why_incomplete(Path(resume))
-        if reason:
-            raise ResumeError(
-                f"checkpoint.resume: {resume} is not a whole checkpoint: {reason}. Name another folder, or use "
-                "auto (the newest whole one) or none (start anew)."
-            )
-        return Path(resume), []
-
-    return world.first_rank(look)
-
-
-def load_checkpoint(folder: Path, world: World) -> tuple[RankState, dict[str, Any]]:
-    """This rank's state, and what all ranks share (`training.json`); restores the random generators.
-
-    Every byte read is checked against the manifest's hash first. Raises CheckpointError on every
-    rank when one rank's files are damaged, and ResumeError when the checkpoint was saved on another
-    layout. Collective: every rank calls it.
-    """
-    manifest = world.first_rank(lambda: read_json(folder / MANIFEST))
-    _check_layout(folder, manifest, world)
-    names = [rank_file(world.rank, "safetensors"), rank_file(world.rank, "json"), TRAINING]
-    problems = sorted(set(filter(None, world.gather_objects(_why_damaged(folder, names, manifest)))))
-    if problems:
+    if resume == "none":
+        return None, []
+    if resume != "auto":
+        return _the_one(Path(resume), world), []
+    candidates, remarks = world.first_rank(lambda: whole_and_passed_over(checkpoints))
+    for folder in candidates:
+        found, problems = _verified(folder, world)
+        if found is not None:
+            return found, [text for step, text in remarks if step > found.manifest.step]
+        remarks.append((step_of(folder) or 0, " ".join(problems)))
+    if remarks and _something_was_saved(checkpoints, world):
         raise CheckpointError(
-            f"{' '.join(problems)} To go on from an older checkpoint, move {folder} away or set checkpoint.resume "
-            "to that one's folder."
+            f"{checkpoints} holds no checkpoint that can be used: {'; '.join(text for _, text in remarks)} "
+            "Restore one of them from a copy, or set checkpoint.resume=none to start again."
         )
-    tensors = read_tensors(folder / names[0])
-    scalars = read_json(folder / names[1])
-    restore_rng(tensors, scalars["rng"], world.device)
-    return RankState(_by_kind(tensors), scalars), read_json(folder / TRAINING)
+    return None, [text for _, text in remarks]
 
 
-def _why_damaged(folder: Path, names: list[str], manifest: Mapping[str, Any]) -> str | None:
-    try:
-        for name in names:
-            check_file(folder, name, manifest)
-    except CheckpointError as error:
-        return str(error)
-    return None
+def _something_was_saved(checkpoints: Path, world: World) -> bool:
+    """Whether a checkpoint was ever finished here: starting anew is then nothing to do without being asked."""
+    return world.first_rank(
+        lambda: any((path / MANIFEST).is_file() for path in checkpoints.glob("step-????????"))
+    )
 
 
-def check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless the file is byte for byte what was saved."""
-    if name not in manifest["files"]:
-        raise CheckpointError(f"{folder / name} is not in {MANIFEST}.")
-    digest = xxhash.xxh3_128()
-    try:
-        with (folder / name).open("rb") as file:
-            while chunk := file.read(2**22):
-                digest.update(chunk)
-    except OSError as error:
-        raise CheckpointError(f"{folder / name} cannot be read: {error.strerror}") from error
-    if digest.hexdigest() != manifest["files"][name]["xxh3_128"]:
-        raise CheckpointError(f"{folder / name} has changed since it was saved (its hash differs).")
-
-
-def _check_layout(folder: Path, manifest: Mapping[str, Any], world: World) -> None:
-    saved = Layout(**manifest["layout"])
-    now = Layout(data_parallel=world.data_parallel, tensor_parallel=world.tensor_parallel)
-    if saved != now:
+def _the_one(folder: Path, world: World) -> Found:
+    reason = world.first_rank(lambda: why_incomplete(folder) or "")
+    if reason:
         raise ResumeError(
-            f"{folder} was saved at {saved} ({saved.num_ranks} ranks) and this run is {now} ({now.num_ranks} "
-            f"ranks). Resume on the saved layout (parallel.tp_size={saved.tensor_parallel} on "
-            f"{saved.num_ranks} ranks), or start anew from its exported weights: megatune export."
+            f"checkpoint.resume: {folder} is not a whole checkpoint: {reason}. Name another folder, or use "
+            "auto (the newest whole one) or none (start anew)."
         )
+    found, problems = _verified(folder, world)
+    if found is None:
+        raise CheckpointError(
+            f"checkpoint.resume: {' '.join(problems)} Name another folder, or use auto (the newest whole one)."
+        )
+    return found
 
 
-def _by_kind(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    kinds: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition("/")
-        if kind != "rng":
-            kinds.setdefault(kind, {})[name] = tensor
-    return kinds
+def _verified(folder: Path, world: World) -> tuple[Found | None, list[str]]:
+    """`folder` once every file has been hashed by some rank, or what is wrong with it. Collective.
+
+    A rank takes the files whose numbers are its own modulo the ranks: on the saved layout those it will
+    read. The verdicts are shared before anybody uses a tensor.
+    """
+    started = time.monotonic()
+    manifest: Manifest = world.first_rank(lambda: read_manifest(folder))
+    names = [name for name in sorted(manifest.files) if _number(name) % world.size == world.rank]
+    problems = sorted(
+        {text for texts in world.gather_objects(damage(folder, manifest, names)) for text in texts}
+    )
+    if problems:
+        return None, problems
+    training, weights = world.first_rank(lambda: (read_json(folder / TRAINING), _read_weights(folder)))
+    return (
+        Found(
+            folder=folder,
+            manifest=manifest,
+            training=training,
+            weights=weights,
+            verified_seconds=time.monotonic() - started,
+        ),
+        [],
+    )
+
+
+def _number(name: str) -> int:
+    """The rank in a rank file's name; 0 for the files that all share."""
+    digits = name.removeprefix("rank-").partition(".")[0]
+    return int(digits) if name.startswith("rank-") else 0
+
+
+def _read_weights(folder: Path) -> dict[str, WeightEntry]:
+    stored = read_json(folder / WEIGHTS)
+    try:
+        return {name: WeightEntry.from_json(entry) for name, entry in stored.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} does not describe weights: {error}.") from error
+
+
+def open_state(found: Found, weights: dict[str, Any], world: World) -> SavedPieces:
+    """This rank's part of `found` under the layout of `world`, for `ZeroEngine.load_state`.
+
+    `weights`: `describe_weights` of the model that goes on. Raises ResumeError when it is another model.
+    """
+    return SavedPieces(
+        folder=found.folder,
+        saved_layout=found.manifest.layout,
+        saved_weights=found.weights,
+        layout=layout_of(world),
+        weights={name: WeightEntry.from_json(entry) for name, entry in weights.items()},
+        rank=world.rank,
+    )
+
+
+def restore_generators(found: Found, world: World) -> bool:
+    """Put the random generators back, where the layout is the saved one. Returns whether it is.
+
+    On another layout there are no states to go on with: the generators stay as they were seeded at the
+    start, from `train.seed` and the data-parallel rank.
+    """
+    if not layout_of(world).has_ranks_of(found.manifest.layout):
+        return False
+    restore_rng(found.folder, world.rank, world.device)
+    return True
+
+
+def layout_of(world: World, accumulation: int = 1) -> Layout:
+    """The layout of the ranks that are running."""
+    return Layout(
+        data_parallel=world.data_parallel, tensor_parallel=world.tensor_parallel, accumulation=accumulation
+    )

@@ -1,11 +1,14 @@
 """The states of all random generators of a rank, without pickle."""
 
 import random
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from megatune.checkpoint.layout import rank_file, read_json
+from megatune.checkpoint.tensors import SliceFile
 
 
 def rng_tensors(device: torch.device) -> dict[str, torch.Tensor]:
@@ -24,14 +27,14 @@ def rng_scalars() -> dict[str, Any]:
     }
 
 
-def restore_rng(
-    tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any], device: torch.device
-) -> None:
-    """Put every generator back where it was."""
+def restore_rng(checkpoint: Path, rank: int, device: torch.device) -> None:
+    """Put every generator of `rank` back where it was. Raises CheckpointError naming an unreadable file."""
+    file = SliceFile(checkpoint / rank_file(rank, "safetensors"))
+    scalars = read_json(checkpoint / rank_file(rank, "json"))["rng"]
     version, internal, gauss = scalars["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = scalars["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(tensors["rng/torch"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["rng/cuda"], device)
+    torch.set_rng_state(file.read("rng/torch"))
+    if device.type == "cuda" and "rng/cuda" in file.names:
+        torch.cuda.set_rng_state(file.read("rng/cuda"), device)

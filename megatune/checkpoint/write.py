@@ -8,156 +8,174 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 
 from megatune.checkpoint.folders import put_in_place
-from megatune.checkpoint.layout import (
-    MANIFEST,
-    MODEL_FOLDER,
-    SCHEMA,
-    TRAINING,
-    WEIGHTS,
-    Layout,
-    folder_name,
-    rank_file,
-)
+from megatune.checkpoint.layout import MANIFEST, MODEL_FOLDER, TRAINING, WEIGHTS, folder_name, rank_file
+from megatune.checkpoint.manifest import FileEntry, Manifest, render_manifest
+from megatune.checkpoint.read import layout_of
 from megatune.checkpoint.rng import rng_scalars, rng_tensors
-from megatune.checkpoint.tensors import save_tensors
-from megatune.engine.state import RankState
+from megatune.checkpoint.tensors import write_tensor_file
+from megatune.engine.state import WEIGHT, RankState
 from megatune.engine.world import World
-from megatune.errors import CheckpointError
+from megatune.errors import CheckpointError, SaveError
 from megatune.files import sync_folder
 from megatune.units import format_bytes
 
 Json = Mapping[str, Any]
+_PACKAGES = ("megatune", "torch", "deepspeed", "transformers")
 
 
-def save_checkpoint(
-    checkpoints: Path,
-    *,
-    step: int,
-    world: World,
-    state: RankState,
-    training: Json,
-    weights: Json,
-    write_model: Callable[[Path], None],
-) -> tuple[Path, int]:
-    """Save after `step` steps; returns the folder and its bytes. Collective: every rank calls it.
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the first rank writes beside the ranks' own pieces."""
 
-    `write_model(folder)` puts config.json and tokenizer files there (first rank only). Raises
-    CheckpointError on every rank when one rank cannot write; then nothing is left under the final name.
+    step: int
+    training: Json
+    """`training.json`."""
+    weights: Json
+    """`weights.json`: see `describe_weights`."""
+    write_model: Callable[[Path], None]
+    """Puts config.json and tokenizer files into a folder."""
+    accumulation: int = 1
+    config_hash: str = ""
+    data: Json = field(default_factory=dict)
+    """Of the manifest, as `accumulation` and `config_hash`."""
+    kept_for_ever: bool = False
+
+
+def save_checkpoint(checkpoints: Path, *, world: World, state: RankState, shared: Shared) -> tuple[Path, int]:
+    """Save; returns the folder and its bytes. Collective: every rank calls it.
+
+    Raises on every rank when one rank fails, and then leaves nothing behind and older checkpoints as
+    they are: SaveError where the disk is the reason (full, quota, read-only, broken), CheckpointError
+    for weights that are not finite and for anything else.
     """
-    final = checkpoints / folder_name(step)
+    final = checkpoints / folder_name(shared.step)
     unfinished = final.with_suffix(".tmp")
-    _agree(world, lambda: _prepare(unfinished, world, state))
-    files: dict[str, Any] = {}
-    for entries in _agree(
-        world, lambda: _write_rank(unfinished, world, state, training, weights, write_model)
-    ):
+    agree = _Agreement(world, unfinished)
+    sizes = agree(lambda: _num_bytes_of_finite(state))
+    agree(lambda: _prepare(unfinished, sum(sizes)) if world.is_first else None)
+    files: dict[str, FileEntry] = {}
+    for entries in agree(lambda: _write_rank(unfinished, world, state, shared)):
         files |= entries
-    _agree(world, lambda: _commit(unfinished, final, step, world, files))
-    return final, sum(entry["size"] for entry in files.values())
+    agree(lambda: _commit(unfinished, final, world, shared, files) if world.is_first else None)
+    return final, sum(entry.size for entry in files.values())
 
 
-def _agree(world: World, act: Callable[[], Any]) -> list[Any]:
-    """Run `act` on this rank; all ranks' results, or an error on all when one failed.
+@dataclass(frozen=True)
+class _Agreement:
+    """Runs an act on every rank and lets all of them fail when one does."""
 
-    It is a CheckpointError with every rank's words; a rank that failed for another reason than its
-    disk raises its own error, for the traceback.
-    """
-    unexpected: Exception | None = None
-    try:
-        answer: tuple[str | None, Any] = (None, act())
-    except (OSError, CheckpointError) as error:
-        answer = (f"rank {world.rank}: {error}", None)
-    except Exception as error:  # the others must not wait for this rank
-        answer, unexpected = (f"rank {world.rank}: {type(error).__name__}: {error}", None), error
-    answers = world.gather_objects(answer)
-    if unexpected is not None:
-        raise unexpected
-    problems = [problem for problem, _ in answers if problem]
-    if problems:
-        raise CheckpointError(
-            f"the checkpoint could not be saved; older ones are untouched. {' '.join(problems)}"
+    world: World
+    unfinished: Path
+
+    def __call__(self, act: Callable[[], Any]) -> list[Any]:
+        """All ranks' results. A rank that failed for no reason of its disk raises its own error, for the
+        traceback; the others raise a MegatuneError with its words."""
+        own: Exception | None = None
+        answer: tuple[str | None, bool, Any] = (None, False, None)
+        try:
+            answer = (None, False, act())
+        except Exception as error:  # whatever it is, the others must not wait for this rank
+            own, is_disk = error, isinstance(error, (OSError, SaveError))
+            kind = "" if is_disk or isinstance(error, CheckpointError) else f"{type(error).__name__}: "
+            answer = (f"rank {self.world.rank}: {kind}{error}", is_disk, None)
+        answers = self.world.gather_objects(answer)
+        problems = [(words, is_disk) for words, is_disk, _ in answers if words]
+        if not problems:
+            return [result for _, _, result in answers]
+        left = self.world.first_rank(self._clean_up)
+        if own is not None and not isinstance(own, (OSError, CheckpointError)):
+            raise own
+        kind_of_error = SaveError if all(is_disk for _, is_disk in problems) else CheckpointError
+        raise kind_of_error(
+            "the checkpoint could not be saved; older ones are untouched. "
+            + " ".join(words for words, _ in problems)
+            + left
         )
-    return [result for _, result in answers]
+
+    def _clean_up(self) -> str:
+        """Give the space back at once; a disk that does not let us is one more thing to tell."""
+        try:
+            if self.unfinished.exists():
+                shutil.rmtree(self.unfinished)
+        except OSError as error:
+            return f" {self.unfinished} could not be removed: {error.strerror}."
+        return ""
 
 
-def _prepare(unfinished: Path, world: World, state: RankState) -> None:
-    if not world.is_first:
-        return
+def _num_bytes_of_finite(state: RankState) -> int:
+    """Bytes of the state. Raises CheckpointError when a weight is NaN or infinite: nobody can go on from that."""
+    for name, piece in state.tensors[WEIGHT].items():
+        # NaN and infinities come through minimum and maximum, without a mask as large as the piece.
+        if piece.numel() and not all(bool(torch.isfinite(bound)) for bound in torch.aminmax(piece)):
+            raise CheckpointError(f"{name} holds values that are not finite; this is never saved.")
+    return sum(piece.nbytes for pieces in state.tensors.values() for piece in pieces.values())
+
+
+def _prepare(unfinished: Path, needed: int) -> None:
     if unfinished.exists():
         shutil.rmtree(unfinished)  # ours: an earlier save of this step was cut off
     unfinished.mkdir(parents=True)
-    pieces = [tensor for kind in state.tensors.values() for tensor in kind.values()]
-    needed = sum(piece.numel() * piece.element_size() for piece in pieces) * world.size
     free = shutil.disk_usage(unfinished).free
     if free < needed:
-        unfinished.rmdir()
-        raise CheckpointError(
+        raise SaveError(
             f"{unfinished.parent} has {format_bytes(free)} free and a checkpoint needs {format_bytes(needed)}."
             " Free space, lower checkpoint.save_total_limit, or set train.output_dir to a larger disk."
         )
 
 
-def _write_rank(
-    folder: Path,
-    world: World,
-    state: RankState,
-    training: Json,
-    weights: Json,
-    write_model: Callable[[Path], None],
-) -> dict[str, Any]:
-    tensors = {
-        f"{kind}/{name}": piece.cpu()
-        for kind, pieces in state.tensors.items()
-        for name, piece in pieces.items()
-    }
-    written = [folder / rank_file(world.rank, "safetensors"), folder / rank_file(world.rank, "json")]
-    save_tensors(tensors | rng_tensors(world.device), written[0])
-    _write_json(written[1], {**state.scalars, "rng": rng_scalars()})
+def _write_rank(folder: Path, world: World, state: RankState, shared: Shared) -> dict[str, FileEntry]:
+    name = rank_file(world.rank, "safetensors")
+    tensors = {f"{kind}/{key}": piece for kind, held in state.tensors.items() for key, piece in held.items()}
+    written = {name: write_tensor_file(folder / name, tensors | rng_tensors(world.device))}
+    texts: dict[str, Json] = {rank_file(world.rank, "json"): {**state.scalars, "rng": rng_scalars()}}
     if world.is_first:
-        _write_json(folder / TRAINING, training)
-        _write_json(folder / WEIGHTS, weights)
+        texts |= {TRAINING: shared.training, WEIGHTS: shared.weights}
         (folder / MODEL_FOLDER).mkdir()
-        write_model(folder / MODEL_FOLDER)
-        written += [folder / TRAINING, folder / WEIGHTS, *sorted((folder / MODEL_FOLDER).iterdir())]
-    return {str(path.relative_to(folder)): _sync_and_hash(path) for path in written}
+        shared.write_model(folder / MODEL_FOLDER)
+        for path in sorted((folder / MODEL_FOLDER).iterdir()):
+            written[path.relative_to(folder).as_posix()] = _sync_and_hash(path)
+    for text_name, value in texts.items():
+        content = json.dumps(value, indent=1, allow_nan=False).encode()
+        written[text_name] = _write_bytes(folder / text_name, content)
+    return written
 
 
-def _write_json(path: Path, value: Json) -> None:
-    path.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
+def _write_bytes(path: Path, content: bytes) -> FileEntry:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(size=len(content), xxh3_128=xxhash.xxh3_128(content).hexdigest())
 
 
-def _sync_and_hash(path: Path) -> dict[str, Any]:
-    """Force a file to the disk, and hash what was written."""
-    digest = xxhash.xxh3_128()
+def _sync_and_hash(path: Path) -> FileEntry:
+    """Force a file that others wrote to the disk, and hash it."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-        while chunk := file.read(2**22):
-            digest.update(chunk)
-    return {"size": path.stat().st_size, "xxh3_128": digest.hexdigest()}
+        content = file.read()
+    return FileEntry(size=len(content), xxh3_128=xxhash.xxh3_128(content).hexdigest())
 
 
-def _commit(unfinished: Path, final: Path, step: int, world: World, files: dict[str, Any]) -> None:
-    if not world.is_first:
-        return
-    layout = Layout(data_parallel=world.data_parallel, tensor_parallel=world.tensor_parallel)
-    packages = ("megatune", "torch", "deepspeed", "transformers")
-    manifest = {
-        "schema": SCHEMA,
-        "step": step,
-        "layout": asdict(layout),
-        "versions": {package: version(package) for package in packages},
-        "files": files,
-    }
-    _write_json(unfinished / MANIFEST, manifest)
-    _sync_and_hash(unfinished / MANIFEST)
+def _commit(unfinished: Path, final: Path, world: World, shared: Shared, files: dict[str, FileEntry]) -> None:
+    manifest = Manifest(
+        step=shared.step,
+        layout=layout_of(world, shared.accumulation),
+        files=files,
+        versions={package: version(package) for package in _PACKAGES},
+        config_hash=shared.config_hash,
+        data=shared.data,
+        kept_for_ever=shared.kept_for_ever,
+    )
+    _write_bytes(unfinished / MANIFEST, render_manifest(manifest))
     sync_folder(unfinished / MODEL_FOLDER)
     sync_folder(unfinished)
     put_in_place(unfinished, final)

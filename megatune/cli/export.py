@@ -9,8 +9,9 @@ from megatune.units import format_count
 
 def export_run(source: Path, target: Path, dtype: str) -> None:
     """Export a run's newest whole checkpoint, or the checkpoint given."""
-    from megatune.checkpoint import export_checkpoint
-    from megatune.checkpoint.layout import MANIFEST, newest_whole
+    from megatune.checkpoint.export import export_checkpoint
+    from megatune.checkpoint.folders import newest_whole
+    from megatune.checkpoint.layout import MANIFEST
     from megatune.engine.dtypes import DTYPES
 
     if dtype not in DTYPES:

@@ -14,9 +14,9 @@ from megatune.config import Run
 from megatune.engine.base import StepOutcome
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.optimizers import make_optimizer, parameter_groups
-from megatune.engine.state import RankState, export_state, import_state
+from megatune.engine.state import RankState, SavedState, export_state, import_state, refresh_weights
 from megatune.engine.world import World
-from megatune.errors import ConfigError, MegatuneError
+from megatune.errors import CheckpointError, ConfigError, MegatuneError
 from megatune.model.build import BuiltModel, build_model
 from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments
 from megatune.model.shares import join_shares
@@ -138,9 +138,20 @@ class ZeroEngine:
         """This rank's training state; its tensors are views that the next step changes."""
         return export_state(self._engine.optimizer, self._parameters)
 
-    def load_state(self, state: RankState) -> None:
-        """Go on from `state`, which this rank saved on the same layout. Collective: every rank calls it."""
-        import_state(self._engine.optimizer, self._parameters, state)
+    def load_state(self, state: SavedState) -> None:
+        """Go on from `state`. Collective: every rank calls it.
+
+        Raises CheckpointError with every rank's reason, on all ranks, when one cannot read its pieces.
+        """
+        problem = None
+        try:
+            import_state(self._engine.optimizer, self._parameters, state)
+        except CheckpointError as error:
+            problem = str(error)
+        problems = sorted(set(filter(None, self.world.gather_objects(problem))))
+        if problems:
+            raise CheckpointError(" ".join(problems))
+        refresh_weights(self._engine.optimizer)
 
     @contextmanager
     def _gathered(self, parameter: nn.Parameter, master: bool) -> Iterator[torch.Tensor]:

@@ -99,6 +99,26 @@ class ResumeRecord:
     step: int
     path: str
     epoch: float | None = None
+    saved_layout: str | None = None
+    """Ranks that saved it, as `dp=2 x tp=2`."""
+    layout: str | None = None
+    """Ranks that go on."""
+    seconds: float | None = None
+    """From finding the checkpoint to its last tensor in place."""
+    num_bytes_by_rank: tuple[int, ...] = ()
+    """Bytes of tensors that each rank read."""
+    passed_over: tuple[str, ...] = ()
+    """Newer folders that were not used, each with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveFailedRecord:
+    """A checkpoint that the disk did not take; training went on (`checkpoint.on_failure`)."""
+
+    event: ClassVar[str] = "save_failed"
+    step: int
+    reason: str
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +133,7 @@ class StopRecord:
     peak_memory_bytes_by_rank: tuple[int | None, ...] = ()
 
 
-Record = RunRecord | StepRecord | EvalRecord | SaveRecord | ResumeRecord | StopRecord
+Record = RunRecord | StepRecord | EvalRecord | SaveRecord | SaveFailedRecord | ResumeRecord | StopRecord
 
 
 def to_object(record: Record, now: datetime | None = None) -> dict[str, Any]:

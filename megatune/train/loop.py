@@ -5,22 +5,28 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from megatune import checkpoint
+from megatune.checkpoint.folders import prune, remove_unfinished, set_aside_newer, write_hint
+from megatune.checkpoint.layout import folder_name
+from megatune.checkpoint.read import Found, find_checkpoint, layout_of, open_state, restore_generators
+from megatune.checkpoint.weights_index import describe_weights
+from megatune.checkpoint.write import Shared, save_checkpoint
 from megatune.config import BatchShape, Run
 from megatune.data.batches import step_batches
 from megatune.data.prepared import PreparedSet
 from megatune.data.sampler import Position, next_position, num_steps_per_epoch
 from megatune.engine.zero import ZeroEngine
-from megatune.errors import MegatuneError
+from megatune.errors import MegatuneError, SaveError
 from megatune.evaluate.heldout import held_out_loss
 from megatune.launch.run_folder import RunFolder
-from megatune.report.records import EvalRecord, ResumeRecord, SaveRecord, StopRecord
+from megatune.report.records import EvalRecord, ResumeRecord, SaveFailedRecord, SaveRecord, StopRecord
+from megatune.train.identity import identity_hash, refuse_another_run, run_identity
 from megatune.train.meters import Meter, peak_memory_bytes
 from megatune.train.reporting import Reporter
 from megatune.train.schedule import learning_rate_at
-from megatune.train.state import TrainingState, refuse_another_run, run_identity
+from megatune.train.state import TrainingState
 from megatune.train.step import StepResult, train_step
 from megatune.train.stopping import Patience, StopRequest
+from megatune.units import format_bytes
 
 DONE, STOPPED_EARLY = 0, 75
 
@@ -53,7 +59,7 @@ class TrainingLoop:
         self._folder, self._reporter, self._meter, self._stop = folder, reporter, meter, stop
         self._total_steps = total_steps(run, train.num_rows, batch.global_sequences)
         self._state = TrainingState(patience=Patience(run.evaluate.early_stopping_patience))
-        self._identity: dict[str, str | int] = {}
+        self._identity: dict[str, str] = {}
         self._saved_at: int | None = None
         self._peak_memory_bytes: list[int] = []
 
@@ -82,7 +88,7 @@ class TrainingLoop:
     def last_checkpoint(self) -> Path | None:
         """The folder of the newest checkpoint this start has saved or gone on from."""
         step = self._saved_at
-        return None if step is None else self._folder.checkpoints / checkpoint.folder_name(step)
+        return None if step is None else self._folder.checkpoints / folder_name(step)
 
     def _steps(self) -> tuple[str, int]:
         while self._state.step < self._total_steps and not self._state.patience.exhausted:
@@ -91,7 +97,7 @@ class TrainingLoop:
             if self._is_due(self._run.evaluate.eval_steps):
                 self._evaluate()
             if self._is_due(self._run.checkpoint.save_steps) and self._state.step < self._total_steps:
-                self._save()  # after the last step the end of `run` saves
+                self._save_on_the_way()  # after the last step the end of `run` saves
         if self._state.patience.exhausted:
             return f"no lower loss in {self._state.patience.limit} evaluations", DONE
         return "all steps done", DONE
@@ -194,16 +200,18 @@ class TrainingLoop:
 
     def _resume(self) -> None:
         world, checkpoints = self._engine.world, self._folder.checkpoints
-        world.first_rank(lambda: _discard(checkpoint.remove_unfinished(checkpoints)))
+        world.first_rank(lambda: _discard(remove_unfinished(checkpoints)))
         self._identity = world.first_rank(
             lambda: run_identity(self._run, self._engine.built, self._batch, self._train)
         )
-        found, remarks = checkpoint.find_checkpoint(checkpoints, self._run.checkpoint.resume, world)
-        for remark in remarks:
-            self._reporter.note(f"checkpoint {remark}")
-        if found is not None:
-            self._load(found)
-        aside, best_is_there = world.first_rank(lambda: self._clear_the_way(found))
+        started = time.monotonic()
+        found, passed_over = find_checkpoint(checkpoints, self._run.checkpoint.resume, world)
+        for reason in passed_over:
+            self._reporter.note(f"passed over {reason}")
+        bytes_by_rank = self._load(found) if found is not None else []
+        seconds = time.monotonic() - started
+        start = found.folder if found is not None else None
+        aside, best_is_there = world.first_rank(lambda: self._clear_the_way(start))
         for folder in aside:
             self._reporter.note(f"set aside {folder}: this run starts before it")
         if not best_is_there:
@@ -214,46 +222,85 @@ class TrainingLoop:
         # An evaluation that a start made after this checkpoint, and that is made again.
         is_evaluated = self._state.evaluated_at == self._state.step
         self._reporter.cut_back(self._state.step, keep_evaluation=is_evaluated)
-        self._reporter.write(ResumeRecord(step=self._state.step, path=str(found), epoch=self._epoch()))
-        self._reporter.note(f"resumed after step {self._state.step} from {found}")
+        self._tell_resumed(found, passed_over, seconds, bytes_by_rank)
 
-    def _load(self, found: Path) -> None:
-        state, training = checkpoint.load_checkpoint(found, self._engine.world)
-        refuse_another_run(found, training.get("identity", {}), self._identity)
-        self._engine.load_state(state)
-        self._state = TrainingState.from_json(training["state"], self._run.evaluate.early_stopping_patience)
-        is_own = found.parent.resolve() == self._folder.checkpoints.resolve()
+    def _tell_resumed(
+        self, found: Found, passed_over: list[str], seconds: float, bytes_by_rank: list[int]
+    ) -> None:
+        saved, now = found.manifest.layout, layout_of(self._engine.world)
+        self._reporter.write(
+            ResumeRecord(
+                step=self._state.step,
+                path=str(found.folder),
+                epoch=self._epoch(),
+                saved_layout=str(saved),
+                layout=str(now),
+                seconds=seconds,
+                num_bytes_by_rank=tuple(bytes_by_rank),
+                passed_over=tuple(passed_over),
+            )
+        )
+        moved = "" if now.has_ranks_of(saved) else f", saved at {saved}, now {now}"
+        self._reporter.note(
+            f"resumed after step {self._state.step} from {found.folder}{moved}: {format_bytes(sum(bytes_by_rank))} "
+            f"read, at most {format_bytes(max(bytes_by_rank))} by a rank, {seconds:.1f} s "
+            f"({found.verified_seconds:.1f} s to verify)"
+        )
+
+    def _load(self, found: Found) -> list[int]:
+        """Go on from `found`. Returns the bytes of tensors that each rank read."""
+        world, allow_change = self._engine.world, self._run.checkpoint.allow_change
+        changed = refuse_another_run(
+            found.folder, found.training.get("identity", {}), self._identity, allow_change=allow_change
+        )
+        for change in changed:
+            self._reporter.note(f"changed since the checkpoint: {change}")
+        saved = open_state(found, describe_weights(self._engine.built), world)
+        self._engine.load_state(saved)
+        restore_generators(found, world)
+        self._state = TrainingState.from_json(
+            found.training["state"], self._run.evaluate.early_stopping_patience
+        ).within(self._train.num_rows)
+        is_own = found.folder.parent.resolve() == self._folder.checkpoints.resolve()
         self._saved_at = self._state.step if is_own else None
+        return world.gather_objects(saved.bytes_read)
 
     def _clear_the_way(self, found: Path | None) -> tuple[list[Path], bool]:
         """First rank: nothing that is newer than the start may win later. Is the best checkpoint there?"""
-        aside = checkpoint.set_aside_newer(self._folder.checkpoints, found, self._state.step)
+        aside = set_aside_newer(self._folder.checkpoints, found, self._state.step)
         best = self._best_checkpoint
         best_is_there = best is not None and best.is_dir()
-        checkpoint.write_hint(self._folder.path / "latest", self.last_checkpoint)
-        checkpoint.write_hint(self._folder.path / "best", best if best_is_there else None)
+        write_hint(self._folder.path / "latest", self.last_checkpoint)
+        write_hint(self._folder.path / "best", best if best_is_there else None)
         return aside, best_is_there
 
     @property
     def _best_checkpoint(self) -> Path | None:
         step = self._state.best_step
-        return None if step is None else self._folder.checkpoints / checkpoint.folder_name(step)
+        return None if step is None else self._folder.checkpoints / folder_name(step)
+
+    def _save_on_the_way(self) -> None:
+        """Save, or go on without where the run asks for that and the disk is what refused. Collective."""
+        started = time.monotonic()
+        try:
+            self._save()
+        except SaveError as error:
+            if self._run.checkpoint.on_failure == "stop":
+                raise
+            self._reporter.write(
+                SaveFailedRecord(step=self._state.step, reason=str(error), seconds=time.monotonic() - started)
+            )
+            self._reporter.note(f"WARNING, step {self._state.step} is NOT saved, training goes on: {error}")
 
     def _save(self) -> None:
         if self._saved_at == self._state.step:
             return
         started, world = time.monotonic(), self._engine.world
-        self._state = self._state.saved()
-        path, num_bytes = checkpoint.save_checkpoint(
-            self._folder.checkpoints,
-            step=self._state.step,
-            world=world,
-            state=self._engine.state(),
-            training={"state": self._state.to_json(), "identity": self._identity},
-            weights=checkpoint.describe_weights(self._engine.built),
-            write_model=self._engine.built.source.copy_without_weights,
+        state = self._state.saved()
+        path, num_bytes = save_checkpoint(
+            self._folder.checkpoints, world=world, state=self._engine.state(), shared=self._shared(state)
         )
-        self._saved_at = self._state.step
+        self._state, self._saved_at = state, state.step
         world.first_rank(self._tend_checkpoints)
         seconds = time.monotonic() - started
         self._reporter.write(
@@ -261,15 +308,33 @@ class TrainingLoop:
         )
         self._reporter.note(f"saved {path} ({seconds:.1f} s)")
 
+    def _shared(self, state: TrainingState) -> Shared:
+        every = self._run.checkpoint.keep_every
+        return Shared(
+            step=state.step,
+            training={"state": state.to_json(), "identity": self._identity},
+            weights=describe_weights(self._engine.built),
+            write_model=self._engine.built.source.copy_without_weights,
+            accumulation=self._batch.accumulation,
+            config_hash=identity_hash(self._identity),
+            data={
+                "fingerprint": self._train.fingerprint,
+                "epoch": state.position.epoch,
+                "cursor": state.position.cursor,
+                "sequences_per_step": self._batch.global_sequences,
+            },
+            kept_for_ever=every is not None and state.step % every == 0,
+        )
+
     def _tend_checkpoints(self) -> None:
         """First rank: point at the newest and the best checkpoint, and let go of others."""
         newest, best = self.last_checkpoint, self._best_checkpoint
-        checkpoint.write_hint(self._folder.path / "latest", newest)
-        checkpoint.write_hint(self._folder.path / "best", best)
+        write_hint(self._folder.path / "latest", newest)
+        write_hint(self._folder.path / "best", best)
         keep = self._run.checkpoint.save_total_limit
         if keep:
             protected = {folder for folder in (newest, best) if folder is not None}
-            checkpoint.prune(self._folder.checkpoints, keep, protected=protected)
+            prune(self._folder.checkpoints, keep, protected=protected)
 
 
 def _shown(value: float | None, digits: int) -> str:

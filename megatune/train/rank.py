@@ -1,6 +1,6 @@
 """What one rank does: join, build the engine, open the data, train."""
 
-from megatune import checkpoint
+from megatune.checkpoint.export import replace_export
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
 from megatune.data.prepared import PreparedSet
 from megatune.engine.dtypes import DTYPES
@@ -155,9 +155,7 @@ def precision_notices(run: Run, inputs: Inputs) -> list[str]:
 def _export(run: Run, loop: TrainingLoop, folder: RunFolder, reporter: Reporter, world: World) -> None:
     newest = loop.last_checkpoint
     if newest is not None:
-        world.first_rank(
-            lambda: checkpoint.replace_export(newest, folder.export, dtype=DTYPES[run.precision])
-        )
+        world.first_rank(lambda: replace_export(newest, folder.export, dtype=DTYPES[run.precision]))
         reporter.note(f"exported {folder.export}")
 
 

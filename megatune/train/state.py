@@ -1,21 +1,10 @@
-"""What all ranks share between two steps, and what a checkpoint must agree on with the run that loads it."""
+"""What all ranks share between two steps."""
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
-from megatune import checkpoint
-from megatune.config import BatchShape, Run
-from megatune.data.prepared import PreparedSet
 from megatune.data.sampler import Position
-from megatune.errors import ResumeError
-from megatune.model.build import BuiltModel
 from megatune.train.stopping import Patience
-
-_NO_PART_OF_A_MODEL = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +36,12 @@ class TrainingState:
         patience = replace(Patience(**stored["patience"]), limit=limit)  # type: ignore[arg-type]
         return cls(**{**stored, "position": position, "patience": patience})  # type: ignore[arg-type]
 
+    def within(self, num_rows: int) -> "TrainingState":
+        """The state for data of `num_rows` rows: a cursor beyond them begins the next epoch."""
+        if self.position.cursor < num_rows:
+            return self
+        return replace(self, position=Position(self.position.epoch + 1, 0))
+
     def evaluated(self, loss: float | None) -> "TrainingState":
         """The state after an evaluation; `loss` None when the split has no target."""
         finite = loss if loss is not None and math.isfinite(loss) else None
@@ -63,37 +58,3 @@ class TrainingState:
     def without_best(self) -> "TrainingState":
         """The best checkpoint is not there any more."""
         return replace(self, best_step=None, best_loss=None)
-
-
-def run_identity(run: Run, built: BuiltModel, batch: BatchShape, train: PreparedSet) -> dict[str, str | int]:
-    """What must be the same for a run to go on exactly; the names are what a user changes."""
-    return {
-        "prepared data": train.fingerprint,
-        "sequences per step": batch.global_sequences,
-        "train.seed": run.train.seed,
-        "train.optimizer": run.train.optimizer,
-        "precision": run.precision,
-        "model": _model_hash(built),
-    }
-
-
-def refuse_another_run(found: Path, saved: Mapping[str, object], now: Mapping[str, object]) -> None:
-    """Raise ResumeError that names both values of all that differs between `found` and this run."""
-    differences = [
-        f"{name}: saved {saved.get(name, 'n/a')}, this run {value}"
-        for name, value in now.items()
-        if saved.get(name) != value
-    ]
-    if differences:
-        raise ResumeError(
-            f"{found} is of another run, which this one cannot go on with exactly. {'; '.join(differences)}. Put "
-            "the saved values back, use another train.output_dir, or checkpoint.resume=none to start again."
-        )
-
-
-def _model_hash(built: BuiltModel) -> str:
-    """A short hash of config.json and of all parameters' names and whole shapes."""
-    config = json.loads((built.source.folder / "config.json").read_text(encoding="utf-8"))
-    kept = {key: value for key, value in config.items() if key not in _NO_PART_OF_A_MODEL}
-    shapes = {name: entry["shape"] for name, entry in checkpoint.describe_weights(built).items()}
-    return hashlib.sha256(json.dumps([kept, shapes], sort_keys=True).encode()).hexdigest()[:16]

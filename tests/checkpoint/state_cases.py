@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from parity_steps import SEQUENCES, batches, run_steps, tiny_run, world_of, zero_engine
 
-from megatune import checkpoint
+from megatune.checkpoint.read import find_checkpoint, open_state, restore_generators
+from megatune.checkpoint.saved_state import SavedPieces
+from megatune.checkpoint.weights_index import describe_weights
+from megatune.checkpoint.write import Shared, save_checkpoint
 from megatune.engine.zero import ZeroEngine
 from megatune.errors import CheckpointError
 
@@ -37,25 +40,40 @@ def _resume(folder: str, tp: int, sections: dict[str, Any], checkpoints: Path) -
     went_on = run_steps(engine, steps[2:], accumulation=1, learning_rate=0.01)
     expected = _masters(engine)
     resumed = _engine(folder, tp, sections)
-    state, _ = checkpoint.load_checkpoint(saved, resumed.world)
-    resumed.load_state(state)
+    state = load(resumed, saved)
     again = run_steps(resumed, steps[2:], accumulation=1, learning_rate=0.01)
     unequal = [name for name, value in _masters(resumed).items() if not torch.equal(value, expected[name])]
-    return {"went on": went_on, "resumed": again, "unequal": unequal, "kinds": sorted(state.tensors)}
+    return {"went on": went_on, "resumed": again, "unequal": unequal, "kinds": sorted(state.kinds)}
 
 
 def save(engine: ZeroEngine, checkpoints: Path, step: int) -> Path:
     """Save `engine` as the training loop does."""
-    path, _ = checkpoint.save_checkpoint(
-        checkpoints,
-        step=step,
-        world=engine.world,
-        state=engine.state(),
-        training={},
-        weights=checkpoint.describe_weights(engine.built),
-        write_model=engine.built.source.copy_without_weights,
+    path, _ = save_checkpoint(
+        checkpoints, world=engine.world, state=engine.state(), shared=shared(engine, step)
     )
     return path
+
+
+def load(engine: ZeroEngine, saved: Path) -> SavedPieces:
+    """Put what `saved` holds into `engine`, whatever layout it has, as the training loop does."""
+    found, _ = find_checkpoint(saved.parent, str(saved), engine.world)
+    assert found is not None
+    state = open_state(found, describe_weights(engine.built), engine.world)
+    engine.load_state(state)
+    restore_generators(found, engine.world)
+    return state
+
+
+def shared(engine: ZeroEngine, step: int, **changes: Any) -> Shared:
+    """What the first rank adds to the ranks' pieces."""
+    values = {
+        "step": step,
+        "training": {},
+        "weights": describe_weights(engine.built),
+        "write_model": engine.built.source.copy_without_weights,
+        **changes,
+    }
+    return Shared(**values)
 
 
 def _masters(engine: ZeroEngine) -> dict[str, torch.Tensor]:
@@ -80,14 +98,11 @@ def fail_to_describe(folder: str, checkpoints: str) -> str:
         raise TypeError("a model nobody can copy")
 
     try:
-        checkpoint.save_checkpoint(
+        save_checkpoint(
             Path(checkpoints),
-            step=1,
             world=engine.world,
             state=engine.state(),
-            training={},
-            weights=checkpoint.describe_weights(engine.built),
-            write_model=write_model,
+            shared=shared(engine, 1, write_model=write_model),
         )
     except Exception as error:
         return f"{type(error).__name__}: {error}"

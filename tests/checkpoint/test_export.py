@@ -13,7 +13,7 @@ from tiny_models import write_tiny_model
 from transformers import AutoModelForCausalLM
 from worlds import Worlds
 
-from megatune.checkpoint import export_checkpoint, replace_export
+from megatune.checkpoint.export import export_checkpoint, replace_export
 from megatune.errors import CheckpointError, ExportError
 
 pytestmark = pytest.mark.world

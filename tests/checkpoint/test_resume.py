@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import metrics_of, train, train_failing, write_model_with_tokenizer, write_run
 from worlds import Worlds
 
-from megatune.checkpoint.layout import newest_whole
+from megatune.checkpoint.folders import newest_whole
 
 pytestmark = pytest.mark.world
 
@@ -153,37 +153,58 @@ def fail(worlds: Worlds, runs: Runs, output_dir: Path, *overrides: str, ranks: i
 
 
 @ONE_PRECISION
-def test_another_layout_is_refused_with_both_named(worlds: Worlds, runs: Runs, saved: Path) -> None:
-    words = fail(
-        worlds,
-        runs,
-        saved,
-        "parallel.tp_size=1",
-        "train.gradient_accumulation_steps=1",
-        "launch.nproc_per_node=4",
-    )
+@pytest.mark.parametrize("name", ["rank-00002.safetensors", "rank-00001.json", "training.json"])
+def test_a_flipped_byte_is_found_by_all_ranks_and_the_run_goes_on_from_the_one_before(
+    worlds: Worlds, runs: Runs, saved: Path, name: str
+) -> None:
+    damaged = flip(sorted((saved / "checkpoints").iterdir())[-1] / name)
 
-    assert words.startswith("ResumeError")
-    assert "dp=2 x tp=2 (4 ranks)" in words
-    assert "dp=4 x tp=1 (4 ranks)" in words
-    assert "parallel.tp_size=2" in words, "the fix is named"
+    run_file = str(runs.whole.parent / "run.yaml")
+    assert set(worlds.run(4, train, run_file, [f"train.output_dir={saved}"])) == {0}
+
+    resumed = metrics_of(saved, "resume")[-1]
+    assert resumed["step"] == 18
+    assert resumed["passed_over"] == [f"{damaged} has changed since it was saved (its hash differs)."]
+    assert records(saved, "step", *SAME_EVERY_TIME) == records(runs.whole, "step", *SAME_EVERY_TIME)
+    assert (saved / "checkpoints" / f"{damaged.parent.name}.abandoned").is_dir(), "kept for a look at it"
 
 
 @ONE_PRECISION
-@pytest.mark.parametrize("name", ["rank-00002.safetensors", "rank-00001.json", "training.json"])
-def test_a_flipped_byte_is_refused_by_all_ranks_with_the_file_named(
-    worlds: Worlds, runs: Runs, saved: Path, name: str
+def test_a_damaged_checkpoint_asked_for_by_name_is_refused_with_the_file_named(
+    worlds: Worlds, runs: Runs, saved: Path
 ) -> None:
-    damaged = sorted((saved / "checkpoints").iterdir())[-1] / name
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
+    damaged = flip(sorted((saved / "checkpoints").iterdir())[-1] / "rank-00003.json")
 
-    words = fail(worlds, runs, saved)
+    words = fail(worlds, runs, saved, f"checkpoint.resume={damaged.parent}")
 
     assert words.startswith("CheckpointError")
     assert f"{damaged} has changed since it was saved" in words
     assert "checkpoint.resume" in words, "the way out is named"
+
+
+@ONE_PRECISION
+def test_a_run_all_of_whose_checkpoints_are_damaged_does_not_start_again_by_itself(
+    worlds: Worlds, runs: Runs, saved: Path
+) -> None:
+    newest, *older = sorted((saved / "checkpoints").iterdir(), reverse=True)
+    damaged = flip(newest / "rank-00000.safetensors")
+    for folder in older:
+        shutil.rmtree(folder)
+
+    words = fail(worlds, runs, saved)
+
+    assert words.startswith("CheckpointError")
+    assert f"{damaged} has changed" in words
+    assert "checkpoint.resume=none" in words, "the way out is named"
+    assert damaged.exists()
+
+
+def flip(path: Path) -> Path:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path
 
 
 @ONE_PRECISION
@@ -224,7 +245,7 @@ def break_checkpoint(folder: Path, damage: str) -> str:
         (folder / "rank-00000.json").unlink()
         return "rank-00000.json is missing"
     if damage == "another schema":
-        manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 99'))
+        manifest.write_text(manifest.read_text().replace('"schema": 2', '"schema": 99'))
         return "its schema is 99"
     manifest.write_text(manifest.read_text()[:-20])
     return "manifest.json cannot be read"

@@ -1,6 +1,5 @@
 """A checkpoint is whole under its name or not there, and old ones go only when newer ones stand."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,23 +7,22 @@ from small_disks import free_bytes, leave_free
 from state_cases import fail_to_describe, try_to_save
 from tiny_models import write_tiny_model
 from worlds import Worlds
+from written_checkpoints import write_checkpoint
 
-from megatune.checkpoint import folders, prune, remove_unfinished, set_aside_newer, write_hint
-from megatune.checkpoint.folders import put_in_place
-from megatune.checkpoint.layout import newest_whole, why_incomplete
-
-
-def write_whole(checkpoints: Path, step: int) -> Path:
-    folder = checkpoints / f"step-{step:08d}"
-    folder.mkdir()
-    (folder / "rank-00000.json").write_text("{}")
-    manifest = {"schema": 1, "files": {"rank-00000.json": {"size": 2, "xxh3_128": ""}}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
+from megatune.checkpoint import folders
+from megatune.checkpoint.folders import (
+    newest_whole,
+    prune,
+    put_in_place,
+    remove_unfinished,
+    set_aside_newer,
+    write_hint,
+)
+from megatune.checkpoint.manifest import why_incomplete
 
 
 def test_prune_keeps_the_newest_and_touches_nothing_foreign(tmp_path: Path) -> None:
-    whole = [write_whole(tmp_path, step) for step in (5, 100, 20, 10)]
+    whole = [write_checkpoint(tmp_path, step) for step in (5, 100, 20, 10)]
     broken = tmp_path / "step-00000015"
     broken.mkdir()
     foreign = [tmp_path / name for name in ("step-5", "mine", "step-00000003-copy", "step-00000001.bak")]
@@ -41,7 +39,7 @@ def test_prune_keeps_the_newest_and_touches_nothing_foreign(tmp_path: Path) -> N
 
 
 def test_prune_keeps_all_when_there_are_fewer(tmp_path: Path) -> None:
-    whole = [write_whole(tmp_path, step) for step in (5, 10)]
+    whole = [write_checkpoint(tmp_path, step) for step in (5, 10)]
 
     prune(tmp_path, 3)
 
@@ -49,7 +47,7 @@ def test_prune_keeps_all_when_there_are_fewer(tmp_path: Path) -> None:
 
 
 def test_what_a_cut_off_save_or_prune_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    whole = write_whole(tmp_path, 5)
+    whole = write_checkpoint(tmp_path, 5)
     left = [tmp_path / name for name in ("step-00000010.tmp", "step-00000002.old.tmp")]
     foreign = [tmp_path / name for name in ("step-10.tmp", "step-mine.tmp", "notes.tmp")]
     for folder in [*left, *foreign]:
@@ -62,7 +60,7 @@ def test_what_a_cut_off_save_or_prune_left_is_removed_and_nothing_else(tmp_path:
 
 
 def test_a_protected_checkpoint_outlives_newer_ones(tmp_path: Path) -> None:
-    whole = [write_whole(tmp_path, step) for step in (5, 10, 15, 20)]
+    whole = [write_checkpoint(tmp_path, step) for step in (5, 10, 15, 20)]
 
     prune(tmp_path, 1, protected={whole[1]})
 
@@ -70,7 +68,7 @@ def test_a_protected_checkpoint_outlives_newer_ones(tmp_path: Path) -> None:
 
 
 def test_the_only_whole_copy_comes_back_after_a_kill_between_two_renames(tmp_path: Path) -> None:
-    final = write_whole(tmp_path, 5)
+    final = write_checkpoint(tmp_path, 5)
     new = final.with_suffix(".tmp")
     new.mkdir()
     final.rename(final.with_suffix(".old.tmp"))  # the kill comes before the second rename
@@ -84,8 +82,9 @@ def test_the_only_whole_copy_comes_back_after_a_kill_between_two_renames(tmp_pat
 def test_a_step_saved_again_replaces_the_old_folder_which_is_deleted_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    final = write_whole(tmp_path, 5)
-    new = write_whole(tmp_path, 6).rename(final.with_suffix(".tmp"))
+    final = write_checkpoint(tmp_path, 5)
+    new = write_checkpoint(tmp_path / "aside", 5).rename(final.with_suffix(".tmp"))
+    (tmp_path / "aside").rmdir()
     (new / "mark").write_text("new")
     stood_at_deletion = []
     delete = folders.shutil.rmtree
@@ -110,7 +109,7 @@ def test_whole_checkpoints_a_start_would_meet_again_are_set_aside_and_kept(
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
     for step in (5, 10, 15):
-        (write_whole(checkpoints, step) / "mark").write_text(str(step))
+        (write_checkpoint(checkpoints, step) / "mark").write_text(str(step))
     broken = checkpoints / "step-00000020"
     broken.mkdir()
     own = checkpoints / "step-00000010"
@@ -131,12 +130,12 @@ def test_whole_checkpoints_a_start_would_meet_again_are_set_aside_and_kept(
 
 def test_a_second_abandoned_checkpoint_of_a_step_gets_a_name_of_its_own(tmp_path: Path) -> None:
     for expected in ("step-00000005.abandoned", "step-00000005.abandoned-2"):
-        write_whole(tmp_path, 5)
+        write_checkpoint(tmp_path, 5)
         assert set_aside_newer(tmp_path, None, 0) == [tmp_path / expected]
 
 
 def test_a_hint_names_a_folder_and_goes_with_it(tmp_path: Path) -> None:
-    write_hint(tmp_path / "best", write_whole(tmp_path, 5))
+    write_hint(tmp_path / "best", write_checkpoint(tmp_path, 5))
     assert (tmp_path / "best").read_text() == "step-00000005\n"
 
     write_hint(tmp_path / "best", None)

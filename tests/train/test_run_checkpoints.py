@@ -9,7 +9,7 @@ from ending_cases import train_ending
 from tiny_runs import metrics_of, train, train_failing, write_model_with_tokenizer, write_run
 from worlds import Worlds
 
-from megatune.checkpoint.layout import newest_whole
+from megatune.checkpoint.folders import newest_whole
 
 pytestmark = pytest.mark.world
 
