@@ -59,14 +59,16 @@ def lint(
 
     Example: megatune lint job.sbatch --run run.yaml
     """
-    from megatune.cli.submit import lint_script
+    from megatune.cli.lint import lint_script_file
 
-    sys.exit(lint_script(script, run_file, as_json=as_json))
+    sys.exit(lint_script_file(script, run_file, as_json=as_json))
 
 
 def status(
     run: Path | None = typer.Argument(None, help="A run folder or a run file.", metavar="[RUN]"),
-    everything: bool = typer.Option(False, "--all", help="All runs you have submitted."),
+    everything: bool = typer.Option(
+        False, "--all", help="All runs you have submitted; else those that wait or run."
+    ),
     watch: bool = typer.Option(False, "--watch", help="Refresh until the job ends."),
     as_json: bool = AsJson,
 ) -> None:
@@ -81,7 +83,7 @@ def status(
 
 def logs(
     run: Path = typer.Argument(help="A run folder or a run file.", metavar="RUN"),
-    rank: int | None = typer.Option(None, "--rank", help="The log of this rank instead of the job's."),
+    rank: int | None = typer.Option(None, "--rank", help="The log of this rank instead of the first's."),
     follow: bool = typer.Option(False, "--follow", "-f", help="Go on printing what is added."),
     num_lines: int = typer.Option(40, "--lines", "-n", help="Lines from the end."),
 ) -> None:
@@ -128,6 +130,6 @@ def doctor(
 
 def register(app: typer.Typer) -> None:
     """Add all commands to `app`."""
-    commands: list[Callable[..., None]] = [doctor]
+    commands: list[Callable[..., None]] = [status, logs, cancel, doctor]
     for command in commands:
         app.command()(command)

@@ -61,15 +61,17 @@ class JobReport:
         return reason_in_words(self.reason) if waits else None
 
 
-def look_up(jobs: Sequence[SubmittedJob], call: Call = call) -> dict[str, JobReport]:
-    """A report for each of `jobs`, by job id. One question to each of Slurm's programs a cluster.
+def look_up(jobs: Sequence[SubmittedJob], call: Call = call) -> dict[SubmittedJob, JobReport]:
+    """A report for each of `jobs`. One question to each of Slurm's programs a cluster.
 
     A program that cannot be asked, or answers nonsense, becomes a note of the reports: what the
     other one knows, and the run folder, is still worth showing.
     """
-    found: dict[str, JobReport] = {}
+    found: dict[SubmittedJob, JobReport] = {}
     for cluster in dict.fromkeys(job.cluster for job in jobs):
-        found |= _look_up_on([job.job_id for job in jobs if job.cluster == cluster], cluster, call)
+        own = [job for job in jobs if job.cluster == cluster]
+        reports = _look_up_on([job.job_id for job in own], cluster, call)
+        found |= {job: reports[job.job_id] for job in own}
     return found
 
 

@@ -1,6 +1,7 @@
 """Every class of failures is recognised in logs as the programs write them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from planted import STEPS, Planted, traceback
@@ -147,3 +148,10 @@ def test_every_class_tells_a_meaning_a_next_step_and_its_source():
         assert cause.meaning.endswith(".")
         assert cause.next_step.endswith(".")
         assert cause.source
+
+
+def test_the_documentation_lists_every_class():
+    text = (Path(__file__).parents[3] / "docs/status.md").read_text(encoding="utf-8")
+
+    for cause in (*CAUSES, CONFIG, USER_CODE, SOFTWARE, STOPPED, UNKNOWN):
+        assert f"| `{cause.name}` | " in text

@@ -23,7 +23,7 @@ def job(job_id: str, cluster: str | None = None) -> SubmittedJob:
 
 
 def report(slurm: FakeSlurm, job_id: str = "7") -> JobReport:
-    return look_up([job(job_id)], slurm)[job_id]
+    return look_up([job(job_id)], slurm)[job(job_id)]
 
 
 def test_a_running_job_is_reported_with_its_nodes_and_the_time_left():
@@ -153,7 +153,7 @@ def test_a_job_of_a_federation_is_asked_for_on_its_cluster():
 
     found = look_up([job("7", "east"), job("8")], slurm)
 
-    assert found["7"].state.name == "RUNNING"
+    assert found[job("7", "east")].state.name == "RUNNING"
     assert [command for command in slurm.commands("squeue") if "--clusters=east" in command]
     assert ["--jobs=8" in command for command in slurm.commands("squeue")] == [False, True]
 
