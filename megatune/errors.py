@@ -65,6 +65,10 @@ class ExportError(UserError):
     """The folder to export to cannot be used."""
 
 
+class ConvertError(UserError):
+    """A checkpoint of another program cannot be converted, or not into what was asked."""
+
+
 class CheckpointError(MegatuneError):
     """A checkpoint could not be written, or none could be read."""
 
