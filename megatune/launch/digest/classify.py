@@ -26,7 +26,7 @@ _ENDED_FROM_OUTSIDE = re.compile(
     r"SignalException|KeyboardInterrupt|SystemExit|ChildFailedError|"
     r"DataLoader worker .*(?:exited unexpectedly|killed by signal: Terminated)"
 )
-_NODE_NAME = re.compile(r"[Nn]ode failure on (?P<node>[\w.\-]+)")
+_NODE_NAME = re.compile(r"(?:[Nn]ode failure on|^megatune: lost) (?P<node>[\w.\-,]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +158,6 @@ def _rank_clues(failed: FailedRank) -> Iterator[Clue]:
         for cause in CAUSES:
             if -failed.code in cause.signals:
                 yield Clue(cause=cause, rank=failed)
-    if failed.code == 128 + 9:  # a container's or shell's way to say signal 9
-        yield Clue(cause=next(cause for cause in CAUSES if 9 in cause.signals), rank=failed)
 
 
 def _message_clues(failed: FailedRank, lines: Sequence[Line]) -> Iterator[Clue]:

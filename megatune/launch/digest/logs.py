@@ -12,6 +12,8 @@ _HEADER = re.compile(r"=== (?P<time>\S+Z) (?P<title>.*) ===")
 _RANK_TITLE = re.compile(r"rank (?P<rank>\d+) of (?P<of>\d+)(?: on (?P<host>[^\s:]+))?:?.*")
 _JOB_TITLE = re.compile(r"job \S+.*")
 _END_TITLE = re.compile(r"rank (?P<rank>\d+) ended: (?P<how>signal|exit code) (?P<number>\d+)")
+# The batch script's word below a rank's output; a shell adds 128 to the signal that ended the rank.
+_CODE_LINE = re.compile(r"megatune: rank \d+ exit code (\d+)")
 # torch puts the rank before each line of a traceback that reaches the top.
 _TORCH_PREFIX = re.compile(r"^\[(?:rank|default)\d+\]:\s?")
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
@@ -85,6 +87,8 @@ def read_log(path: Path) -> Log:
             ending = _END_TITLE.fullmatch(header["title"]) if header else None
             if ending:
                 code = -int(ending["number"]) if ending["how"] == "signal" else int(ending["number"])
+            elif told := _CODE_LINE.fullmatch(text):
+                code = signal_or_code(int(told[1]))
             elif header and _is_start(header["title"]):
                 title, started_at = _RANK_TITLE.fullmatch(header["title"]), _time(header["time"])
                 code = None
@@ -103,6 +107,15 @@ def read_log(path: Path) -> Log:
         host=title["host"] if title else None,
         code=code,
     )
+
+
+def signal_or_code(code: int) -> int:
+    """An exit code, or a negative signal where a shell has said it as 128 and more.
+
+    >>> signal_or_code(137)
+    -9
+    """
+    return 128 - code if 128 < code < 128 + 65 else code
 
 
 def _of_last_start(ranks: list[Log], job: Log | None) -> list[Log]:

@@ -114,7 +114,7 @@ MACHINE_CAUSES: tuple[Cause, ...] = (
         "slurm.exclude (`sinfo -R` tells why nodes are down).",
         source="slurmctld, slurmstepd and srun messages; Slurm's job states",
         patterns=(
-            r"DUE TO NODE FAILURE|[Nn]ode failure on|\bNODE_FAIL\b",
+            r"DUE TO NODE FAILURE|[Nn]ode failure on|\bNODE_FAIL\b|^megatune: lost \S+$",
             r"srun: error: .*Node (?:\S+ )?(?:is )?(?:down|not responding)",
         ),
         states=frozenset({"NODE_FAIL", "BOOT_FAIL"}),
@@ -151,7 +151,7 @@ MACHINE_CAUSES: tuple[Cause, ...] = (
         next_step="`megatune submit` starts it again; it goes on from its newest checkpoint.",
         source="slurmstepd: `*** JOB 1 ON n1 CANCELLED AT ... ***`; Slurm's job states",
         # A cancelled STEP says nothing: srun cancels it itself when one of its tasks has failed.
-        patterns=(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*",),
+        patterns=(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*", r"^megatune: cancelled by the user"),
         states=frozenset({"CANCELLED"}),
         of_job=True,
     ),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatune.launch.digest.logs import Line
+from megatune.launch.digest.logs import Line, signal_or_code
 
 _TASKS = re.compile(r"srun: error: (?P<node>[\w.\-]+): tasks? (?P<tasks>[\d,\-]+): (?P<how>.+)")
 _EXITED = re.compile(r"Exited with exit code (\d+)")
@@ -62,7 +62,7 @@ def task_ends(lines: Sequence[Line]) -> list[TaskEnd]:
 def _code(how: str) -> int | None:
     exited = _EXITED.match(how)
     if exited:
-        return int(exited[1])
+        return signal_or_code(int(exited[1]))
     name = how.partition("(")[0].strip().lower()
     return -_SIGNALS[name] if name in _SIGNALS else None
 

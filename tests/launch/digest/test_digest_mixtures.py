@@ -265,3 +265,42 @@ def test_logs_of_any_bytes_are_read(planted: Planted):
     (planted.folder / "logs/rank-00000.log").write_bytes(noise + b"\n" + OOM.encode())
 
     assert planted.digest().cause.name == "gpu_memory"
+
+
+def test_exit_codes_that_the_batch_script_notes_are_no_messages(planted: Planted):
+    planted.ranks = {
+        0: STEPS + "megatune: rank 0 exit code 75\n",
+        1: STEPS + traceback("IndexError: list index out of range") + "megatune: rank 1 exit code 1\n",
+    }
+
+    found = planted.digest("FAILED")
+
+    assert (found.cause.name, found.rank, found.exit_code) == ("software", 1, 1)
+
+
+def test_a_signal_that_a_shell_reports_as_128_and_more_is_a_signal(planted: Planted):
+    planted.ranks = {0: STEPS + GLOO_PEER, 1: STEPS + "megatune: rank 1 exit code 137\n"}
+    ends = ((1, 137), (0, 143))
+    planted.job = "".join(
+        f"srun: error: n1: task {rank}: Exited with exit code {code}\n" for rank, code in ends
+    )
+
+    found = planted.digest("FAILED")
+
+    assert (found.cause.name, found.rank, found.exit_code) == ("host_memory", 1, -9)
+
+
+def test_the_batch_scripts_word_about_lost_nodes_names_them(planted: Planted):
+    planted.ranks = {0: STEPS + GLOO_PEER, 1: STEPS}
+    planted.job = "srun: error: n1: task 0: Exited with exit code 1\nmegatune: lost n2,n3\n"
+
+    found = planted.digest("FAILED")
+
+    assert (found.cause.name, found.node) == ("node", "n2,n3")
+
+
+def test_the_batch_scripts_word_about_a_cancel_is_understood(planted: Planted):
+    planted.ranks = {0: ""}
+    planted.job = "megatune: cancelled by the user; not queued again\n"
+
+    assert planted.digest("FAILED").cause.name == "cancelled"
