@@ -1,7 +1,10 @@
-"""Rows -> arrays of a prepared set, in one pass that keeps only lengths in memory."""
+"""Rows -> arrays of a prepared set, in one pass that keeps only lengths in memory.
+
+First `write_tokens`, by one process or by several that share the rows; then `arrange`, by one.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +15,7 @@ from megatune.data.arrays import ArrayWriter, write_array
 from megatune.data.pack import fill_ratio, pack
 from megatune.data.prepared import ARRAYS, Report
 from megatune.data.textfiles import Row
-from megatune.data.tokenize import Tokenized, chat_renderer, end_id, padding_id, tokenize
+from megatune.data.tokenize import Tokenized, chat_renderer, end_id, tokenize
 from megatune.errors import DataError
 from megatune.tasks import TASKS, MissingColumnsError, RenderChat, RowError, Segment
 
@@ -35,9 +38,26 @@ class Settings:
     """Decides which examples share a row; without packing it decides nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which batches of rows a process tokenises: every `count`-th, from `index` on."""
+
+    index: int = 0
+    count: int = 1
+
+    def has(self, batch: int) -> bool:
+        """Whether this process tokenises the batch of that number."""
+        return batch % self.count == self.index
+
+
 @dataclass(kw_only=True)
-class _Counts:
+class Counts:
+    """What became of rows so far."""
+
     lengths: list[int] = field(default_factory=list)
+    """Tokens of each example that was kept."""
+    batch_examples: list[int] = field(default_factory=list)
+    """Examples that were kept of each batch of rows."""
     num_targets: int = 0
     max_token_id: int = 0
     num_rows_read: int = 0
@@ -46,8 +66,15 @@ class _Counts:
     num_empty: int = 0
     num_too_long: int = 0
 
+    def add(self, other: "Counts") -> None:
+        """Count what became of other rows, too. The largest token id is that of both; all else is summed."""
+        for counted in fields(self):
+            mine, theirs = getattr(self, counted.name), getattr(other, counted.name)
+            both = max(mine, theirs) if counted.name == "max_token_id" else mine + theirs
+            setattr(self, counted.name, both)
 
-def build_arrays(
+
+def write_tokens(
     rows: Iterable[Row],
     folder: Path,
     tokenizer: "PreTrainedTokenizerBase",
@@ -57,17 +84,24 @@ def build_arrays(
     split_name: str,
     vocab_size: int | None,
     on_rows: Callable[[int], None],
-) -> tuple[dict[str, object], Report]:
-    """Write the arrays of a prepared set to `folder`; give its counts and what became of the rows.
+    share: Share,
+) -> Counts:
+    """Write the tokens of `share` of the rows to `folder`; give what became of those rows.
 
-    on_rows is called with the number of rows read so far. Raises DataError for a row that cannot be
-    used, a token that the model has no embedding for, and when there is nothing to train on.
+    on_rows is called with the number of rows read so far, by all. Raises DataError for a row that
+    cannot be used, and for a token that the model has no embedding for.
     """
     end_id(tokenizer)  # refuse a tokenizer without an end before reading anything
     to_segments = _Rows(settings, columns, split_name, chat_renderer(tokenizer))
-    counts = _Counts()
-    with _writer(folder, "tokens") as tokens, _writer(folder, "is_target") as is_target:
-        for batch in _batches(rows):
+    counts = Counts()
+    num_read = 0
+    with array_writer(folder, "tokens") as tokens, array_writer(folder, "is_target") as is_target:
+        for number, batch in enumerate(_batches(rows)):
+            num_read += len(batch)
+            on_rows(num_read)
+            if not share.has(number):
+                continue
+            num_before = len(counts.lengths)
             segments = [to_segments(row) for row in batch]
             for row, found in zip(
                 batch, tokenize(segments, tokenizer, max_length=settings.max_seq_length), strict=True
@@ -76,9 +110,8 @@ def build_arrays(
                     check_vocabulary(int(found.example.input_ids.max()), vocab_size, row.where)
                     tokens.append(found.example.input_ids)
                     is_target.append(found.example.is_target)
-            on_rows(counts.num_rows_read)
-    _refuse_nothing(counts, split_name, settings)
-    return _arranged(folder, counts, settings, padding_id(tokenizer))
+            counts.batch_examples.append(len(counts.lengths) - num_before)
+    return counts
 
 
 def check_vocabulary(max_token_id: int, vocab_size: int | None, where: str) -> None:
@@ -122,7 +155,7 @@ class _Rows:
         )
 
 
-def _counted(found: Tokenized, counts: _Counts) -> bool:
+def _counted(found: Tokenized, counts: Counts) -> bool:
     """Count what became of one row; whether it is kept."""
     counts.num_rows_read += 1
     num_targets = int(found.example.is_target.sum())
@@ -138,7 +171,7 @@ def _counted(found: Tokenized, counts: _Counts) -> bool:
     return True
 
 
-def _refuse_nothing(counts: _Counts, split_name: str, settings: Settings) -> None:
+def _refuse_nothing(counts: Counts, split_name: str, settings: Settings) -> None:
     if counts.num_rows_read == 0:
         raise DataError(f"data.{split_name} is empty: no row was found in it")
     if not counts.lengths:
@@ -149,10 +182,15 @@ def _refuse_nothing(counts: _Counts, split_name: str, settings: Settings) -> Non
         )
 
 
-def _arranged(
-    folder: Path, counts: _Counts, settings: Settings, pad_id: int
+def arrange(
+    folder: Path, counts: Counts, settings: Settings, *, split_name: str, pad_id: int
 ) -> tuple[dict[str, object], Report]:
-    """Pack the examples into rows, and write which row holds which."""
+    """Pack the examples into rows, and write which row holds which beside their tokens in `folder`.
+
+    Gives the counts of the set and what became of the rows. Raises DataError when there is nothing to
+    train on.
+    """
+    _refuse_nothing(counts, split_name, settings)
     lengths, width = counts.lengths, settings.max_seq_length
     one_each = [[example] for example in range(len(lengths))]
     rows = pack(lengths, max_length=width, seed=settings.seed) if settings.packing else one_each
@@ -174,7 +212,7 @@ def _arranged(
     return described, _report(counts, fill_ratio(lengths, num_rows=len(rows), max_length=width))
 
 
-def _report(counts: _Counts, fill: float) -> Report:
+def _report(counts: Counts, fill: float) -> Report:
     return Report(
         num_rows_read=counts.num_rows_read,
         num_truncated=counts.num_truncated,
@@ -195,7 +233,8 @@ def _offsets(lengths: list[int]) -> "np.ndarray[tuple[int], np.dtype[np.int64]]"
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def _writer(folder: Path, name: str) -> ArrayWriter:
+def array_writer(folder: Path, name: str) -> ArrayWriter:
+    """Writes the array `name` of a prepared set."""
     return ArrayWriter(folder / f"{name}.npy", ARRAYS[name])
 
 

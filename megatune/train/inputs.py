@@ -11,6 +11,7 @@ from megatune.config import Run
 from megatune.data.prepare import prepare
 from megatune.data.prepared import PreparedSet
 from megatune.data.read import Source
+from megatune.data.team import ALONE, Team
 from megatune.errors import ConfigError, ModelError
 from megatune.launch.run_folder import RunFolder
 from megatune.model.source import ModelSource, open_source, resolve_model
@@ -85,10 +86,13 @@ class RowsProgress:
         )
 
 
-def prepare_inputs(run: Run, folder: RunFolder) -> Inputs:
-    """Tokenise and pack both splits, or find them done. Call it before any process group exists."""
-    source = open_model(run)
-    tokenizer = open_tokenizer(run, source)
+def prepare_inputs(run: Run, folder: RunFolder, team: Team = ALONE) -> Inputs:
+    """Tokenise and pack both splits, or find them done. Call it before any process group exists.
+
+    team: processes that share the work, started by mpirun; collective then.
+    """
+    source = team.each(lambda: open_model(run))
+    tokenizer = team.each(lambda: open_tokenizer(run, source))
 
     def prepared(split: str, rows: Source) -> PreparedSet:
         return prepare(
@@ -103,7 +107,8 @@ def prepare_inputs(run: Run, folder: RunFolder) -> Inputs:
             seed=run.train.seed,
             folder=folder.prepared,
             vocab_size=source.shape.vocab_size,
-            on_rows=RowsProgress(split),
+            on_rows=RowsProgress(split) if team.rank == 0 else lambda _: None,
+            team=team,
         )
 
     validation = run.data.validation

@@ -100,7 +100,7 @@ def test_what_was_cut_and_dropped_is_counted_and_told(prepared_from, gpt2_like):
 
 def test_a_set_that_is_there_is_used_without_reading_the_rows_again(prepared_from, monkeypatch):
     first = prepared_from(ROWS)
-    monkeypatch.setattr(preparing, "build_arrays", None)
+    monkeypatch.setattr(preparing, "write_tokens", None)
     assert prepared_from(ROWS).folder == first.folder
 
 
