@@ -1,23 +1,68 @@
 """`megatune train`."""
 
+import faulthandler
+import os
+import socket
 import sys
 from collections.abc import Iterable
+from io import TextIOWrapper
 from pathlib import Path
+from typing import NoReturn
 
-from megatune.config import load_run
-from megatune.launch.ranks import discover_rank
+from megatune.config import LoadedRun, load_run
+from megatune.launch.launchers import refuse_other_launcher
+from megatune.launch.ports import PortTakenError
+from megatune.launch.processes import STOPPED_BUT_SAVED
+from megatune.launch.rank_info import RankInfo
+from megatune.launch.rank_logs import header
+from megatune.launch.ranks import discover_rank, export_rank, log_title, own_slurm_job
+from megatune.launch.verdict import PORT_TAKEN
+
+_ENDS_OTHERS = ("slurm", "mpi")
+"""Launchers that end all ranks when one has ended with another code than 0, 75 among them."""
 
 
 def train_run(run_file: Path, overrides: list[str]) -> int:
     """Train as this process's rank, or start the ranks. Returns the exit code."""
+    title = log_title()
+    if title is not None:
+        print(header(f"{title} on {socket.gethostname()}: megatune train {run_file}"), flush=True)
     loaded = load_run(run_file, overrides)
-    rank = discover_rank()
-    if rank is not None:
-        if rank.rank == 0 and rank.launcher != "local":  # our own launcher has told them already
-            _tell(loaded.notices)
-        from megatune.train.rank import train_rank
+    launch = loaded.run.launch
+    rank = discover_rank(launcher=launch.launcher)
+    refuse_other_launcher(
+        launch.launcher,
+        rank,
+        run_file=str(run_file),
+        num_nodes=launch.nodes,
+        in_allocation=own_slurm_job() is not None,
+    )
+    if rank is None:
+        return _start_ranks(loaded, run_file, overrides)
+    code = _be_rank(loaded, rank)
+    if code == STOPPED_BUT_SAVED and rank.launcher in _ENDS_OTHERS:
+        _end_at_once(code)
+    return code
 
+
+def _be_rank(loaded: LoadedRun, rank: RankInfo) -> int:
+    export_rank(rank)
+    if rank.launcher != "local":
+        _print_at_once()
+        if rank.rank == 0:  # our own launcher has told them already
+            _tell(loaded.notices)
+    from megatune.train.rank import train_rank
+
+    try:
         return train_rank(loaded, rank)
+    except PortTakenError as error:
+        if rank.launcher != "slurm":
+            raise
+        print(f"megatune: {error}", file=sys.stderr)
+        return PORT_TAKEN  # the batch script starts the step again, which meets at another port
+
+
+def _start_ranks(loaded: LoadedRun, run_file: Path, overrides: list[str]) -> int:
     from megatune.train.job import interrupted, train_job
 
     _tell(loaded.notices)
@@ -28,9 +73,26 @@ def train_run(run_file: Path, overrides: list[str]) -> int:
         from megatune.cli.report import report_run
 
         report_run(output_dir, as_json=False)
-    elif code == 75:
+    elif code == STOPPED_BUT_SAVED:
         print(interrupted(loaded.run, arguments))
     return code
+
+
+def _print_at_once() -> None:
+    """What a launched rank prints must be in its log even when it is killed, and where a fault happened too."""
+    faulthandler.enable()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """End without taking the interpreter down, which takes some ranks seconds longer than others.
+
+    srun and mpirun would kill those, and then report a killed rank instead of 75.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _tell(notices: Iterable[str]) -> None:

@@ -5,13 +5,39 @@ import warnings
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from megatune.errors import ConfigError
+from megatune.errors import ConfigError, LaunchError
 from megatune.launch.devices import gpu_driver_version
 
 
-def own_device(local_rank: int = 0) -> torch.device:
-    """The device that DeepSpeed trains on in this process: its own GPU, or the CPU."""
-    return torch.device(get_accelerator().device_name(local_rank))
+def own_device(local_rank: int = 0, local_world_size: int = 1) -> torch.device:
+    """The device that DeepSpeed trains on in this process: its own GPU, or the CPU.
+
+    Raises LaunchError when the ranks of this machine are more than the GPUs they see.
+    """
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        return torch.device("cpu")
+    index = device_index(local_rank, local_world_size, num_visible=accelerator.device_count())
+    return torch.device(accelerator.device_name(index))
+
+
+def device_index(local_rank: int, local_world_size: int, *, num_visible: int) -> int:
+    """The number of this rank's GPU among the `num_visible` that its process sees.
+
+    All GPUs of the node are visible with --gpus-per-node and --gres, one with --gpus-per-task: then it
+    is number 0 for every rank. That two ranks were given the same one is found by NCCL.
+
+    >>> device_index(3, 4, num_visible=4), device_index(3, 4, num_visible=1)
+    (3, 0)
+    """
+    if num_visible >= local_world_size:
+        return local_rank
+    if num_visible == 1:
+        return 0
+    raise LaunchError(
+        f"{local_world_size} ranks on this node see {num_visible} GPU(s) each. Let each see all of the node's "
+        "(srun --gpus-per-node) or only its own (srun --gpus-per-task=1), and start one rank for each GPU."
+    )
 
 
 def refuse_unusable_gpus(num_gpus: int) -> None:

@@ -12,22 +12,25 @@ from deepspeed.accelerator import get_accelerator
 from megatune.engine.accelerator import own_device
 from megatune.engine.world import World, check_degrees, make_world, process_group_timeout
 from megatune.errors import LaunchError
-from megatune.launch.ranks import RankInfo
+from megatune.launch import ranks
+from megatune.launch.ports import PortTakenError
+from megatune.launch.rank_info import RankInfo
+from megatune.launch.rank_logs import port_was_taken
 
 
 def join(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
-    """Enter the process group and make the groups of the layout. Collective: every rank calls it."""
+    """Enter the process group and make the groups of the layout. Collective: every rank calls it.
+
+    Raises PortTakenError on rank 0 when another program has its port, LaunchError when there are more
+    ranks than GPUs.
+    """
     check_degrees(rank.world_size, tensor_parallel)
     _skip_unused_op()
-    device = own_device(rank.local_rank)
-    if device.type != "cpu":
-        get_accelerator().set_device(rank.local_rank)
-    backend = get_accelerator().communication_backend_name()
-    dist.init_process_group(
-        "gloo" if device.type == "cpu" else backend,
-        timeout=process_group_timeout(timeout_s),
-        device_id=device if device.type == "cuda" else None,
-    )
+    device = own_device(rank.local_rank, rank.local_world_size)
+    if device.index is not None:
+        ranks.use_device_index(device.index)
+        get_accelerator().set_device(device.index)
+    _enter_process_group(rank, device, timeout_s)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
@@ -36,6 +39,23 @@ def join(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
             f"the launcher promised {rank.world_size} ranks, the process group has {dist.get_world_size()}."
         )
     return make_world(tensor_parallel, device, timeout_s=timeout_s)
+
+
+def _enter_process_group(rank: RankInfo, device: torch.device, timeout_s: float) -> None:
+    backend = "gloo" if device.type == "cpu" else get_accelerator().communication_backend_name()
+    try:
+        dist.init_process_group(
+            backend,
+            timeout=process_group_timeout(timeout_s),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except dist.DistNetworkError as error:
+        if rank.rank == 0 and port_was_taken(str(error), rank.master_port):
+            raise PortTakenError(
+                f"rank 0 cannot listen on port {rank.master_port}, where the ranks are to meet: address already in "
+                "use by another program on this host."
+            ) from error
+        raise
 
 
 def leave() -> None:

@@ -14,6 +14,10 @@ _PORTS = range(20000, 32000)
 _TRIES_FROM_FIRST = 1000
 
 
+class PortTakenError(LaunchError):
+    """Rank 0 cannot listen on MASTER_PORT: another program does."""
+
+
 @contextlib.contextmanager
 def reserve_port(first_port: int | None = None, *, avoid: Collection[int] = ()) -> Iterator[int]:
     """A free TCP port, kept from every other megatune start on this machine while the block runs.

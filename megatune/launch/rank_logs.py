@@ -31,8 +31,7 @@ def open_log(path: Path, title: str) -> tuple[int, int]:
     Returns the file descriptor and the byte at which this start's own lines begin.
     """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    os.write(handle, f"=== {now} {title} ===\n".encode())
+    os.write(handle, f"{header(title)}\n".encode())
     return handle, os.fstat(handle).st_size
 
 
@@ -41,6 +40,12 @@ def note_end(path: Path, *, rank: int, code: int) -> None:
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     handle, _ = open_log(path, f"rank {rank} ended: {how}")
     os.close(handle)
+
+
+def header(title: str) -> str:
+    """The line that tells a start from the ones before it in the same log."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"=== {now} {title} ==="
 
 
 def read_log(path: Path, start: int) -> str:

@@ -1,21 +1,21 @@
 """The one file that reads environment variables: which rank this process is, and a few settings.
 
-A launched rank carries RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and
-MASTER_PORT, set by torchrun or by `megatune train` itself (`launch/local.py`).
+A rank is told by RANK and its sisters (torchrun, `megatune train` itself), by the SLURM_* variables of
+srun, or by those of mpirun. Whoever tells it, `export_rank` sets what torch and DeepSpeed read.
 """
 
 import os
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from megatune.errors import LaunchError
+from megatune.launch.mpi import Meet, meet
+from megatune.launch.mpi_ranks import MpiProcess, mpi_process
+from megatune.launch.rank_info import RankInfo as RankInfo  # whoever calls discover_rank names it
+from megatune.launch.slurm_ranks import SlurmJob, slurm_job, slurm_rank, step_size
+from megatune.launch.torch_ranks import RANK_NAMES, read_rank, refuse_half_set
 
-# DeepSpeed quietly trains each process alone (world size 1) when LOCAL_RANK is missing: it then
-# asks MPI and overwrites the other variables. So all of them must be there, or none.
-_REQUIRED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_LOCAL_WORLD_NAMES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # torchrun's name, DeepSpeed's name
-_FOREIGN_WORLDS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
 _LOG_VARIABLE = "MEGATUNE_RANK_LOG"
 _LAUNCHER_VARIABLE = "MEGATUNE_LAUNCHER"
 _SURROUNDINGS = (
@@ -31,32 +31,58 @@ _SURROUNDINGS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankInfo:
-    """Which rank this process is. Ranks count from 0; `local_*` are those of this machine."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-    local_world_size: int
-    master_addr: str
-    master_port: int
-    launcher: str
-    """`local`, `torchrun`, or `environment` when somebody else set the variables."""
-
-
-def discover_rank(environ: Mapping[str, str] = os.environ) -> RankInfo | None:
+def discover_rank(
+    environ: Mapping[str, str] = os.environ, *, launcher: str = "auto", meet: Meet = meet
+) -> RankInfo | None:
     """The rank that the environment gives this process, or None outside a launched job.
 
-    Raises LaunchError, naming every missing or impossible variable, when the environment is set
-    only in part, or when srun or mpirun started several processes without telling them their rank.
+    `launcher`: the run file's, which decides where there is a choice: a single task of srun is a rank
+    for `slurm` or under the script of `megatune submit`, and otherwise a shell that starts local ranks;
+    tasks of `srun --mpi=...` are asked through MPI for `mpi`. `meet` asks MPI, where the variables do
+    not hold the address. Raises LaunchError, naming everything that is missing or impossible.
     """
-    present = [name for name in _REQUIRED if environ.get(name)]
-    if not present:
-        _refuse_unranked_copies(environ)
+    if environ.get("RANK"):
+        return read_rank(environ, launcher=_launcher_name(environ))
+    process = mpi_process(environ)
+    if process is not None or (launcher == "mpi" and step_size(environ)):
+        return _mpi_rank(environ, process, meet)
+    if _is_slurm_rank(environ, launcher):
+        return slurm_rank(environ, whole_job=in_submitted_job(environ))
+    # In an allocation a script may have exported where its ranks are to meet, and this is none of them.
+    if any(environ.get(name) for name in RANK_NAMES) or "SLURM_JOB_ID" not in environ:
+        refuse_half_set(environ)
+    return None
+
+
+def export_rank(rank: RankInfo) -> None:
+    """Set the variables of a rank in this process: torch's env:// start and DeepSpeed read them."""
+    os.environ.update(_rank_variables(rank))
+
+
+def use_device_index(index: int) -> None:
+    """Make DeepSpeed, which takes LOCAL_RANK for the number of the GPU, use the one at `index`.
+
+    They differ where each rank sees only its own GPU, as with `srun --gpus-per-task=1`.
+    """
+    os.environ["LOCAL_RANK"] = str(index)
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)  # DeepSpeed refuses one that differs
+
+
+def in_submitted_job(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the script of `megatune submit` started this process; asked before `export_rank`."""
+    return environ.get(_LAUNCHER_VARIABLE) == "slurm"
+
+
+def own_slurm_job(environ: Mapping[str, str] = os.environ) -> SlurmJob | None:
+    """The Slurm allocation that this process runs in, or None."""
+    return slurm_job(environ)
+
+
+def log_title(environ: Mapping[str, str] = os.environ) -> str | None:
+    """`rank 3 of 8` for the log of a task of srun that the script of `megatune submit` started, or None."""
+    if not in_submitted_job(environ) or step_size(environ) is None:
         return None
-    _refuse_half_set(environ, present)
-    return _read_rank(environ)
+    return f"rank {environ['SLURM_PROCID']} of {environ['SLURM_STEP_NUM_TASKS']}"
 
 
 def rank_environment(
@@ -72,13 +98,7 @@ def rank_environment(
         "PYTHONUNBUFFERED": "1",  # the last words of a killed rank must be in its log
         "PYTHONFAULTHANDLER": "1",  # a fault in native code prints the Python stack
         **os.environ,
-        "RANK": str(rank.rank),
-        "LOCAL_RANK": str(rank.local_rank),
-        "WORLD_SIZE": str(rank.world_size),
-        "LOCAL_WORLD_SIZE": str(rank.local_world_size),
-        "MASTER_ADDR": rank.master_addr,
-        "MASTER_PORT": str(rank.master_port),
-        _LAUNCHER_VARIABLE: rank.launcher,
+        **_rank_variables(rank),
         **(extra or {}),
     }
 
@@ -115,6 +135,15 @@ def agent_store_prefix(environ: Mapping[str, str] = os.environ) -> str | None:
     if environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     return f"{environ.get('TORCHELASTIC_RUN_ID', '')}/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def use_mpi_library(library: str) -> None:
+    """Have mpi4py load the library of that file name, this environment's own first, unless the user chose one.
+
+    It takes the first one it finds, which need not be of the MPI whose mpirun started this process.
+    """
+    installed = Path(sys.prefix) / "lib" / library
+    os.environ.setdefault("MPI4PY_LIBMPI", f"{installed}:{library}")
 
 
 def use_extension_folder(folder: Path) -> None:
@@ -165,67 +194,56 @@ def rank_log_environment(log: Path) -> dict[str, str]:
     return {_LOG_VARIABLE: str(log)}
 
 
-def _refuse_unranked_copies(environ: Mapping[str, str]) -> None:
-    for name, starter in _FOREIGN_WORLDS.items():
-        size = environ.get(name, "")
-        if size.isdigit() and int(size) > 1:
-            raise LaunchError(
-                f"{starter} started {size} processes ({name}={size}), but none of {', '.join(_REQUIRED)} "
-                "is set, so they cannot find each other and each would train alone. Start one torchrun "
-                f"per node with {starter} (`{starter} ... torchrun ... -m megatune train RUN.yaml`), "
-                "or export these variables for each process."
-            )
+def _rank_variables(rank: RankInfo) -> dict[str, str]:
+    return {
+        "RANK": str(rank.rank),
+        "LOCAL_RANK": str(rank.local_rank),
+        "WORLD_SIZE": str(rank.world_size),
+        "LOCAL_WORLD_SIZE": str(rank.local_world_size),
+        "MASTER_ADDR": rank.master_addr,
+        "MASTER_PORT": str(rank.master_port),
+        _LAUNCHER_VARIABLE: rank.launcher,
+    }
 
 
-def _refuse_half_set(environ: Mapping[str, str], present: list[str]) -> None:
-    missing = [name for name in _REQUIRED if name not in present]
-    if not any(environ.get(name) for name in _LOCAL_WORLD_NAMES):
-        missing.append(_LOCAL_WORLD_NAMES[0])
-    if missing:
-        raise LaunchError(
-            f"the rank environment is set only in part: {', '.join(present)} set, {', '.join(missing)} "
-            "missing. A job that goes on so trains every process alone. Start with torchrun or plain "
-            f"`megatune train`, which set all of them; or export {', '.join(missing)}; or, for a run on this "
-            f"machine alone, unset {' '.join(present)}."
+def _is_slurm_rank(environ: Mapping[str, str], launcher: str) -> bool:
+    size = step_size(environ)
+    if size is None:
+        return False
+    return size > 1 or launcher == "slurm" or in_submitted_job(environ)
+
+
+def _mpi_rank(environ: Mapping[str, str], process: MpiProcess | None, meet: Meet) -> RankInfo:
+    address, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT", "")
+    if process and process.local_rank is not None and process.local_size and address and port.isdigit():
+        return RankInfo(
+            rank=process.rank,
+            local_rank=process.local_rank,
+            world_size=process.size,
+            local_world_size=process.local_size,
+            master_addr=address,
+            master_port=int(port),
+            launcher="mpi",
         )
-
-
-def _read_rank(environ: Mapping[str, str]) -> RankInfo:
-    problems: list[str] = []
-    local_world_name = next(name for name in _LOCAL_WORLD_NAMES if environ.get(name))
-    rank = _integer(environ, "RANK", problems)
-    local_rank = _integer(environ, "LOCAL_RANK", problems)
-    world_size = _integer(environ, "WORLD_SIZE", problems)
-    local_world_size = _integer(environ, local_world_name, problems)
-    master_port = _integer(environ, "MASTER_PORT", problems)
-    if not problems:
-        if rank >= world_size:
-            problems.append(f"RANK={rank} must be below WORLD_SIZE={world_size}")
-        if local_rank >= local_world_size:
-            problems.append(f"LOCAL_RANK={local_rank} must be below {local_world_name}={local_world_size}")
-        if local_world_size > world_size:
-            problems.append(f"{local_world_name}={local_world_size} must not exceed WORLD_SIZE={world_size}")
-        if not 0 < master_port < 65536:
-            problems.append(f"MASTER_PORT={master_port} must be from 1 to 65535")
-    if problems:
-        raise LaunchError(f"the rank environment is impossible: {'; '.join(problems)}. Check the launcher.")
+    if process and process.library and environ is os.environ:
+        use_mpi_library(process.library)
+    met = meet()
+    if process and (met.rank, met.size) != (process.rank, process.size):
+        raise LaunchError(
+            f"mpirun started this process as rank {process.rank} of {process.size}, but the MPI library of "
+            f"mpi4py says rank {met.rank} of {met.size}: they belong to different MPIs. Use the mpirun of that "
+            "library, load the module of the other, or export MASTER_ADDR and MASTER_PORT to all ranks."
+        )
     return RankInfo(
-        rank=rank,
-        local_rank=local_rank,
-        world_size=world_size,
-        local_world_size=local_world_size,
-        master_addr=environ["MASTER_ADDR"],
-        master_port=master_port,
-        launcher=_launcher_name(environ),
+        rank=met.rank,
+        local_rank=met.local_rank,
+        world_size=met.size,
+        local_world_size=met.local_size,
+        master_addr=address or met.address,
+        master_port=int(port) if port.isdigit() else met.port,
+        launcher="mpi",
+        num_nodes=met.num_nodes,
     )
-
-
-def _integer(environ: Mapping[str, str], name: str, problems: list[str]) -> int:
-    value = environ[name]
-    if value.isascii() and value.isdigit():
-        return int(value)
-    problems.append(f"{name}={value!r} must be a whole number of 0 or more")
-    return -1
 
 
 def _launcher_name(environ: Mapping[str, str]) -> str:

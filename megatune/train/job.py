@@ -11,6 +11,7 @@ from megatune.engine.world import check_degrees
 from megatune.errors import ConfigError
 from megatune.launch.devices import count_cpus, count_gpus
 from megatune.launch.extensions import ensure_built, extension_folder
+from megatune.launch.launchers import start_command
 from megatune.launch.local import run_ranks
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
@@ -46,7 +47,7 @@ def train_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
 
 def check_and_prepare(run: Run, folder: RunFolder) -> tuple[int, Inputs]:
     """The number of ranks and their data, once everything that the user can have got wrong is checked."""
-    _refuse_other_launchers(run)
+    _refuse_other_machines(run)
     num_ranks = choose_num_ranks(run)
     return num_ranks, prepare_for(run, folder, num_ranks)
 
@@ -102,20 +103,16 @@ def needed_ops(run: Run) -> list[str]:
     return ["cpu_adam"] if run.parallel.offload != "none" and is_adam else []
 
 
-def _refuse_other_launchers(run: Run) -> None:
-    if run.launch.launcher == "torchrun":
-        raise ConfigError(
-            [
-                "launch.launcher is torchrun, but torchrun has not started this process. Start it with "
-                "`torchrun --nproc_per_node N -m megatune train RUN.yaml`, or use launch.launcher=local."
-            ]
-        )
+def _refuse_other_machines(run: Run) -> None:
     if run.launch.nodes > 1:
+        torchrun = start_command(
+            "torchrun", run_file="RUN.yaml", num_nodes=run.launch.nodes, in_allocation=False
+        )
         raise ConfigError(
             [
-                f"launch.nodes is {run.launch.nodes}, and this command starts ranks on this machine only. Start "
-                f"it on each node with `torchrun --nnodes {run.launch.nodes} --nproc_per_node N --rdzv_backend "
-                "c10d --rdzv_endpoint HOST:PORT -m megatune train RUN.yaml`."
+                f"launch.nodes is {run.launch.nodes}, and this command starts ranks on this machine only. Hand the "
+                "run to Slurm with `megatune submit RUN.yaml`, name the hosts in launch.hostfile for "
+                f"launch.launcher=ssh, or start it on each node with `{torchrun}`."
             ]
         )
 

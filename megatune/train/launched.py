@@ -1,13 +1,14 @@
 """What a rank that somebody else started checks and readies for itself, before it joins the others.
 
-Ranks of `megatune train` find it done (train/job.py); those of torchrun have nobody to do it for them.
+Ranks of `megatune train` find it done (train/job.py); those of torchrun, srun and mpirun have nobody to do it for them.
 """
 
 from megatune.config import Run
 from megatune.engine.accelerator import refuse_unusable_gpus
 from megatune.errors import ConfigError
 from megatune.launch.devices import count_gpus
-from megatune.launch.ranks import RankInfo, use_extension_folder
+from megatune.launch.rank_info import RankInfo
+from megatune.launch.ranks import use_extension_folder
 from megatune.train.job import ready_ops
 
 
@@ -32,8 +33,8 @@ def prepare_launched_rank(run: Run, rank: RankInfo) -> None:
 def contradictions(run: Run, rank: RankInfo, num_gpus: int) -> list[str]:
     """What the run file or the machine says against the world that was started, in whole sentences."""
     found = []
-    nodes = -(-rank.world_size // rank.local_world_size)
-    if "nodes" in run.launch.model_fields_set and run.launch.nodes != nodes:
+    nodes = rank.num_nodes or -(-rank.world_size // rank.local_world_size)
+    if "nodes" in run.launch.model_fields_set and nodes not in _allowed_nodes(run, rank):
         found.append(
             f"launch.nodes is {run.launch.nodes}, but {rank.launcher} started {rank.world_size} ranks on {nodes} "
             f"node(s). Start as many nodes as the run file says, or take launch.nodes out of it."
@@ -44,9 +45,27 @@ def contradictions(run: Run, rank: RankInfo, num_gpus: int) -> list[str]:
             f"launch.nproc_per_node is {asked}, but {rank.launcher} started {rank.local_world_size} rank(s) on this "
             f"node. Use launch.nproc_per_node={rank.local_world_size} or auto, or start {asked}."
         )
-    if num_gpus and rank.local_world_size > num_gpus:
+    if num_gpus and rank.local_world_size > num_gpus and not _may_see_only_its_own(rank, num_gpus):
         found.append(
             f"{rank.launcher} started {rank.local_world_size} ranks on this node, which has {num_gpus} GPU(s). "
-            f"Start {num_gpus} or fewer (torchrun --nproc_per_node {num_gpus})."
+            f"Start {num_gpus} or fewer ({_RANKS_PER_NODE.get(rank.launcher, 'ranks on each node:')} {num_gpus})."
         )
     return found
+
+
+_RANKS_PER_NODE = {
+    "torchrun": "torchrun --nproc_per_node",
+    "slurm": "srun --ntasks-per-node",
+    "mpi": "mpirun -n",
+}
+
+
+def _may_see_only_its_own(rank: RankInfo, num_gpus: int) -> bool:
+    """Under srun and mpirun the GPUs of a node can be dealt out, one to each rank; torchrun cannot."""
+    return num_gpus == 1 and rank.launcher in ("slurm", "mpi", "environment")
+
+
+def _allowed_nodes(run: Run, rank: RankInfo) -> set[int]:
+    """A submitted run names its nodes in the slurm section; launch.nodes is what other launchers start."""
+    of_job = {run.slurm.nodes} if run.slurm and rank.launcher == "slurm" else set()
+    return {run.launch.nodes, *of_job}
