@@ -81,6 +81,10 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def any_rank(self, flag: bool) -> bool:
+        """Whether `flag` is true on some rank. Collective: every rank calls it."""
+        return self.sum_over_all(torch.tensor(float(flag), device=self.device)).item() > 0
+
     def gather_objects(self, value: Any) -> list[Any]:
         """`value` of every rank, in rank order, on every rank. Collective: every rank calls it."""
         if self.size == 1:

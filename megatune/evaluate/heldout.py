@@ -1,6 +1,7 @@
 """The loss on a held-out split, over all ranks."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,8 @@ import torch
 from megatune.data.batches import evaluation_batches
 from megatune.data.prepared import PreparedSet
 from megatune.engine.base import Engine
+
+_BATCHES_BETWEEN_LOOKS = 8  # each is one small collective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +30,32 @@ class HeldOutLoss:
 
 
 def held_out_loss(
-    engine: Engine, prepared: PreparedSet, *, micro_batch: int, max_rows: int | None = None
-) -> HeldOutLoss:
-    """The loss on all rows of `prepared`, or its first `max_rows`. Collective: every rank calls it."""
+    engine: Engine,
+    prepared: PreparedSet,
+    *,
+    micro_batch: int,
+    max_rows: int | None = None,
+    is_given_up: Callable[[], bool] = lambda: False,
+) -> HeldOutLoss | None:
+    """The loss on all rows of `prepared`, or its first `max_rows`. Collective: every rank calls it.
+
+    None when `is_given_up`, which all ranks call after every 8 batches and which must answer the same
+    on all of them, has put an end to it.
+    """
     world = engine.world
     totals = torch.zeros(2, dtype=torch.float64, device=world.device)
+    batches = evaluation_batches(
+        prepared,
+        micro_batch=micro_batch,
+        data_parallel=world.data_parallel,
+        dp_rank=world.data_rank,
+        max_rows=max_rows,
+    )
     with engine.evaluating():
-        for batch in evaluation_batches(
-            prepared,
-            micro_batch=micro_batch,
-            data_parallel=world.data_parallel,
-            dp_rank=world.data_rank,
-            max_rows=max_rows,
-        ):
+        for number, batch in enumerate(batches, start=1):
             totals[0] += engine.loss(batch)
             totals[1] += batch.num_targets
+            if number % _BATCHES_BETWEEN_LOOKS == 0 and is_given_up():
+                return None
     loss_sum, targets = world.sum_over_data(totals).tolist()
     return HeldOutLoss(loss=loss_sum / targets if targets else None, target_tokens=round(targets))

@@ -31,6 +31,14 @@ class RunRecord:
     total_steps: int | None = None
     sequences_per_step: int | None = None
     max_seq_length: int | None = None
+    launcher: str | None = None
+    num_nodes: int | None = None
+    hosts: tuple[str, ...] = ()
+    """Each node's name, in the order of its first rank."""
+    job_id: str | None = None
+    """The Slurm job, as squeue takes it; None outside one."""
+    restart_count: int | None = None
+    """How often Slurm has queued the job again: 0 in its first run, None outside a job."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Anything else worth keeping: asserted backends, formula names, versions."""
 

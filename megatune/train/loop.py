@@ -25,7 +25,7 @@ from megatune.train.reporting import Reporter
 from megatune.train.schedule import learning_rate_at
 from megatune.train.state import TrainingState
 from megatune.train.step import StepResult, train_step
-from megatune.train.stopping import Patience, StopRequest
+from megatune.train.stopping import Patience, Stopping
 from megatune.units import format_bytes
 
 DONE, STOPPED_EARLY = 0, 75
@@ -52,11 +52,12 @@ class TrainingLoop:
         folder: RunFolder,
         reporter: Reporter,
         meter: Meter,
-        stop: StopRequest,
+        stopping: Stopping,
     ) -> None:
         self._run, self._engine, self._batch = run, engine, batch
         self._train, self._validation = train, validation
-        self._folder, self._reporter, self._meter, self._stop = folder, reporter, meter, stop
+        self._folder, self._reporter, self._meter = folder, reporter, meter
+        self._stopping = stopping
         self._total_steps = total_steps(run, train.num_rows, batch.global_sequences)
         self._state = TrainingState(patience=Patience(run.evaluate.early_stopping_patience))
         self._identity: dict[str, str] = {}
@@ -67,12 +68,9 @@ class TrainingLoop:
         """Train to the end, or to where something asks to stop. Returns the exit code. Collective."""
         started = time.monotonic()
         self._resume()
-        if self._state.step == 0 or self._is_due(self._run.evaluate.eval_steps):
-            self._evaluate()  # a run stopped by a signal saves at once and leaves the evaluation to the next
-        reason, code = self._steps()
-        if code == DONE:
-            self._evaluate()
-        self._save()
+        reason, code = self._to_the_end()
+        if self._state.step > 0:
+            self._save()
         self._reporter.write(
             StopRecord(
                 step=self._state.step,
@@ -90,12 +88,27 @@ class TrainingLoop:
         step = self._saved_at
         return None if step is None else self._folder.checkpoints / folder_name(step)
 
+    def _to_the_end(self) -> tuple[str, int]:
+        """Train and evaluate; why that ended, and the exit code that says so."""
+        if self._state.step == 0 or self._is_due(self._run.evaluate.eval_steps):
+            reason = self._evaluate()  # a run that stopped early has left it to this start
+            if reason is not None:
+                return reason, STOPPED_EARLY
+        reason, code = self._steps()
+        if code == DONE and (given_up := self._evaluate()) is not None:
+            return given_up, STOPPED_EARLY
+        return reason, code
+
     def _steps(self) -> tuple[str, int]:
+        if self._state.step >= self._total_steps:
+            self._reporter.note(f"nothing left to train: all {self._total_steps} steps are done")
         while self._state.step < self._total_steps and not self._state.patience.exhausted:
             if self._step():
-                return f"asked to stop by {self._stop.asked_by or 'a signal to another rank'}", STOPPED_EARLY
+                return self._reason_of_some_rank(), STOPPED_EARLY
             if self._is_due(self._run.evaluate.eval_steps):
-                self._evaluate()
+                reason = self._evaluate()
+                if reason is not None:
+                    return reason, STOPPED_EARLY
             if self._is_due(self._run.checkpoint.save_steps) and self._state.step < self._total_steps:
                 self._save_on_the_way()  # after the last step the end of `run` saves
         if self._state.patience.exhausted:
@@ -122,7 +135,7 @@ class TrainingLoop:
             self._engine,
             batches,
             rate,
-            stop_asked=self._stop.asked_by is not None,
+            stop_asked=self._stopping.reason() is not None,
             peak_memory_bytes=peak_memory_bytes(world.device),
         )
         self._state = replace(
@@ -134,6 +147,7 @@ class TrainingLoop:
         )
         self._peak_memory_bytes = result.peak_memory_bytes
         seconds = time.monotonic() - started
+        self._stopping.stepped(seconds)
         self._reporter.write(
             self._meter.record(
                 result, step=self._state.step, epoch=self._epoch(), learning_rate=rate, seconds=seconds
@@ -172,14 +186,31 @@ class TrainingLoop:
         position = self._state.position
         return position.epoch + position.cursor / self._train.num_rows
 
-    def _evaluate(self) -> None:
+    def _reason_of_some_rank(self) -> str:
+        return self._stopping.reason() or "asked to stop by a signal to another rank"
+
+    def _is_stop_agreed(self, *, before_evaluation: bool = False) -> bool:
+        """Whether some rank knows a reason to stop. Collective."""
+        known = self._stopping.reason(before_evaluation=before_evaluation) is not None
+        return self._engine.world.any_rank(known)
+
+    def _evaluate(self) -> str | None:
+        """Evaluate this step, unless that is done. Why it was given up, or not begun, for a stop; else None."""
         if self._validation is None or self._state.evaluated_at == self._state.step:
-            return
+            return None
+        if self._is_stop_agreed(before_evaluation=True):
+            return self._reason_of_some_rank()
         started = time.monotonic()
         micro = self._run.evaluate.per_device_eval_batch_size or self._batch.micro
         found = held_out_loss(
-            self._engine, self._validation, micro_batch=micro, max_rows=self._run.evaluate.max_eval_rows
+            self._engine,
+            self._validation,
+            micro_batch=micro,
+            max_rows=self._run.evaluate.max_eval_rows,
+            is_given_up=self._is_stop_agreed,
         )
+        if found is None:
+            return self._reason_of_some_rank()
         self._state = self._state.evaluated(found.loss)
         if self._saved_at == self._state.step:  # saved at a signal, evaluated by the next start
             self._state = self._state.saved()
@@ -192,11 +223,13 @@ class TrainingLoop:
             target_tokens=found.target_tokens,
             seconds=time.monotonic() - started,
         )
+        self._stopping.evaluated(record.seconds)
         self._reporter.write(record)
         self._reporter.note(
             f"eval step {record.step} loss {_shown(record.loss, 4)} perplexity {_shown(record.perplexity, 2)} "
             f"({record.target_tokens} target tokens, {record.seconds:.1f} s)"
         )
+        return None
 
     def _resume(self) -> None:
         world, checkpoints = self._engine.world, self._folder.checkpoints
@@ -303,6 +336,7 @@ class TrainingLoop:
         self._state, self._saved_at = state, state.step
         world.first_rank(self._tend_checkpoints)
         seconds = time.monotonic() - started
+        self._stopping.saved(seconds)
         self._reporter.write(
             SaveRecord(step=self._state.step, path=str(path), seconds=seconds, num_bytes=num_bytes)
         )

@@ -2,6 +2,7 @@
 
 from megatune.checkpoint.export import replace_export
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
+from megatune.config.slurm import SlurmSection
 from megatune.data.prepared import PreparedSet
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.start import join, leave, seed_everything
@@ -9,18 +10,22 @@ from megatune.engine.world import World, check_degrees
 from megatune.engine.zero import ZeroEngine
 from megatune.evaluate.packing_check import refuse_leaking_packing
 from megatune.launch.environment import environment_report
-from megatune.launch.ranks import RankInfo
+from megatune.launch.rank_info import RankInfo
+from megatune.launch.ranks import own_slurm_job
 from megatune.launch.run_folder import RunFolder
+from megatune.launch.time_limit import JobEnd
 from megatune.model.quiet import quiet_libraries
 from megatune.plan.ds_config import make_ds_config, read_policy
+from megatune.report.metrics import read_metrics
 from megatune.report.records import RunRecord
 from megatune.report.tables import to_json
 from megatune.train.inputs import Inputs, open_model, prepare_inputs, prepared_folders
 from megatune.train.launched import prepare_launched_rank
 from megatune.train.loop import DONE, TrainingLoop, total_steps
 from megatune.train.meters import Meter, device_name, peak_flops
+from megatune.train.place import Place, find_place
 from megatune.train.reporting import Reporter
-from megatune.train.stopping import StopRequest
+from megatune.train.stopping import Stopping, StopRequest
 
 
 def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
@@ -41,7 +46,8 @@ def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
     try:
         world = join(rank, tensor_parallel=run.parallel.tp_size, timeout_s=run.launch.timeout_s)
         inputs = _share_inputs(run, prepared, world)
-        code = _train(run, batch, ds_config, inputs, folder, world, stop)
+        place = find_place(rank, own_slurm_job(), world)
+        code = _train(run, batch, ds_config, inputs, folder, world, place, stop)
     finally:
         restore()
     # Not after an error: leaving waits for the others, who may wait for this rank. The launcher ends them.
@@ -67,6 +73,7 @@ def _train(
     inputs: Inputs,
     folder: RunFolder,
     world: World,
+    place: Place,
     stop: StopRequest,
 ) -> int:
     seed_everything(run.train.seed, world)
@@ -74,7 +81,7 @@ def _train(
     steps = total_steps(run, inputs.train.num_rows, batch.global_sequences)
     reporter = Reporter(run, folder, steps, world)
     try:
-        _describe(run, batch, engine, inputs, steps, reporter)
+        _describe(run, batch, engine, inputs, steps, reporter, place)
         if run.data.packing:
             measure = refuse_leaking_packing(engine)
             reporter.note(
@@ -97,18 +104,43 @@ def _train(
             folder=folder,
             reporter=reporter,
             meter=meter,
-            stop=stop,
+            stopping=_stopping(run, stop, place, reporter, world),
         )
         code = loop.run()
         if code == DONE and run.checkpoint.export_at_end:
             _export(run, loop, folder, reporter, world)
-        return code
     finally:
         reporter.close()
+    world.barrier()  # srun and mpirun kill what still works when one rank has ended with 75
+    return code
+
+
+def _stopping(run: Run, stop: StopRequest, place: Place, reporter: Reporter, world: World) -> Stopping:
+    """What makes this rank stop: signals, and on the first rank of a Slurm job its end."""
+    if place.job is None or not world.is_first:
+        return Stopping(stop)
+    end = JobEnd(place.job)
+
+    def seconds_left() -> float | None:
+        left_s, remark = end.seconds_left(), end.take_remark()
+        if remark is not None:
+            reporter.note(f"note: {remark}")
+        return left_s
+
+    slurm = run.slurm or SlurmSection()
+    stopping = Stopping(stop, seconds_left, unmeasured_save_s=slurm.signal_delay_s)
+    stopping.learn(read_metrics(RunFolder(run.train.output_dir).metrics))
+    return stopping
 
 
 def _describe(
-    run: Run, batch: BatchShape, engine: ZeroEngine, inputs: Inputs, steps: int, reporter: Reporter
+    run: Run,
+    batch: BatchShape,
+    engine: ZeroEngine,
+    inputs: Inputs,
+    steps: int,
+    reporter: Reporter,
+    place: Place,
 ) -> None:
     world = engine.world
     reporter.write(
@@ -124,12 +156,18 @@ def _describe(
             total_steps=steps,
             sequences_per_step=batch.global_sequences,
             max_seq_length=run.data.max_seq_length,
+            launcher=place.launcher,
+            num_nodes=len(place.hosts),
+            hosts=place.hosts,
+            job_id=place.job.job_id if place.job else None,
+            restart_count=place.job.restart_count if place.job else None,
             details={
                 "engine": engine.description,
                 "attention": engine.built.model.config._attn_implementation,
             },
         )
     )
+    reporter.note(str(place))
     reporter.note(engine.description)
     for name, prepared in (("train", inputs.train), ("validation", inputs.validation)):
         if prepared is not None:

@@ -1,12 +1,20 @@
-"""When to stop: signals that ask for it, and a validation loss that stopped falling."""
+"""When to stop: signals that ask for it, a job about to end, and a validation loss that stopped falling."""
 
 import math
 import signal
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import FrameType
+from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR2 warns of a job's time limit: SIGUSR1, which is the usual one, may be caught by NCCL.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+_MEANINGS = {signal.SIGUSR2: " (the time limit of the job is near)"}
+_SAVES_TO_FIT = 1.5  # shared disks are now fast, now slow
+_STEPS_TO_FIT = 2.0  # the one that runs, and one that is slower than those before
+_MARGIN_S = 10.0
+_STEPS_MEASURED = 10
 
 
 class StopRequest:
@@ -19,7 +27,7 @@ class StopRequest:
         self.asked_by: str | None = None
 
     def listen(self) -> Callable[[], None]:
-        """Take SIGINT and SIGTERM over. Returns the call that gives them back."""
+        """Take SIGINT, SIGTERM and SIGUSR2 over. Returns the call that gives them back."""
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
 
         def restore() -> None:
@@ -30,7 +38,81 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.asked_by = signal.Signals(number).name
+        if self.asked_by is None:  # the first says why
+            self.asked_by = signal.Signals(number).name + _MEANINGS.get(signal.Signals(number), "")
+
+
+class Stopping:
+    """Whether this rank knows a reason to stop: it was asked to, or its job ends soon.
+
+    Training goes on while what is left of the job holds a save, one and a half times as long as the
+    last one, and two steps. All ranks may ask; `seconds_left` is known to the first one alone.
+    """
+
+    def __init__(
+        self,
+        request: StopRequest,
+        seconds_left: Callable[[], float | None] = lambda: None,
+        *,
+        unmeasured_save_s: float = 300.0,
+    ) -> None:
+        """`unmeasured_save_s`: what is kept free for a save while none was seen (slurm.signal_delay_s)."""
+        self._request, self._seconds_left = request, seconds_left
+        self._unmeasured_save_s = unmeasured_save_s
+        self._save_s: float | None = None
+        self._evaluation_s: float | None = None
+        self._step_s: deque[float] = deque(maxlen=_STEPS_MEASURED)
+        self._found: str | None = None  # and stays: what one look found, all ranks have acted on
+
+    def learn(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take the durations of saves and evaluations from the metrics of earlier starts."""
+        for record in records:
+            if record.get("event") == "save":
+                self.saved(record["seconds"])
+            elif record.get("event") == "eval":
+                self.evaluated(record["seconds"])
+
+    def stepped(self, seconds: float) -> None:
+        """A step took so long."""
+        self._step_s.append(seconds)
+
+    def saved(self, seconds: float) -> None:
+        """A save took so long."""
+        self._save_s = seconds
+
+    def evaluated(self, seconds: float) -> None:
+        """A whole evaluation took so long."""
+        self._evaluation_s = seconds
+
+    def reason(self, *, before_evaluation: bool = False) -> str | None:
+        """Why to stop, or None. `before_evaluation`: also when one as long as the last does not fit."""
+        if self._found is None:
+            self._found = self._look(before_evaluation)
+        return self._found
+
+    def _look(self, before_evaluation: bool) -> str | None:
+        if self._request.asked_by is not None:
+            return f"asked to stop by {self._request.asked_by}"
+        left_s = self._seconds_left()
+        evaluation_s = (self._evaluation_s or 0.0) if before_evaluation else 0.0
+        if left_s is None or left_s >= evaluation_s + self._needed_s():
+            return None
+        evaluating = f"evaluating takes {evaluation_s:.0f} s, " if evaluation_s else ""
+        return f"the job ends in {left_s:.0f} s; {evaluating}{self._saving()}"
+
+    def _needed_s(self) -> float:
+        steps_s = _STEPS_TO_FIT * max(self._step_s, default=0.0)
+        if self._save_s is None:
+            return self._unmeasured_save_s + steps_s + _MARGIN_S
+        return _SAVES_TO_FIT * self._save_s + steps_s + _MARGIN_S
+
+    def _saving(self) -> str:
+        if self._save_s is None:
+            return (
+                f"no save was measured yet, and {self._unmeasured_save_s:.0f} s are kept for one "
+                "(slurm.signal_delay_s)"
+            )
+        return f"saving takes {self._save_s:.0f} s"
 
 
 @dataclass(frozen=True)

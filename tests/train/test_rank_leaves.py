@@ -23,7 +23,14 @@ def test_only_a_rank_without_an_error_leaves(
             raise DataError("gone")
         return 75
 
-    for name in ("prepare_launched_rank", "prepare_inputs", "write_run_folder", "join", "_share_inputs"):
+    for name in (
+        "prepare_launched_rank",
+        "prepare_inputs",
+        "write_run_folder",
+        "join",
+        "_share_inputs",
+        "find_place",
+    ):
         monkeypatch.setattr(rank_module, name, lambda *_, **__: None)
     monkeypatch.setattr(rank_module, "_train", train)
     monkeypatch.setattr(rank_module, "leave", lambda: left.append("left"))
