@@ -44,14 +44,14 @@ def prepare(
         0, "--preview", help="Show this many rows, with the tokens that are trained."
     ),
 ) -> None:
-    """Tokenise and pack the data of a run, without starting it.
+    """Tokenise and pack the data of a run, without starting it; processes of mpirun share the work.
 
     Example: megatune prepare run.yaml --preview 2
     """
     before_torch()
     from megatune.cli.prepare import prepare_run
 
-    prepare_run(run_file, overrides or [], preview)
+    sys.exit(prepare_run(run_file, overrides or [], preview))
 
 
 def train(run_file: Path = RunFile, overrides: list[str] | None = Overrides) -> None:
