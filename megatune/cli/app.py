@@ -6,6 +6,7 @@ import typer
 
 from megatune import __version__
 from megatune.cli import cluster_commands, commands
+from megatune.cli.checkpoint_commands import checkpoint_app
 from megatune.errors import MegatuneError
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 commands.register(app)
 cluster_commands.register(app)
+app.add_typer(checkpoint_app)
 
 
 @app.callback(invoke_without_command=True)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatune.checkpoint.weights_index import describe_weights
 from megatune.config import BatchShape, Run
@@ -66,7 +67,7 @@ def run_identity(run: Run, built: BuiltModel, batch: BatchShape, train: Prepared
         "prepared data": train.fingerprint,
         "sequences per step": str(batch.global_sequences),
         "model": _config_hash(built),
-        "parameters": _parameters_hash(built),
+        "parameters": parameters_hash(describe_weights(built)),
     }
     return facts | {name: value for name, value in settings.items() if name not in _OF_ONE_START}
 
@@ -117,7 +118,7 @@ def _config_hash(built: BuiltModel) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _parameters_hash(built: BuiltModel) -> str:
-    """A short hash of all parameters' names and whole shapes."""
-    shapes = {name: entry["shape"] for name, entry in describe_weights(built).items()}
+def parameters_hash(weights: Mapping[str, Mapping[str, Any]]) -> str:
+    """A short hash of all parameters' names and whole shapes. `weights`: see `describe_weights`."""
+    shapes = {name: entry["shape"] for name, entry in weights.items()}
     return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()[:16]
