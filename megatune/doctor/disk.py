@@ -64,11 +64,19 @@ def _probe_as_other(folder: Path, token: str | None) -> Json:
     if token is None:
         return {**facts, "sees_token": None, "writable": None, "error": None}
     end = time.monotonic() + _APPEARS_S
-    while not (folder / token / "rank-0").exists():
+    while not _lists(folder, token):
         if time.monotonic() > end:
             return {**facts, "sees_token": False, "writable": None, "error": None}
         time.sleep(0.05)
     return {**facts, "sees_token": True, **_write_probe(folder, folder / token / secrets.token_hex(8))}
+
+
+def _lists(folder: Path, name: str) -> bool:
+    """Whether `name` is in `folder`. Listed, not looked up: an NFS client remembers for long what was not there."""
+    try:
+        return any(path.name == name for path in folder.iterdir())
+    except FileNotFoundError:
+        return False
 
 
 def _write_probe(folder: Path, file: Path) -> dict[str, object]:
@@ -83,13 +91,12 @@ def _write_probe(folder: Path, file: Path) -> dict[str, object]:
             while left > 0:
                 left -= out.write(chunk[: min(left, _CHUNK_BYTES)])
             os.fsync(out.fileno())
+        seconds = time.monotonic() - begun
     except OSError as error:
         return {"writable": False, "error": _words(error), "free_bytes": free_bytes}
-    seconds = time.monotonic() - begun
-    if num_bytes > 2**20:
-        speed: float | None = num_bytes / seconds
-    else:
-        speed = None
+    finally:
+        file.unlink(missing_ok=True)
+    speed = num_bytes / seconds if num_bytes > 2**20 else None  # of less only the latency would be seen
     return {"writable": True, "error": None, "free_bytes": free_bytes, "bytes_per_s": speed}
 
 

@@ -24,7 +24,7 @@ from megatune.doctor.place import Place, Setting
 from megatune.doctor.rungs import VERSIONS
 from megatune.doctor.verdict import RungResult, passed, report
 from megatune.doctor.watchdog import Watchdog
-from megatune.errors import MegatuneError
+from megatune.errors import LaunchError, MegatuneError
 from megatune.launch import ranks
 from megatune.launch.nodelist import expand_nodelist, expand_task_counts
 from megatune.launch.ranks import RankInfo
@@ -34,6 +34,8 @@ from megatune.plan.links import Links, fit_link, links_json, place_key, write_li
 from megatune.report.tables import to_json
 
 _MEET_S = 60.0
+_REPORT_S = 2.0  # kept for the report when ranks are missing, after a start that was slow itself
+_LEAST_S = 1.0
 _LINKS_FILE = "links.json"
 
 Show = Callable[[dict[str, Any]], None]
@@ -55,7 +57,7 @@ def check_as_rank(rank: RankInfo, facts: HostFacts, request: Request, watchdog: 
     collective failed: a process group in that state cannot be left, so the process is ended.
     """
     begun = time.monotonic()
-    meet_s = min(_MEET_S, request.limit_s / 2)
+    meet_s = max(_LEAST_S, min(_MEET_S, request.limit_s / 2, watchdog.left_s() - _REPORT_S))
     try:
         exchange = open_exchange(rank, agent_prefix=ranks.agent_store_prefix(), within_s=meet_s)
     except PortTakenError:
@@ -75,11 +77,15 @@ def check_as_rank(rank: RankInfo, facts: HostFacts, request: Request, watchdog: 
     )
     seconds = time.monotonic() - begun
     if rank.rank != 0:
-        code = follow(place, watchdog, seconds=seconds)
+        try:
+            code = follow(place, watchdog, seconds=seconds)
+        except LaunchError as error:
+            print(f"megatune: {error}", file=sys.stderr)
+            code = error.exit_code
         _leave(code, is_whole=code == 0)
         return code
     first = FirstRank(place, watchdog, promised=promised_nodes(surroundings), tell=_say)
-    first.climb(max(1.0, meet_s - seconds), seconds, {VERSIONS: facts.by_rank} if facts.by_rank else {})
+    first.climb(max(_LEAST_S, meet_s - seconds), seconds, {VERSIONS: facts.by_rank} if facts.by_rank else {})
     links = measured_links(first)
     answer = report(first.results, first.group, links_json(links) if links else None)
     show(answer)
