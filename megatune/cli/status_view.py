@@ -74,7 +74,7 @@ def _facts(status: RunStatus, now: datetime) -> dict[str, str]:
         "loss": _loss(progress.loss),
         "tokens/s": format_count(progress.tokens_per_second),
         "time for the steps left": format_duration(progress.eta_s),
-        "time limit": against_the_limit(status),
+        "time limit": _limit(status),
         "restarts": _shown(status.restarts),
         "last checkpoint": saved,
         "last record": _ago(seconds_since(progress.last_record_at, now)),
@@ -103,6 +103,12 @@ def _row(status: RunStatus) -> dict[str, str | None]:
 def _remarks(status: RunStatus) -> list[str]:
     """What is too long for a row: why it waits or stopped, and whether it will end in time."""
     return [remark for remark in (status.reason_text, against_the_limit(status)) if remark]
+
+
+def _limit(status: RunStatus) -> str | None:
+    left = status.time_left_s
+    known = (None if left is None else f"{format_duration(left)} left", against_the_limit(status))
+    return ", ".join(filter(None, known)) or None
 
 
 def _state(status: RunStatus) -> str:

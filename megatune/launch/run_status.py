@@ -117,7 +117,8 @@ class RunStatus:
         job = self.job
         if job is None:
             return () if self._has_stopped else ("no job was submitted: whether it runs is not known",)
-        odd = (f"the job went on although its step {job.failed_step} failed",) if job.failed_step else ()
+        went_on = job.failed_step and job.state is not None and job.state.stage is Stage.DONE
+        odd = (f"the script went on although its step failed: {job.failed_step}",) if went_on else ()
         return (*job.notes, *odd)
 
     @property

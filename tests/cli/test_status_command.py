@@ -165,6 +165,16 @@ def test_a_job_whose_node_failed_is_not_called_done_for_its_exit_code(tmp_path: 
     assert asked(capsys, ended("NODE_FAIL", code="0:0"), folder)["digest"]["class"] == "node"
 
 
+def test_a_script_that_went_on_after_a_failed_step_is_called_failed(tmp_path: Path, capsys):
+    folder = plant(tmp_path / "run", RUN, step(12))
+    accounts = account_line("7", "COMPLETED") + account_line("7.0", "FAILED", code="16:0")
+
+    found = asked(capsys, FakeSlurm(squeue=NO_JOB, sacct=said(accounts)), folder)
+
+    assert found["notes"] == ["the script went on although its step failed: 7.0 FAILED (16:0)"]
+    assert found["digest"] is not None
+
+
 def test_a_run_that_has_ended_well_has_no_digest(tmp_path: Path, capsys):
     stop = {"event": "stop", "step": 100, "exit_code": 0, "reason": "all steps done"}
     folder = plant(tmp_path / "run", RUN, step(100), stop)

@@ -26,6 +26,7 @@ _ENDED_FROM_OUTSIDE = re.compile(
     r"SignalException|KeyboardInterrupt|SystemExit|ChildFailedError|"
     r"DataLoader worker .*(?:exited unexpectedly|killed by signal: Terminated)"
 )
+_SLURMSTEPD = re.compile(r"slurmstepd(?:-(?P<node>[\w.\-]+))?: ")
 _NODE_NAME = re.compile(r"(?:[Nn]ode failure on|^megatune: lost) (?P<node>[\w.\-,]+)")
 
 
@@ -107,11 +108,12 @@ def find_clues(logs: StartLogs, ranks: Sequence[FailedRank], state: str | None) 
     ]
     by_rank = {failed.rank: number for number, failed in enumerate(ranks)}
 
-    def strength(clue: Clue) -> tuple[int, bool, bool, int, int]:
+    def strength(clue: Clue) -> tuple[int, bool, bool, bool, int, int]:
         return (
             clue.cause.weight,
             clue.line is None,  # a line says more than a state
             clue.rank is not culprit,
+            clue.log is logs.job,  # which often only repeats it
             guilt(clue.rank) if clue.rank else Guilt.USER_ERROR,
             by_rank[clue.rank.rank] if clue.rank else 0,
         )
@@ -151,13 +153,23 @@ def _rank_clues(failed: FailedRank) -> Iterator[Clue]:
     for line in lines:
         for cause in CAUSES:
             if cause.shows_in(line.text):
-                yield Clue(cause=cause, log=failed.log, line=line, rank=failed)
+                yield _rank_clue(cause, line, failed)
     yield from _message_clues(failed, lines)
     yield from _traceback_clues(failed, lines)
     if failed.code is not None and failed.code < 0 and not failed.stopped_by_us:
         for cause in CAUSES:
             if -failed.code in cause.signals:
                 yield Clue(cause=cause, rank=failed)
+
+
+def _rank_clue(cause: Cause, line: Line, failed: FailedRank) -> Clue:
+    """A line of a rank's log; what Slurm's own process writes there is about the node, not about this rank."""
+    by_slurm = _SLURMSTEPD.match(line.text)
+    if by_slurm is None:
+        return Clue(cause=cause, log=failed.log, line=line, rank=failed)
+    # Of what befalls the whole job every node reports, the ones that were not lost first of all.
+    node = None if cause.of_job else by_slurm["node"] or failed.node
+    return Clue(cause=cause, log=failed.log, line=line, node=node)
 
 
 def _message_clues(failed: FailedRank, lines: Sequence[Line]) -> Iterator[Clue]:

@@ -111,7 +111,13 @@ class _Start:
     state: str | None
 
     def digest(
-        self, cause: Cause, evidence: Sequence[Evidence], *, rank: FailedRank | None, best: Clue | None = None
+        self,
+        cause: Cause,
+        evidence: Sequence[Evidence],
+        *,
+        rank: FailedRank | None,
+        node: str | None = None,
+        best: Clue | None = None,
     ) -> Digest:
         """The digest that says `cause`, which befell `rank` or, if None, the whole job."""
         steps = [entry["step"] for entry in self.metrics if entry.get("event") == "step"]
@@ -120,7 +126,7 @@ class _Start:
             cause=cause,
             rank=rank.rank if rank else None,
             num_ranks=self.logs.num_ranks,
-            node=(best.node if best else None) or (rank.node if rank else None),
+            node=rank.node if rank else node,
             exit_code=rank.code if rank else None,
             time=_time_of(best, rank),
             step=steps[-1] if steps else None,
@@ -159,12 +165,21 @@ def digest_run(
     if not clues:
         return start.digest(UNKNOWN, [*_last_lines(culprit, logs, folder.path), *slurm], rank=culprit)
     best = clues[0]
-    quoted = _quotes([clue for clue in clues if clue.cause is best.cause], culprit, logs, folder.path)
-    # What the job's log says of no rank befell the culprit only if that one did not just lose a peer.
-    is_suspect = culprit is not None and guilt(culprit) < Guilt.LOST_A_PEER
-    rank = best.rank or (culprit if is_suspect and not best.cause.of_job else None)
+    same = [clue for clue in clues if clue.cause is best.cause]
+    quoted = _quotes(same, culprit, logs, folder.path)
+    node = next((clue.node for clue in same if clue.node), None)
+    rank = None if best.cause.of_job else best.rank or _suspect(culprit, node)
     says_it_itself = state in best.cause.states or not quoted
-    return start.digest(best.cause, [*quoted, *(slurm if says_it_itself else [])], rank=rank, best=best)
+    return start.digest(
+        best.cause, [*quoted, *(slurm if says_it_itself else [])], rank=rank, node=node, best=best
+    )
+
+
+def _suspect(culprit: FailedRank | None, node: str | None) -> FailedRank | None:
+    """The rank that something befell which no rank's own log says: the culprit, if it did not just lose a peer."""
+    if culprit is None or guilt(culprit) >= Guilt.LOST_A_PEER:
+        return None
+    return culprit if node is None or culprit.node == node else None
 
 
 def _time_of(best: Clue | None, culprit: FailedRank | None) -> datetime | None:

@@ -304,3 +304,36 @@ def test_the_batch_scripts_word_about_a_cancel_is_understood(planted: Planted):
     planted.job = "megatune: cancelled by the user; not queued again\n"
 
     assert planted.digest("FAILED").cause.name == "cancelled"
+
+
+def test_the_lost_node_is_named_and_not_the_one_whose_rank_was_ended_for_it(planted: Planted):
+    """As Slurm 22.05 wrote it when a node of two lost its power."""
+    ended = (
+        "*** {} ON n1 CANCELLED AT 2026-11-23T21:00:35 DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***"
+    )
+    planted.ranks = {0: f"slurmstepd-n1: error: {ended.format('STEP 7.0')}\n", 1: ""}
+    planted.job = (
+        f"srun: error: Node failure on n2\nslurmstepd-n1: error: {ended.format('JOB 7')}\n"
+        "srun: Job step aborted: Waiting up to 7 seconds for job step to finish.\n"
+        "srun: error: n1: task 0: Terminated\n"
+    )
+
+    found = planted.digest("NODE_FAIL")
+
+    assert (found.cause.name, found.rank, found.node) == ("node", None, "n2")
+
+
+def test_a_node_over_the_memory_limit_is_named_and_no_rank_that_srun_killed(planted: Planted):
+    """As Slurm 22.05 wrote it for a step on two nodes, of which the second used too much."""
+    over = "slurmstepd-n2: error: StepId=7.0 exceeded memory limit (811270144 > 314572800), being killed\n"
+    planted.ranks = {0: STEPS, 1: STEPS, 2: STEPS + over + over, 3: STEPS}
+    planted.job = (
+        "slurmstepd-n1: error: Exceeded job memory limit\n"
+        "srun: error: n1: task 0: Killed\nsrun: error: n2: task 2: Killed\n"
+    )
+
+    found = planted.digest("FAILED")
+
+    assert (found.cause.name, found.rank, found.node) == ("host_memory", None, "n2")
+    assert "811270144" in str(found.evidence[0])
+    assert "job 7 ran out of host memory (n2)" in found.text
