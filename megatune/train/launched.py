@@ -34,7 +34,9 @@ def contradictions(run: Run, rank: RankInfo, num_gpus: int) -> list[str]:
     """What the run file or the machine says against the world that was started, in whole sentences."""
     found = []
     nodes = rank.num_nodes or -(-rank.world_size // rank.local_world_size)
-    if "nodes" in run.launch.model_fields_set and nodes not in _allowed_nodes(run, rank):
+    # Hosts of ssh may have different numbers of slots: their number is checked against the hostfile.
+    is_counted = "nodes" in run.launch.model_fields_set and rank.launcher != "ssh"
+    if is_counted and nodes not in _allowed_nodes(run, rank):
         found.append(
             f"launch.nodes is {run.launch.nodes}, but {rank.launcher} started {rank.world_size} ranks on {nodes} "
             f"node(s). Start as many nodes as the run file says, or take launch.nodes out of it."

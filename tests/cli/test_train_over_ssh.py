@@ -40,6 +40,25 @@ def test_two_hosts_train_the_same_steps_as_two_ranks_of_one(
 
 @pytest.mark.world
 @pytest.mark.timeout(300)
+def test_hosts_may_have_different_numbers_of_slots(ssh_hosts: SshHosts, run_file, output_dir, tmp_path):
+    (tmp_path / "hosts").write_text("node-a slots=1\nnode-b slots=2\n")
+    overrides = ["launch.launcher=ssh", f"launch.hostfile={tmp_path / 'hosts'}", "launch.nodes=2"]
+
+    done = megatune(
+        "train",
+        run_file,
+        *overrides,
+        "launch.nproc_per_node=auto",
+        "train.max_steps=1",
+        **ssh_hosts.environment,
+    )
+
+    assert done.code == 0, done.text
+    assert "rank 2 of 3 on " in (output_dir / "logs" / "rank-00002.log").read_text()
+
+
+@pytest.mark.world
+@pytest.mark.timeout(300)
 def test_ctrl_c_saves_on_all_hosts_and_the_next_start_goes_on(
     ssh_hosts: SshHosts, over_ssh, run_file, output_dir
 ):
