@@ -4,14 +4,14 @@ import os
 import shlex
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatune.errors import LaunchError
 from megatune.launch import rank_logs
 from megatune.launch.devices import count_cpus
-from megatune.launch.processes import RankProcess, start_process
+from megatune.launch.processes import GOOD_ENDS, RankProcess, start_process
 from megatune.launch.ranks import RankInfo, rank_environment, rank_log_environment
 from megatune.launch.terminal import EchoedStream, Target
 from megatune.launch.verdict import RankExit
@@ -49,16 +49,14 @@ def start_ranks(ranks: RanksHere, watch: Watch[RankProcess], targets: Targets) -
 
 
 def exit_of(rank: RankProcess) -> RankExit:
-    """How a rank that has ended did so."""
+    """How a rank that has ended did so. Of one that failed itself, its log says so from now on."""
     code = rank.poll()
     assert code is not None, "the watch has seen it end"
-    return RankExit(
-        rank=rank.rank,
-        code=code,
-        log=rank.log,
-        output=rank_logs.read_log(rank.log, rank.log_start),
-        stopped_by_us=rank.stopped_by_us,
-    )
+    output = rank_logs.read_log(rank.log, rank.log_start)
+    if code not in GOOD_ENDS and not rank.stopped_by_us:
+        with suppress(OSError):  # a full disk may be what it failed of
+            rank_logs.note_end(rank.log, rank=rank.rank, code=code)
+    return RankExit(rank=rank.rank, code=code, log=rank.log, output=output, stopped_by_us=rank.stopped_by_us)
 
 
 def _start_rank(

@@ -132,3 +132,14 @@ def test_a_job_that_hangs_is_ended_after_its_timeout(launch):
     assert launcher.process.returncode == 1
     assert "did not end within 1 s; ranks still running: 1" in launcher.result()["failure_text"]
     assert not any(is_alive(pid) for pid in launcher.pids())
+
+
+def test_the_log_of_a_killed_rank_says_how_it_ended_and_that_of_a_rank_we_ended_does_not(launch):
+    launcher = launch("if rank == 1: wait_for(0); os.kill(os.getpid(), 9)\nsleep_through()")
+    launcher.finish()
+
+    logs = [(launcher.folder / f"logs/rank-{rank:05d}.log").read_text() for rank in (0, 1)]
+
+    assert logs[1].rstrip().endswith("rank 1 ended: signal 9 ===")
+    assert " ended: " not in logs[0]
+    assert " ended: " not in launcher.result()["failure_text"]
