@@ -54,6 +54,43 @@ def prepare(
     sys.exit(prepare_run(run_file, overrides or [], preview))
 
 
+def plan(
+    run_file: Path = RunFile,
+    overrides: list[str] | None = Overrides,
+    nodes: int | None = typer.Option(None, "--nodes", min=1, help="Nodes of the job."),
+    gpus_per_node: int | None = typer.Option(
+        None, "--gpus-per-node", min=0, help="GPUs on each; 0 plans for CPUs."
+    ),
+    gpu: str | None = typer.Option(
+        None, "--gpu", help="A name of the hardware table, as h100-80gb; cpu without GPUs."
+    ),
+    layout: str | None = typer.Option(
+        None, "--layout", help="Judge this layout: tp=8,dp=32,micro_batch=1,accumulation=2,..."
+    ),
+    price: float | None = typer.Option(None, "--price", min=0, help="Price of a GPU-hour."),
+    write: bool = typer.Option(
+        False, "--write", help="Write plan.json and ds_config.json into the run folder."
+    ),
+    as_json: bool = AsJson,
+) -> None:
+    """Plan a run without a GPU: what fits, how fast, and why each other layout was not taken.
+
+    Example: megatune plan run.yaml --nodes 4 --gpus-per-node 8 --gpu h100-80gb
+    """
+    from megatune.cli.plan import PlanOptions, plan_run
+
+    options = PlanOptions(
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        gpu=gpu,
+        layout=layout,
+        price_per_gpu_hour=price,
+        write=write,
+        as_json=as_json,
+    )
+    plan_run(run_file, overrides or [], options)
+
+
 def train(run_file: Path = RunFile, overrides: list[str] | None = Overrides) -> None:
     """Train: starts the ranks on this machine, or joins the job that torchrun started.
 
@@ -152,5 +189,5 @@ def demo(overrides: list[str] | None = Overrides) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add all commands to `app`."""
-    for command in (demo, init, fetch, prepare, train, verify, export, generate, report, env):
+    for command in (demo, init, fetch, prepare, plan, train, verify, export, generate, report, env):
         app.command()(command)

@@ -1,0 +1,274 @@
+"""Published training speeds, with the layouts they were measured with, as data for benchmarks/planner.py.
+
+Sources: SC21 = Narayanan et al., arXiv:2104.04473, tables 1 and 2 (micro-batches and interleaving from
+Megatron-LM's examples/sc21/run_table_1.sh); Korthikanti et al., arXiv:2205.05198, table 5; llm-foundry =
+its scripts/train/benchmarking/README.md; torchtitan = its benchmarks/llama3_h100_202412_torchtitan.md;
+Megatron-LM = its README of 2024, which gives no layout: tp 8, 12 stages of 8 chunks are assumed here.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megatune.plan.layout import Layout
+from megatune.plan.practice import Practice
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured step time."""
+
+    source: str
+    name: str
+    gpu: str
+    config: Config
+    seq: int
+    layout: Layout
+    practice: Practice
+    step_s: float
+    ranks_per_node: int = 8
+
+
+def gpt(hidden: int, layers: int, heads: int, vocabulary: int = 51200, positions: int = 2048) -> Config:
+    """A GPT of the papers: GPT-2's parameters."""
+    return {"model_type": "gpt2", "n_embd": hidden, "n_layer": layers, "n_head": heads,
+            "vocab_size": vocabulary, "n_positions": positions}  # fmt: skip
+
+
+LLAMA_8B: Config = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32,
+                    "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+                    "vocab_size": 128256, "tie_word_embeddings": False}  # fmt: skip
+MEGATRON = Practice(attention="fused", fused_elementwise=True, recompute="full")
+FSDP = Practice(attention="flash", fused_elementwise=True, reduce_bytes=4)
+
+
+def _layout(
+    devices: int, tp: int, stages: int, batch: int, micro: int, *, stage: int, checkpointing: bool
+) -> Layout:
+    data = devices // (tp * stages)
+    return Layout(
+        tensor_parallel=tp,
+        data_parallel=data,
+        micro_batch=micro,
+        accumulation=max(1, batch // (data * micro)),
+        gradient_checkpointing=checkpointing,
+        zero_stage=stage,
+    )
+
+
+def _sc21_flops(hidden: int, layers: int, batch: int, vocabulary: int = 51200, seq: int = 2048) -> float:
+    """Operations of a step with recomputation, SC21 equation 3."""
+    inner = 1 + seq / (6 * hidden) + vocabulary / (16 * layers * hidden)
+    return 96.0 * batch * seq * layers * hidden**2 * inner
+
+
+_SC21 = (  # billions, heads, hidden, layers, tp, stages, devices, batch, TFLOP/s, micro-batch, chunks
+    ("1.7B", 24, 2304, 24, 1, 1, 32, 512, 137, 16, 1),
+    ("3.6B", 32, 3072, 30, 2, 1, 64, 512, 138, 16, 1),
+    ("7.5B", 32, 4096, 36, 4, 1, 128, 512, 142, 16, 1),
+    ("18.4B", 48, 6144, 40, 8, 1, 256, 1024, 135, 8, 1),
+    ("39.1B", 64, 8192, 48, 8, 2, 512, 1536, 138, 4, 1),
+    ("76.1B", 80, 10240, 60, 8, 4, 1024, 1792, 140, 2, 3),
+    ("145.6B", 96, 12288, 80, 8, 8, 1536, 2304, 148, 2, 2),
+    ("310.1B", 128, 16384, 96, 8, 16, 1920, 2160, 155, 1, 2),
+    ("529.6B", 128, 20480, 105, 8, 35, 2520, 2520, 163, 1, 3),
+    ("1008B", 160, 25600, 128, 8, 64, 3072, 3072, 163, 1, 1),
+)
+_SC21_TABLE_2 = (  # name, heads, hidden, layers, stages (0: ZeRO-3), devices, batch, TFLOP/s, micro-batch
+    ("174.6B ZeRO-3", 96, 12288, 96, 0, 384, 1536, 144, 4),
+    ("174.6B ZeRO-3", 96, 12288, 96, 0, 768, 1536, 88, 2),
+    ("174.6B ZeRO-3", 96, 12288, 96, 0, 1536, 1536, 44, 1),
+    ("529.6B ZeRO-3", 128, 20480, 105, 0, 640, 2560, 138, 4),
+    ("529.6B ZeRO-3", 128, 20480, 105, 0, 1120, 2240, 98, 2),
+    ("529.6B ZeRO-3", 128, 20480, 105, 0, 2240, 2240, 48, 1),
+    ("174.6B PTD-P", 96, 12288, 96, 12, 384, 1536, 153, 1),
+    ("174.6B PTD-P", 96, 12288, 96, 12, 768, 1536, 149, 1),
+    ("174.6B PTD-P", 96, 12288, 96, 12, 1536, 1536, 141, 1),
+    ("529.6B PTD-P", 128, 20480, 105, 35, 560, 2240, 171, 1),
+    ("529.6B PTD-P", 128, 20480, 105, 35, 1120, 2240, 167, 1),
+    ("529.6B PTD-P", 128, 20480, 105, 35, 2240, 2240, 159, 1),
+)
+_KORTHIKANTI = (  # name, heads, hidden, layers, stages, chunks, batch, micro-batch, full s, selective s
+    ("22B", 64, 6144, 48, 1, 1, 4, 4, 1.42, 1.10),
+    ("175B", 96, 12288, 96, 8, 3, 64, 1, 18.13, 13.75),
+    ("530B", 128, 20480, 105, 35, 3, 280, 1, 49.05, 37.83),
+    ("1T", 160, 25600, 128, 64, 1, 512, 1, 94.42, 71.49),
+)
+_MPT = {"125m": (768, 12, 12), "350m": (1024, 24, 16), "760m": (1536, 24, 12), "1b": (2048, 24, 16),
+        "3b": (2560, 32, 20), "7b": (4096, 32, 32), "13b": (5120, 40, 40), "30b": (7168, 48, 56),
+        "70b": (8192, 80, 64)}  # fmt: skip
+_FOUNDRY = (  # gpu, model, seq, devices, micro-batch, accumulation, checkpointing, tokens/s/device
+    ("h100-80gb", "1b", 2048, 8, 14, 1, False, 45455),
+    ("h100-80gb", "7b", 2048, 8, 6, 1, False, 10643),
+)
+_FOUNDRY_MORE = (
+    ("h100-80gb", "70b", 2048, 64, 8, 4, True, 1039),
+    ("h100-80gb", "70b", 2048, 32, 2, 16, True, 882),
+    ("h100-80gb", "30b", 8192, 8, 1, 21, True, 1384),
+    ("h100-80gb", "30b", 2048, 32, 14, 3, True, 2308),
+    ("h100-80gb", "30b", 2048, 8, 3, 21, True, 2002),
+    ("h100-80gb", "13b", 32768, 8, 1, 3, True, 1976),
+    ("h100-80gb", "13b", 4096, 8, 10, 3, True, 4717),
+    ("h100-80gb", "13b", 2048, 64, 2, 1, False, 4800),
+    ("h100-80gb", "13b", 2048, 8, 2, 1, False, 4792),
+    ("h100-80gb", "7b", 8192, 8, 8, 2, True, 6935),
+    ("h100-80gb", "3b", 16384, 8, 1, 6, False, 11152),
+    ("h100-80gb", "3b", 4096, 8, 5, 6, False, 20964),
+    ("h100-80gb", "3b", 2048, 64, 6, 3, False, 22525),
+    ("h100-80gb", "3b", 512, 8, 40, 6, False, 27965),
+    ("h100-80gb", "1b", 8192, 8, 3, 4, False, 29157),
+    ("h100-80gb", "1b", 2048, 64, 20, 1, False, 44402),
+    ("h100-80gb", "760m", 2048, 32, 24, 1, False, 67971),
+    ("a100-80gb", "70b", 2048, 64, 8, 4, True, 410),
+    ("a100-80gb", "70b", 2048, 32, 2, 16, True, 373),
+    ("a100-80gb", "30b", 8192, 8, 1, 21, True, 574),
+    ("a100-80gb", "30b", 2048, 8, 3, 21, True, 916),
+    ("a100-80gb", "13b", 32768, 8, 1, 3, True, 1016),
+    ("a100-80gb", "13b", 4096, 8, 10, 3, True, 2060),
+    ("a100-80gb", "13b", 2048, 8, 2, 3, False, 2262),
+    ("a100-80gb", "7b", 8192, 8, 8, 2, True, 3206),
+    ("a100-80gb", "7b", 2048, 8, 6, 2, False, 4641),
+    ("a100-80gb", "3b", 2048, 8, 10, 2, False, 10811),
+    ("a100-80gb", "3b", 512, 8, 40, 6, False, 12127),
+    ("a100-80gb", "1b", 8192, 8, 3, 4, False, 13814),
+    ("a100-80gb", "1b", 2048, 8, 14, 4, False, 20513),
+    ("a100-80gb", "760m", 2048, 8, 24, 2, False, 32434),
+    ("a100-80gb", "350m", 2048, 8, 32, 2, False, 58782),
+    ("a100-80gb", "125m", 2048, 8, 32, 2, False, 141737),
+    ("a100-40gb", "70b", 2048, 128, 4, 1, True, 376),
+    ("a100-40gb", "30b", 2048, 128, 6, 1, True, 865),
+    ("a100-40gb", "13b", 2048, 128, 16, 1, True, 1972),
+    ("a100-40gb", "7b", 2048, 128, 18, 1, True, 3623),
+    ("a100-40gb", "7b", 2048, 8, 12, 4, True, 3679),
+    ("a100-40gb", "3b", 2048, 128, 6, 1, False, 9538),
+)
+
+
+def _sc21_rows() -> list[Row]:
+    rows = []
+    for name, heads, hidden, layers, tp, stages, devices, batch, tflops, micro, chunks in _SC21:
+        rows.append(
+            Row(
+                source="SC21 table 1",
+                name=f"{name}, {devices} GPUs",
+                gpu="a100-80gb",
+                config=gpt(hidden, layers, heads),
+                seq=2048,
+                layout=_layout(devices, tp, stages, batch, micro, stage=0, checkpointing=True),
+                practice=replace(MEGATRON, pipeline_stages=stages, virtual_stages=chunks),
+                step_s=_sc21_flops(hidden, layers, batch) / (tflops * 1e12 * devices),
+            )
+        )
+    for name, heads, hidden, layers, stages, devices, batch, tflops, micro in _SC21_TABLE_2:
+        zero = stages == 0
+        rows.append(
+            Row(
+                source="SC21 table 2",
+                name=f"{name}, {devices} GPUs",
+                gpu="a100-80gb",
+                config=gpt(hidden, layers, heads),
+                seq=2048,
+                layout=_layout(
+                    devices,
+                    1 if zero else 8,
+                    stages or 1,
+                    batch,
+                    micro,
+                    stage=3 if zero else 0,
+                    checkpointing=True,
+                ),
+                practice=replace(
+                    MEGATRON, pipeline_stages=stages or 1, gathers="module", shares_ports=not zero
+                ),
+                step_s=_sc21_flops(hidden, layers, batch) / (tflops * 1e12 * devices),
+            )
+        )
+    return rows
+
+
+def _korthikanti_rows() -> list[Row]:
+    rows = []
+    for name, heads, hidden, layers, stages, chunks, batch, micro, full_s, selective_s in _KORTHIKANTI:
+        staged = replace(MEGATRON, pipeline_stages=stages, virtual_stages=chunks)
+        selective = replace(staged, recompute="attention", sequence_parallel=True)
+        for practice, step_s, what in ((staged, full_s, "full"), (selective, selective_s, "selective")):
+            rows.append(
+                Row(
+                    source="Korthikanti table 5",
+                    name=f"{name}, {what} recomputation",
+                    gpu="a100-80gb",
+                    config=gpt(hidden, layers, heads),
+                    seq=2048,
+                    layout=_layout(8 * stages, 8, stages, batch, micro, stage=0, checkpointing=True),
+                    practice=practice,
+                    step_s=step_s,
+                )
+            )
+    return rows
+
+
+def _foundry_rows(table: tuple[tuple[str, str, int, int, int, int, bool, int], ...]) -> list[Row]:
+    rows = []
+    for gpu, name, seq, devices, micro, accumulation, checkpointing, rate in table:
+        hidden, layers, heads = _MPT[name]
+        rows.append(
+            Row(
+                source="llm-foundry",
+                name=f"{name}, seq {seq}, {devices} GPUs, micro-batch {micro}",
+                gpu=gpu,
+                config=gpt(hidden, layers, heads, 50368, seq),
+                seq=seq,
+                layout=_layout(
+                    devices,
+                    1,
+                    1,
+                    micro * accumulation * devices,
+                    micro,
+                    stage=3,
+                    checkpointing=checkpointing,
+                ),
+                practice=replace(FSDP, recompute="full" if checkpointing else "none"),
+                step_s=seq * micro * accumulation / rate,
+            )
+        )
+    return rows
+
+
+def _h100_rows() -> list[Row]:
+    titan = Row(
+        source="torchtitan",
+        name="Llama-3.1-8B, seq 8192, 8 GPUs, compiled",
+        gpu="h100-80gb",
+        config=LLAMA_8B,
+        seq=8192,
+        layout=_layout(8, 1, 1, 16, 2, stage=3, checkpointing=True),
+        practice=replace(FSDP, recompute="half"),
+        step_s=8192 * 2 / 6667,
+    )
+    strong = []
+    for devices, mfu in ((96, 0.47), (4608, 0.42)):
+        hidden, layers, vocabulary, seq, batch = 12288, 96, 131072, 4096, 1152
+        inner = 1 + seq / (6 * hidden) + vocabulary / (12 * layers * hidden)
+        flops = 72.0 * batch * seq * layers * hidden**2 * inner
+        strong.append(
+            Row(
+                source="Megatron-LM",
+                name=f"GPT-3 175B, {devices} GPUs",
+                gpu="h100-80gb",
+                config=gpt(hidden, layers, 96, vocabulary, seq),
+                seq=seq,
+                layout=_layout(devices, 8, 12, batch, 1, stage=1, checkpointing=False),
+                practice=replace(
+                    FSDP, sequence_parallel=True, pipeline_stages=12, virtual_stages=8, reduce_bytes=2
+                ),
+                step_s=flops / (mfu * 989e12 * devices),
+            )
+        )
+    return [titan, *strong]
+
+
+ROWS: list[Row] = [*_sc21_rows(), *_korthikanti_rows(), *_foundry_rows(_FOUNDRY), *_h100_rows()]
+"""The rows whose error is bounded by a test."""
+MORE_ROWS: list[Row] = _foundry_rows(_FOUNDRY_MORE)
+"""Further rows; those with an odd index had no part in the fit."""

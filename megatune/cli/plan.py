@@ -1,0 +1,287 @@
+"""`megatune plan`: what fits, how fast, and why not, before anything queues."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from megatune.config import BatchShape, Run, load_run
+from megatune.errors import ConfigError, ModelError, PlanError
+from megatune.files import write_text_atomic
+from megatune.launch.devices import count_cpus, count_gpus, host_memory_bytes
+from megatune.launch.run_folder import RunFolder
+from megatune.launch.slurm.text import time_limit_s
+from megatune.plan.answer import plan_answer
+from megatune.plan.assess import Assessment, Question, assess
+from megatune.plan.ds_config import make_ds_config, read_policy
+from megatune.plan.forecast import forecast
+from megatune.plan.hardware import ACCELERATORS, Accelerator, accelerator_named
+from megatune.plan.layout import Layout
+from megatune.plan.question import Machine, is_given_in_full, layout_of, make_question
+from megatune.plan.search import Found, pareto_front, refuse_all, refuse_too_big, search
+from megatune.report.tables import render_table, show, to_json
+from megatune.units import format_bytes, format_count, format_duration, format_ratio
+
+_LAYOUT_KEYS = ("tp", "dp", "micro_batch", "accumulation", "gradient_checkpointing", "offload", "zero_stage")
+_SHOWN = 10
+"""Rows of the Pareto table and of the rejected layouts that people see; --json has all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The options of the command."""
+
+    nodes: int | None
+    gpus_per_node: int | None
+    gpu: str | None
+    layout: str | None
+    price_per_gpu_hour: float | None
+    write: bool
+    as_json: bool
+
+
+def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None:
+    """Plan a run and print the answer. Raises PlanError, after printing it, when it does not fit."""
+    run = load_run(run_file, overrides).run
+    question = make_question(run, _read_config(run), _machine(run, options), read_policy(run.deepspeed))
+    found = search(question)
+    asked = _asked_layout(run, options, question)
+    chosen = assess(question, asked) if asked else found.best
+    if chosen is None:
+        raise refuse_all(question, found)
+    slurm = run.slurm
+    ahead = forecast(
+        question,
+        chosen,
+        num_steps=run.train.max_steps,
+        limit_s=time_limit_s(slurm.time) if slurm and slurm.time else None,
+        reserve_s=slurm.signal_delay_s if slurm else 0,
+        price_per_gpu_hour=options.price_per_gpu_hour,
+    )
+    answer = plan_answer(question, chosen, found, ahead)
+    show(answer, *_pictures(answer, question, chosen, found), as_json=options.as_json)
+    if not chosen.ledger.fits:
+        raise refuse_too_big(chosen, found)
+    if options.write:
+        _write(run, chosen.layout, answer)
+
+
+def parse_layout(text: str, num_devices: int) -> Layout:
+    """The layout of `--layout tp=8,dp=32,micro_batch=1,...`; what is not given has its plainest value.
+
+    Raises ConfigError with every problem.
+
+    >>> parse_layout("tp=2,micro_batch=4", 8).data_parallel
+    4
+    """
+    problems, given = [], {}
+    for part in text.split(","):
+        key, equals, value = part.strip().partition("=")
+        if key not in _LAYOUT_KEYS or not equals:
+            problems.append(
+                f"--layout: '{part.strip()}' is not KEY=VALUE with one of {', '.join(_LAYOUT_KEYS)}."
+            )
+        else:
+            given[key] = value.strip()
+    numbers = {}
+    for key in ("tp", "dp", "micro_batch", "accumulation", "zero_stage"):
+        if key in given:
+            number = given[key]
+            if not number.isdigit() or (int(number) < 1 and key != "zero_stage"):
+                problems.append(f"--layout: {key} = {number} is not a whole number from 1.")
+            else:
+                numbers[key] = int(number)
+    offload, checkpointing = given.get("offload", "none"), given.get("gradient_checkpointing", "false")
+    if offload not in ("none", "optimizer", "all"):
+        problems.append(f"--layout: offload = {offload}; use none, optimizer or all.")
+    if checkpointing not in ("true", "false"):
+        problems.append(f"--layout: gradient_checkpointing = {checkpointing}; use true or false.")
+    if numbers.get("zero_stage", 3) > 3:
+        problems.append("--layout: zero_stage is 0, 1, 2 or 3.")
+    degree = numbers.get("tp", 1)
+    data = numbers.get("dp", max(1, num_devices // degree))
+    if not problems and degree * data != num_devices:
+        problems.append(
+            f"--layout: tp {degree} x dp {data} = {degree * data}, but there are {num_devices} devices."
+        )
+    if problems:
+        raise ConfigError(problems, source="megatune plan")
+    return Layout(
+        tensor_parallel=degree,
+        data_parallel=data,
+        micro_batch=numbers.get("micro_batch", 1),
+        accumulation=numbers.get("accumulation", 1),
+        gradient_checkpointing=checkpointing == "true",
+        offload=offload,  # type: ignore[arg-type]
+        zero_stage=numbers.get("zero_stage", 3),
+    )
+
+
+def _asked_layout(run: Run, options: PlanOptions, question: Question) -> Layout | None:
+    """The layout to evaluate as given; None: the best one is wanted."""
+    if options.layout is not None:
+        return parse_layout(options.layout, question.num_devices)
+    return layout_of(run, question.num_devices) if is_given_in_full(run) else None
+
+
+def _read_config(run: Run) -> dict[str, Any]:
+    """config.json of the run's model: from its folder, or from the local cache of the hub. No network."""
+    name = run.model.model_name_or_path
+    path = Path(name) / "config.json"
+    if not Path(name).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json", revision=run.model.revision)
+        if not isinstance(cached, str):
+            raise ModelError(
+                f"model.model_name_or_path: {name} is no folder here, and its config.json is not in the local cache "
+                "of the hub. Give a folder that holds the model's config.json; a plan needs no weights."
+            )
+        path = Path(cached)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds a {type(config).__name__}, not a JSON object.")
+    return config
+
+
+def _machine(run: Run, options: PlanOptions) -> Machine:
+    """Where the run will be: the options, then the slurm section, then launch, then this machine."""
+    slurm = run.slurm
+    nodes = options.nodes or (slurm.nodes if slurm else run.launch.nodes)
+    asked = options.gpus_per_node
+    if asked is None and slurm is not None and slurm.gpus_per_node is not None:
+        asked = slurm.gpus_per_node
+    if asked is None and run.launch.nproc_per_node != "auto":
+        asked = run.launch.nproc_per_node
+    accelerator = _accelerator(options.gpu, on_gpus=bool(count_gpus()) if asked is None else asked > 0)
+    per_node = asked or (count_gpus() if accelerator else 0) or max(1, count_cpus())
+    memory = _memory_bytes(slurm.mem) if slurm and slurm.mem else None
+    if memory is None and slurm is None:
+        memory = host_memory_bytes()
+    return Machine(nodes=nodes, ranks_per_node=per_node, accelerator=accelerator, host_memory_bytes=memory)
+
+
+def _accelerator(name: str | None, *, on_gpus: bool) -> Accelerator | None:
+    if name == "cpu":
+        return None
+    if name is not None:
+        return accelerator_named(name)
+    if not on_gpus:
+        return None
+    raise PlanError(
+        f"which GPU is it? Give --gpu with one of {', '.join(row.name for row in ACCELERATORS)}; cpu plans for "
+        "machines without GPUs."
+    )
+
+
+def _memory_bytes(text: str) -> int | None:
+    """Bytes of Slurm's `mem`; 0 there means all of the node's, which nobody knows here."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    number, unit = (text[:-1], text[-1].upper()) if text[-1].isalpha() else (text, "M")
+    return int(number) * units[unit] or None
+
+
+def _write(run: Run, layout: Layout, answer: dict[str, Any]) -> None:
+    folder = RunFolder(run.train.output_dir)
+    folder.create()
+    batch = BatchShape(
+        micro=layout.micro_batch, accumulation=layout.accumulation, global_sequences=layout.global_sequences
+    )
+    ds_config = make_ds_config(planned_run(run, layout), batch, read_policy(run.deepspeed))
+    write_text_atomic(folder.plan, to_json(answer) + "\n")
+    write_text_atomic(folder.ds_config, json.dumps(ds_config, indent=2) + "\n")
+
+
+def planned_run(run: Run, layout: Layout) -> Run:
+    """`run` with the values of `layout`."""
+    parallel = run.parallel.model_copy(
+        update={"tp_size": layout.tensor_parallel, "offload": layout.offload, "zero_stage": layout.zero_stage}
+    )
+    model = run.model.model_copy(update={"gradient_checkpointing": layout.gradient_checkpointing})
+    return run.model_copy(update={"parallel": parallel, "model": model})
+
+
+def _pictures(
+    answer: dict[str, Any], question: Question, chosen: Assessment, found: Found
+) -> list[Table | Text]:
+    model, ledger = question.work.model, chosen.ledger
+    layout, ahead = chosen.layout, answer["forecast"]
+    head = [
+        f"model: {format_count(model.num_params)} parameters, {question.tokens_per_step} tokens a step on "
+        f"{question.num_devices} x {answer['devices']['name']}",
+        f"layout: {layout}",
+        "run file: " + " ".join(_as_overrides(layout)),
+        f"step: {_seconds(chosen.step_s)}, {_rate(chosen)} tokens/s a device, MFU {format_ratio(chosen.mfu)} "
+        f"(causal {format_ratio(chosen.mfu_causal)}), HFU {format_ratio(chosen.hfu)}",
+        f"whole run: {format_duration(ahead['total_s'])}, jobs {ahead['num_jobs'] or 'n/a'}, GPU-hours "
+        f"{_short(ahead['gpu_hours'])}, energy {_short(ahead['energy_kwh'])} kWh, cost {_short(ahead['cost'])}",
+    ]
+    rows = [{"component": k, "bytes": format_bytes(v)} for k, v in ledger.device.items() if v]
+    rows.append(
+        {
+            "component": f"total, of {format_bytes(ledger.device_limit)}",
+            "bytes": format_bytes(ledger.device_total),
+        }
+    )
+    host = [{"component": k, "bytes": format_bytes(v)} for k, v in ledger.host.items() if v]
+    host.append(
+        {
+            "component": f"total, of {format_bytes(ledger.host_limit)}",
+            "bytes": format_bytes(ledger.host_total),
+        }
+    )
+    phases = answer["time"]["by_phase"] or {}
+    front = [
+        {"layout": str(a.layout), "device": format_bytes(a.ledger.device_total), "step": _seconds(a.step_s)}
+        for a in pareto_front(found.fitting)[:_SHOWN]
+    ]
+    rejected = [{"layout": _words(one.layout), "reason": one.reason} for one in found.rejected]
+    return [
+        *map(Text, head),
+        render_table(rows, title=f"one device, at the {ledger.moment}"),
+        *([render_table(host, title="host memory of one node")] if ledger.host else []),
+        *(
+            [render_table([{"phase": k, "seconds": v} for k, v in phases.items()], title="one step")]
+            if phases
+            else []
+        ),
+        render_table(front, title="memory against speed: no other layout beats these in both"),
+        *map(Text, answer["reasons"]),
+        render_table(
+            rejected[:_SHOWN], title=f"rejected: {len(rejected)}, of which {_SHOWN} here (--json has all)"
+        ),
+    ]
+
+
+def _as_overrides(layout: Layout) -> list[str]:
+    """What the run file must say for this layout."""
+    return [
+        f"parallel.tp_size={layout.tensor_parallel}",
+        f"train.per_device_train_batch_size={layout.micro_batch}",
+        f"train.global_batch_size={layout.global_sequences}",
+        f"model.gradient_checkpointing={str(layout.gradient_checkpointing).lower()}",
+        f"parallel.offload={layout.offload}",
+    ]
+
+
+def _words(layout: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in layout.items() if key != "zero_stage")
+
+
+def _seconds(seconds: float | None) -> str:
+    return "n/a" if seconds is None else f"{seconds:.3g} s"
+
+
+def _rate(judged: Assessment) -> str:
+    rate = judged.tokens_per_second_per_device
+    return "n/a" if rate is None else f"{rate:,.0f}"
+
+
+def _short(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:,.4g}"

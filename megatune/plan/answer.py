@@ -1,0 +1,115 @@
+"""The planner's answer as JSON values: what `megatune plan --json` prints and plan.json holds."""
+
+from dataclasses import asdict
+from typing import Any
+
+from megatune.plan.assess import Assessment, Question
+from megatune.plan.forecast import Forecast
+from megatune.plan.search import Found, pareto_front
+from megatune.plan.step_time import Phases
+
+SCHEMA = 1
+
+
+def plan_answer(question: Question, chosen: Assessment, found: Found, ahead: Forecast) -> dict[str, Any]:
+    """The whole answer; bytes, seconds and counts as plain numbers, None where something is not known."""
+    return {
+        "schema": SCHEMA,
+        "model": _model(question),
+        "devices": {
+            "name": question.accelerator.name if question.accelerator else "cpu",
+            "count": question.num_devices,
+            "per_node": question.place.ranks_per_node,
+        },
+        "layout": chosen.layout.to_json(),
+        "memory": _memory(chosen),
+        "time": time_values(chosen),
+        "forecast": asdict(ahead),
+        "fits": chosen.ledger.fits,
+        "reasons": reasons(chosen, found),
+        "rejected": [{"layout": one.layout, "reason": one.reason} for one in found.rejected],
+        "pareto": [_point(judged) for judged in pareto_front(found.fitting)],
+    }
+
+
+def flops_per_token(question: Question) -> dict[str, float]:
+    """Forward and backward, in three conventions (see flops.py); `hardware` with recomputed blocks."""
+    model, seq = question.work.model, question.work.seq
+    blocks, head = 6.0 * model.num_matmul_params, 6.0 * model.num_head_params
+    attention = 12.0 * model.shape.num_layers * model.shape.attention_width * seq
+    return {
+        "model": blocks + head + attention,
+        "model_causal": blocks + head + attention / 2,
+        "hardware_with_checkpointing": blocks + head + attention + (blocks + attention) / 3,
+    }
+
+
+def time_values(judged: Assessment) -> dict[str, Any]:
+    """Seconds and rates of one step."""
+    return {
+        "step_seconds": judged.step_s,
+        "tokens_per_second_per_device": judged.tokens_per_second_per_device,
+        "mfu": judged.mfu,
+        "mfu_causal": judged.mfu_causal,
+        "hfu": judged.hfu,
+        "by_phase": phase_values(judged.phases),
+    }
+
+
+def phase_values(phases: Phases | None) -> dict[str, float] | None:
+    """Seconds by phase: `forward`, `backward`, `zero`, ..."""
+    return None if phases is None else {k.removesuffix("_s"): v for k, v in asdict(phases).items()}
+
+
+def reasons(chosen: Assessment, found: Found) -> list[str]:
+    """Why the chosen layout, against the best of each other degree, offload and checkpointing."""
+    if chosen.step_s is None:
+        return ["no times are known for this device or precision: the layout that gives up least was taken"]
+    told = []
+    for name in ("tensor_parallel", "offload", "gradient_checkpointing", "micro_batch"):
+        mine = getattr(chosen.layout, name)
+        for value in dict.fromkeys(getattr(a.layout, name) for a in (*found.fitting, *found.too_big)):
+            if value != mine:
+                told.append(f"{name} {value} instead of {mine}: {_best_with(name, value, chosen, found)}")
+    return told
+
+
+def _best_with(name: str, value: object, chosen: Assessment, found: Found) -> str:
+    rival = next((a for a in found.fitting if getattr(a.layout, name) == value), None)
+    if rival is None or rival.step_s is None or chosen.step_s is None:
+        return "does not fit in any combination"
+    change = rival.step_s / chosen.step_s - 1
+    return f"{abs(change):.1%} {'slower' if change >= 0 else 'faster'} at best ({rival.layout})"
+
+
+def _model(question: Question) -> dict[str, Any]:
+    model = question.work.model
+    return {
+        "model_type": model.shape.model_type,
+        "num_params": model.num_params,
+        "num_params_by_component": dict(model.by_component),
+        "flops_per_token": flops_per_token(question),
+    }
+
+
+def _memory(chosen: Assessment) -> dict[str, Any]:
+    ledger = chosen.ledger
+    return {
+        "device_bytes": ledger.device,
+        "device_total_bytes": ledger.device_total,
+        "device_limit_bytes": ledger.device_limit,
+        "moment": ledger.moment,
+        "host_bytes": ledger.host,
+        "host_total_bytes": ledger.host_total,
+        "host_limit_bytes": ledger.host_limit,
+    }
+
+
+def _point(judged: Assessment) -> dict[str, Any]:
+    return {
+        "layout": judged.layout.to_json(),
+        "device_total_bytes": judged.ledger.device_total,
+        "host_total_bytes": judged.ledger.host_total,
+        "step_seconds": judged.step_s,
+        "tokens_per_second_per_device": judged.tokens_per_second_per_device,
+    }

@@ -1,0 +1,153 @@
+"""From a run file to the planner's question, and back: filling in what the run file leaves to the planner."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatune.config import Run, resolve_batch
+from megatune.errors import ConfigError, PlanError
+from megatune.plan.activations import NO_SDPA
+from megatune.plan.assess import Question, assess
+from megatune.plan.buckets import buckets_of
+from megatune.plan.hardware import Accelerator
+from megatune.plan.layout import Layout, Offload
+from megatune.plan.ledger import Place, Workload
+from megatune.plan.links import Links
+from megatune.plan.practice import practice_of
+from megatune.plan.weights import ModelWeights, count_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the run gets. accelerator None: no GPUs, a rank is a share of the host."""
+
+    nodes: int
+    ranks_per_node: int
+    accelerator: Accelerator | None
+    device_memory_bytes: int | None = None
+    """Where it is not the hardware table's: a measured one, or a CPU rank's share of the host."""
+    host_memory_bytes: int | None = None
+    """Of one node; None when nobody knows."""
+    links: Links | None = None
+
+    @property
+    def num_devices(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def place(self) -> Place:
+        """Limits for the ledger. Raises PlanError when the memory of a device is not known."""
+        table = self.accelerator.memory_bytes if self.accelerator else None
+        limit = self.device_memory_bytes if self.device_memory_bytes is not None else table
+        if limit is None and self.host_memory_bytes is not None:
+            limit = self.host_memory_bytes // self.ranks_per_node
+        if limit is None:
+            raise PlanError(
+                "how much memory a rank may use is not known: without GPUs it is a share of the node's. Give "
+                "slurm.mem=256G, or plan on the machine itself."
+            )
+        return Place(
+            ranks_per_node=self.ranks_per_node,
+            device_limit_bytes=limit,
+            host_limit_bytes=self.host_memory_bytes,
+            on_cpu=self.accelerator is None,
+        )
+
+
+def make_question(
+    run: Run, config: Mapping[str, Any], machine: Machine, policy: Mapping[str, Any] | None = None
+) -> Question:
+    """The question that `run` asks about the model of `config` (its config.json).
+
+    The global batch is the run file's; where it gives none, that of the run file's own layout.
+    Raises ModelError, PlanError and ConfigError for what cannot be planned.
+    """
+    if run.parallel.offload.startswith("nvme:"):
+        raise PlanError("parallel.offload = nvme: is not planned, and this version does not run it; use all.")
+    model = count_model(config)
+    work = Workload(
+        model=model,
+        seq=run.data.max_seq_length,
+        precision=run.precision,
+        optimizer=run.train.optimizer,
+        kernel=_kernel(run, model),
+        packed=run.data.packing,
+        buckets=buckets_of(policy or {}),
+        draws_weights=run.model.initialize == "random",
+    )
+    return Question(
+        work=work,
+        place=machine.place(),
+        num_devices=machine.num_devices,
+        global_sequences=_global_sequences(run, machine.num_devices),
+        accelerator=machine.accelerator,
+        practice=practice_of(run, model, gradient_checkpointing=False),
+        links=machine.links,
+    )
+
+
+def layout_of(run: Run, num_devices: int) -> Layout:
+    """The layout that the run file itself describes; `auto` checkpointing counts as off.
+
+    Raises ConfigError when tp_size does not divide the devices or the batch does not come out whole.
+    """
+    degree = run.parallel.tp_size
+    if num_devices % degree:
+        raise ConfigError([f"parallel.tp_size = {degree} does not divide {num_devices} devices."])
+    batch = resolve_batch(run, num_devices // degree)
+    offload: Offload = run.parallel.offload  # type: ignore[assignment]
+    return Layout(
+        tensor_parallel=degree,
+        data_parallel=num_devices // degree,
+        micro_batch=batch.micro,
+        accumulation=batch.accumulation,
+        gradient_checkpointing=run.model.gradient_checkpointing is True,
+        offload=offload,
+        zero_stage=run.parallel.zero_stage,
+    )
+
+
+def is_given_in_full(run: Run) -> bool:
+    """Does the run file set everything that the planner would choose?"""
+    given = (
+        ("tp_size" in run.parallel.model_fields_set)
+        + ("offload" in run.parallel.model_fields_set)
+        + ("per_device_train_batch_size" in run.train.model_fields_set)
+        + (run.model.gradient_checkpointing != "auto")
+    )
+    return given == 4
+
+
+def fill_auto(
+    run: Run, config: Mapping[str, Any], machine: Machine, policy: Mapping[str, Any] | None = None
+) -> Run:
+    """`run` with every `auto` that a plan decides replaced: model.gradient_checkpointing.
+
+    It is off where the run's layout fits without it, on where it fits only with it. Where neither
+    fits it is on, and the run is left to try: the ledger may be wrong, memory is not.
+    """
+    if run.model.gradient_checkpointing != "auto":
+        return run
+    question = make_question(run, config, machine, policy)
+    layout = layout_of(run, machine.num_devices)
+    needed = not assess(question, layout).ledger.fits
+    return with_layout_values(run, gradient_checkpointing=needed)
+
+
+def with_layout_values(run: Run, *, gradient_checkpointing: bool) -> Run:
+    """A copy of `run` that says whether activations are recomputed."""
+    model = run.model.model_copy(update={"gradient_checkpointing": gradient_checkpointing})
+    return run.model_copy(update={"model": model})
+
+
+def _kernel(run: Run, model: ModelWeights) -> str:
+    eager = run.model.attn_implementation == "eager" or model.shape.model_type in NO_SDPA
+    return "eager" if eager else "sdpa"
+
+
+def _global_sequences(run: Run, num_devices: int) -> int:
+    train = run.train
+    if train.global_batch_size is not None:
+        return train.global_batch_size
+    if train.tokens_per_step is not None:
+        return train.tokens_per_step // run.data.max_seq_length
+    return layout_of(run, num_devices).global_sequences

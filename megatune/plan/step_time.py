@@ -1,0 +1,160 @@
+"""Seconds of one optimizer step, by phase: what computes, what communicates, and what hides behind what."""
+
+from dataclasses import dataclass, fields, replace
+
+from megatune.plan.layout import Layout
+from megatune.plan.network import Group, Network, all_reduce_seconds, gather_seconds
+from megatune.plan.practice import Practice
+from megatune.plan.weights import ModelWeights
+from megatune.plan.work import Device, Passes, block_passes, head_passes, optimizer_s
+
+_CPU_ADAM_BYTES_PER_S = 40e9
+"""What one rank's share of host memory gives DeepSpeed's CPU Adam, with eight ranks on a node of 300 GB/s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phases:
+    """Seconds of one optimizer step that the step waits for; what is hidden is not in it."""
+
+    forward_s: float
+    backward_s: float
+    recompute_s: float
+    tensor_parallel_s: float
+    zero_s: float
+    pipeline_s: float
+    offload_s: float
+    optimizer_s: float
+    other_s: float
+
+    @property
+    def total_s(self) -> float:
+        return float(sum(getattr(self, field.name) for field in fields(self)))
+
+
+def step_phases(
+    model: ModelWeights,
+    layout: Layout,
+    *,
+    seq: int,
+    ranks_per_node: int,
+    device: Device,
+    network: Network,
+    practice: Practice,
+) -> Phases:
+    """The step of `layout` on this device and network."""
+    tp, micro = layout.tensor_parallel, layout.micro_batch
+    stages = practice.pipeline_stages
+    block = block_passes(model, micro, seq, tp, device, practice)
+    plain = block_passes(model, micro, seq, tp, device, _without_recompute(practice))
+    head = head_passes(model, micro * seq, tp, device)
+    blocks = model.shape.num_layers / stages
+    compute = Passes(blocks * plain.forward_s, blocks * plain.backward_s) + head
+    again = blocks * (block.backward_s - plain.backward_s)
+    tensor = _tensor_parallel_s(model, layout, seq, ranks_per_node, network, practice) / stages
+    busy = compute.forward_s + compute.backward_s + again + tensor
+    count = layout.accumulation
+    zero = count * _exposed(_zero_s(model, layout, ranks_per_node, device, network, practice), busy, device)
+    reduce = _gradient_s(model, layout, ranks_per_node, network, practice)
+    pipeline = _pipeline_s(model, layout, seq, network, practice, busy)
+    optimizer, offload = _update_s(model, layout, device, practice, count)
+    known = count * busy + zero + reduce + pipeline + optimizer + offload
+    return Phases(
+        forward_s=count * compute.forward_s,
+        backward_s=count * compute.backward_s,
+        recompute_s=count * again,
+        tensor_parallel_s=count * tensor,
+        zero_s=zero + reduce,
+        pipeline_s=pipeline,
+        offload_s=offload,
+        optimizer_s=optimizer,
+        other_s=known * device.speeds.step_overhead,
+    )
+
+
+def _without_recompute(practice: Practice) -> Practice:
+    return replace(practice, recompute="none")
+
+
+def _tensor_parallel_s(
+    model: ModelWeights, layout: Layout, seq: int, ranks_per_node: int, network: Network, practice: Practice
+) -> float:
+    """All-reduces of a micro-batch: two a block forward, two backward, two more where it is computed again
+    (arXiv:2104.04473, section 3.2), and the embedding's. Nothing hides them."""
+    group = Group(layout.tensor_parallel, min(layout.tensor_parallel, ranks_per_node))
+    each = 6 if practice.recompute == "full" else 4
+    num_bytes = 2.0 * layout.micro_batch * seq * model.shape.hidden_size
+    return (each * model.shape.num_layers + 2) * all_reduce_seconds(num_bytes, group, network)
+
+
+def _data_group(layout: Layout, ranks_per_node: int, stages: int = 1) -> Group:
+    per_node = max(1, ranks_per_node // (layout.tensor_parallel * stages))
+    return Group(layout.data_parallel, min(layout.data_parallel, per_node))
+
+
+def _zero_s(
+    model: ModelWeights,
+    layout: Layout,
+    ranks_per_node: int,
+    device: Device,
+    network: Network,
+    practice: Practice,
+) -> float:
+    """ZeRO-3 in one micro-batch: weights gathered in forward and backward, gradients scattered (3 x params)."""
+    if layout.zero_stage < 3 or layout.data_parallel == 1:
+        return 0.0
+    group = _data_group(layout, ranks_per_node)
+    local = model.local_block(layout.tensor_parallel)
+    modules = len({weight.module for weight in local})
+    calls = model.shape.num_layers * (modules if practice.gathers == "module" else 1) + 2
+    params = model.num_local_params(layout.tensor_parallel)
+    seconds = 0.0
+    for element_bytes in (2, 2, practice.reduce_bytes):
+        num_bytes = params * element_bytes / calls
+        once = gather_seconds(num_bytes, group, network, shares_ports=practice.shares_ports)
+        seconds += calls * (once + device.speeds.gather_overhead_s)
+    return seconds
+
+
+def _exposed(communication_s: float, compute_s: float, device: Device) -> float:
+    """What a step waits for: at least what computation is too short to hide."""
+    hidden = device.speeds.overlap * min(communication_s, compute_s)
+    return communication_s - hidden
+
+
+def _gradient_s(
+    model: ModelWeights, layout: Layout, ranks_per_node: int, network: Network, practice: Practice
+) -> float:
+    """Plain data parallelism and stages 1 and 2: one all-reduce (or scatter and gather) a step."""
+    if layout.zero_stage == 3:
+        return 0.0
+    group = _data_group(layout, ranks_per_node)
+    params = model.num_local_params(layout.tensor_parallel) / practice.pipeline_stages
+    return all_reduce_seconds(params * practice.reduce_bytes, group, network)
+
+
+def _pipeline_s(
+    model: ModelWeights, layout: Layout, seq: int, network: Network, practice: Practice, busy_s: float
+) -> float:
+    """The bubble, (p - 1) / v micro-batches (arXiv:2104.04473, section 2.2), and what is sent between stages."""
+    stages, chunks = practice.pipeline_stages, practice.virtual_stages
+    if stages == 1:
+        return 0.0
+    num_bytes = 2.0 * layout.micro_batch * seq * model.shape.hidden_size / layout.tensor_parallel
+    sent = 2 * chunks * (network.network_latency_s + num_bytes / network.network_bytes_per_s)
+    gathered = 2 * chunks * num_bytes * (layout.tensor_parallel - 1) / network.link_bytes_per_s
+    bubble = (stages - 1) / chunks * busy_s
+    return bubble + layout.accumulation * (sent + gathered)
+
+
+def _update_s(
+    model: ModelWeights, layout: Layout, device: Device, practice: Practice, accumulation: int
+) -> tuple[float, float]:
+    """Seconds of the optimizer, and of moving what lives in host memory, of one rank."""
+    shards = layout.data_parallel if layout.zero_stage >= 1 else 1
+    params = model.num_local_params(layout.tensor_parallel) / practice.pipeline_stages / shards
+    if layout.offload == "none":
+        return optimizer_s(params, device), 0.0
+    over_bus = 4 * params + 2 * params  # fp32 gradients down, low-precision weights up
+    if layout.offload == "all":
+        over_bus += accumulation * 2 * 2 * params  # weights up, for forward and for backward
+    return 28 * params / _CPU_ADAM_BYTES_PER_S, over_bus / device.facts.host_bytes_per_s
