@@ -5,7 +5,7 @@ file does not. A value that both give must agree; "auto" in the policy means the
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def make_ds_config(run: Run, batch: BatchShape, policy: Mapping[str, Any] | None
         **_precision(run),
         "steps_per_print": 10**9,  # metrics.jsonl is the only log of steps
     }
-    problems: list[str] = []
+    problems = list(_contradictions(run, policy))
     merged = _merge(own, policy, "", problems)
     if problems:
         raise ConfigError(problems, source=str(run.deepspeed or "the DeepSpeed policy"))
@@ -68,6 +68,27 @@ def _refuse_unproven(run: Run) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def _contradictions(run: Run, policy: Mapping[str, Any]) -> Iterator[str]:
+    """What a policy switches on and the run file leaves off: megatune's own part would not follow."""
+    for precision in ("bf16", "fp16"):
+        section = policy.get(precision)
+        if isinstance(section, Mapping) and section.get("enabled") is True and run.precision != precision:
+            yield (
+                f"{precision}.enabled is true in the policy file, but the run file says precision = "
+                f"{run.precision}. Set precision={precision}, or take another policy."
+            )
+    zero = policy.get("zero_optimization")
+    needed = {"offload_optimizer": ("optimizer", "all"), "offload_param": ("all",)}
+    for key, offloads in needed.items():
+        section = zero.get(key) if isinstance(zero, Mapping) else None
+        device = section.get("device", "cpu") if isinstance(section, Mapping) else "none"
+        if device != "none" and run.parallel.offload not in offloads:
+            yield (
+                f"zero_optimization.{key} is in the policy file, but the run file says parallel.offload = "
+                f"{run.parallel.offload}. Set parallel.offload={offloads[0]}, or take it out of the policy."
+            )
 
 
 def _zero(run: Run) -> Json:

@@ -1,13 +1,14 @@
 """The DeepSpeed configuration is made from the run file, and a policy may only add to it."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from parity_steps import tiny_run
 
-from megatune.config import BatchShape
+from megatune.config import BatchShape, Run
 from megatune.errors import ConfigError
 from megatune.plan.ds_config import make_ds_config, read_policy
 
@@ -46,17 +47,73 @@ def test_what_no_test_holds_is_refused(setting: dict[str, Any], message: str) ->
         make_ds_config(tiny_run("model", parallel=setting), BATCH)
 
 
+def _run_for(policy: Path) -> Run:
+    """A run file that the policy is meant for: its precision and its offload."""
+    content = json.loads(policy.read_text())
+    zero = content["zero_optimization"]
+    offload = "all" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
+    precision = next((name for name in ("bf16", "fp16") if name in content), "fp32")
+    return tiny_run("model", precision=precision, parallel={"offload": offload})
+
+
+def _leaves(section: Mapping[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, *above, key)
+        else:
+            yield (*above, key), value
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda path: path.stem)
-def test_every_key_of_a_shipped_policy_reaches_deepspeeds_own_configuration(policy: Path) -> None:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+def test_every_key_of_a_shipped_policy_reaches_the_engines_configuration(policy: Path) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
 
-    merged = make_ds_config(tiny_run("model"), BATCH, read_policy(policy))
-    parsed = DeepSpeedZeroConfig(**merged["zero_optimization"]).model_dump(by_alias=True)
+    config = DeepSpeedConfig(make_ds_config(_run_for(policy), BATCH, read_policy(policy)))
 
-    given = json.loads(policy.read_text())["zero_optimization"]
-    for key, value in given.items():
+    sections = {
+        "zero_optimization": config.zero_config.model_dump(by_alias=True),
+        "bf16": config.bfloat16_config.model_dump(by_alias=True),
+        "fp16": config.float16_config.model_dump(by_alias=True),
+    }
+    given = list(_leaves(json.loads(policy.read_text())))
+    assert len(given) > 1
+    for path, value in given:
+        reached: Any = sections
+        for key in path:
+            reached = reached[key]
         if value != "auto":
-            assert parsed[key] == value, key
+            assert reached == value, path
+    assert config.zero_config.stage == 3
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda path: path.stem)
+def test_every_key_of_a_shipped_policy_is_explained(policy: Path) -> None:
+    text = (policy.parent / "README.md").read_text()
+    assert f"## {policy.name}" in text
+    section = (
+        text.split(f"## {policy.name}")[1].split("\n## ")[0]
+        + text.split("## Keys of all")[1].split("\n## ")[0]
+    )
+    for path, _ in _leaves(json.loads(policy.read_text())):
+        assert (
+            f"`{'.'.join(path[-2:]) if path[0] != 'zero_optimization' or len(path) > 2 else path[-1]}`"
+            in section
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("zero3_bf16", "Set precision=bf16"),
+        ("zero3_fp16", "Set precision=fp16"),
+        ("zero3_offload_optimizer", "Set parallel.offload=optimizer"),
+        ("zero3_offload_all", "Set parallel.offload=all"),
+    ],
+)
+def test_a_policy_for_another_precision_or_offload_is_refused(name: str, message: str) -> None:
+    policy = read_policy(POLICIES[0].with_name(f"{name}.json"))
+    with pytest.raises(ConfigError, match=message):
+        make_ds_config(tiny_run("model", precision="fp32"), BATCH, policy)
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
