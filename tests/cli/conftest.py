@@ -35,3 +35,9 @@ def output_dir(tmp_path: Path) -> Path:
 def run_file(tiny_gpt2: Path, rows_file: Path, output_dir: Path, tmp_path: Path) -> Path:
     """A run of four fp32 steps on one rank that is right in everything."""
     return write_run(tmp_path / "run.yaml", tiny_gpt2, rows_file, output_dir)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of submitted runs, and all else that megatune keeps, of this test alone."""
+    monkeypatch.setenv("MEGATUNE_CACHE", str(tmp_path / "cache"))

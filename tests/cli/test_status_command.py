@@ -1,4 +1,4 @@
-"""`megatune status`, `logs` and `cancel`: what they show of a run folder and of what Slurm says."""
+"""`megatune status`: what it shows of a run folder and of what Slurm says."""
 
 import json
 import os
@@ -6,69 +6,29 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "launch/slurm"))
-
-from command_line import Done, assert_refused, megatune
-from fake_slurm import FakeSlurm, account_line, queue_line, said
-
-from megatune.cli.cancel import cancel_run
-from megatune.cli.logs import show_logs
-from megatune.cli.status import show_status
-from megatune.errors import UserError
-from megatune.launch.slurm.history import SubmittedJob, remember_job
-
-NO_JOB = said(err="slurm_load_jobs error: Invalid job id specified\n", code=1)
-NO_ACCOUNTS = said(err="Slurm accounting storage is disabled\n", code=1)
-NOW = datetime.now(UTC)
-RUN = {"event": "run", "total_steps": 100, "restart_count": 2}
-OOM = (
-    "step 12/100 loss 2.5\nTraceback (most recent call last):\n"
-    '  File "/v/site-packages/torch/nn/functional.py", line 1, in linear\n'
-    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
+from planted_runs import (
+    NO_ACCOUNTS,
+    NO_JOB,
+    OOM,
+    RUN,
+    FakeSlurm,
+    account_line,
+    ended,
+    plant,
+    queue_line,
+    running,
+    said,
+    save,
+    step,
 )
 
+from megatune.cli.status import show_status
+from megatune.errors import UserError
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The list of submitted runs of this test alone."""
-    monkeypatch.setenv("MEGATUNE_CACHE", str(tmp_path / "cache"))
-
-
-def step(number: int, seconds: float = 10.0) -> dict[str, object]:
-    return {
-        "event": "step",
-        "step": number,
-        "loss": 2.5,
-        "tokens_per_second": 1200.0,
-        "step_seconds": seconds,
-    }
-
-
-def plant(
-    folder: Path, *entries: dict[str, object], job_ids: tuple[str, ...] = ("7",), age_s: float = 30
-) -> Path:
-    """A run folder with metrics, all of them `age_s` old, and jobs."""
-    (folder / "logs").mkdir(parents=True)
-    stamp = (NOW - timedelta(seconds=age_s)).isoformat()
-    lines = (json.dumps({"schema": 1, "time": stamp, **entry}) + "\n" for entry in entries)
-    (folder / "metrics.jsonl").write_text("".join(lines))
-    for job_id in job_ids:
-        remember_job(folder, SubmittedJob(job_id=job_id, cluster=None, submitted_at=NOW.isoformat()))
-    return folder
-
-
-def save(folder: Path, number: int, *, whole: bool = True) -> dict[str, object]:
-    path = folder / f"checkpoints/step-{number:08d}"
-    path.mkdir(parents=True)
-    if whole:
-        (path / "manifest.json").write_text("{}")
-    return {"event": "save", "step": number, "path": str(path)}
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def asked(
@@ -85,17 +45,6 @@ def shown(capsys: pytest.CaptureFixture[str], slurm: FakeSlurm, run: Path | None
     chosen = {"everything": False, "watch": False, "as_json": False, **options}
     assert show_status(run, call=slurm, **chosen) == 0
     return " ".join(re.sub("[│┃]", " ", capsys.readouterr().out).split())
-
-
-def running(left: str = "1:00:00") -> FakeSlurm:
-    return FakeSlurm(
-        squeue=said(queue_line("7", "RUNNING", nodes="n[1-2]", num_nodes=2, left=left)),
-        sacct=said(account_line("7", "RUNNING", end="Unknown")),
-    )
-
-
-def ended(state: str, code: str = "1:0") -> FakeSlurm:
-    return FakeSlurm(squeue=NO_JOB, sacct=said(account_line("7", state, code=code)))
 
 
 def test_a_running_run_shows_its_progress_and_how_it_lies_to_the_limit(tmp_path: Path, capsys):
@@ -290,127 +239,6 @@ def test_a_run_file_stands_for_the_folder_it_trains_into(run_file: Path, output_
     assert asked(capsys, running(), run_file)["run"] == str(output_dir)
 
 
-def test_logs_shows_the_first_ranks_last_lines_and_names_the_file_elsewhere(tmp_path: Path, capfdbinary):
-    folder = plant(tmp_path / "run", RUN)
-    (folder / "logs/rank-00000.log").write_text("".join(f"line {number}\n" for number in range(100)))
-
-    assert show_logs(folder, rank=None, follow=False, num_lines=2, call=running()) == 0
-
-    out, err = capfdbinary.readouterr()
-    assert out == b"line 98\nline 99\n"
-    assert b"rank-00000.log" in err
-
-
-def test_logs_of_a_rank_and_of_the_job_before_any_rank_has_one(tmp_path: Path, capfdbinary):
-    folder = plant(tmp_path / "run", RUN)
-    (folder / "logs/job-7.log").write_text("module load\n")
-    show_logs(folder, rank=None, follow=False, num_lines=5, call=running())
-    assert capfdbinary.readouterr()[0] == b"module load\n"
-
-    (folder / "logs/rank-00003.log").write_text("three")
-    show_logs(folder, rank=3, follow=False, num_lines=5, call=running())
-    assert capfdbinary.readouterr()[0] == b"three"
-
-
-def test_logs_that_are_not_there_name_those_that_are_and_what_the_job_does(tmp_path: Path):
-    folder = plant(tmp_path / "run", RUN)
-    pending = FakeSlurm(squeue=said(queue_line("7", "PENDING", reason="Priority")), sacct=NO_ACCOUNTS)
-    with pytest.raises(UserError, match="Its job 7 waits in the queue"):
-        show_logs(folder, rank=None, follow=False, num_lines=5, call=pending)
-
-    (folder / "logs/rank-00000.log").write_text("zero")
-    with pytest.raises(UserError, match=r"no log of rank 9; there are rank-00000\.log"):
-        show_logs(folder, rank=9, follow=False, num_lines=5, call=running())
-
-
-def test_following_prints_what_is_added_over_a_replaced_file_until_the_job_ends(tmp_path: Path, capfdbinary):
-    folder = plant(tmp_path / "run", RUN)
-    log = folder / "logs/rank-00000.log"
-    log.write_text("one\n")
-    acts: list[Callable[[], object]] = [
-        lambda: log.open("a").write("two\n"),
-        lambda: log.rename(log.with_suffix(".old")),
-        lambda: log.write_text("three\n"),
-    ]
-
-    def sleep(_seconds: float) -> None:
-        if acts:
-            acts.pop(0)()
-
-    answers = iter([running(), ended("COMPLETED")])
-    current = FakeSlurm()
-
-    def slurm(command):
-        nonlocal current
-        if command[0] == "squeue":
-            current = next(answers)
-        return current(command)
-
-    show_logs(folder, rank=None, follow=True, num_lines=5, call=slurm, sleep=sleep)
-
-    assert capfdbinary.readouterr()[0] == b"one\ntwo\nthree\n"
-
-
-def test_cancel_says_what_was_done_to_each_job(tmp_path: Path, capsys):
-    folder = plant(tmp_path / "run", RUN, job_ids=("6", "7"))
-
-    cancel_run(folder, now=False, as_json=True, call=running())
-
-    found = json.loads(capsys.readouterr().out)
-    assert [(job["job_id"], job["was_active"]) for job in found["jobs"]] == [("7", True), ("6", False)]
-    cancel_run(folder, now=True, as_json=False, call=running())
-    assert "job 7: cancelled at once" in capsys.readouterr().out
-
-
-def test_cancelling_a_run_without_jobs_says_how_to_stop_it(tmp_path: Path):
-    with pytest.raises(UserError, match="Ctrl-C"):
-        cancel_run(plant(tmp_path / "run", RUN, job_ids=()), now=False, as_json=False, call=FakeSlurm())
-
-
-PROGRAMS = {
-    "squeue": f"printf '{queue_line('7', 'RUNNING', nodes='n1').strip()}\\n'",
-    "sacct": "echo 'Slurm accounting storage is disabled' >&2; exit 1",
-    "scancel": 'echo "$@" >> "$ASKED"',
-    "scontrol": 'echo "$@" >> "$ASKED"',
-}
-
-
-@pytest.fixture
-def slurm_on_path(tmp_path: Path) -> dict[str, str]:
-    """Slurm's programs as scripts, first on PATH; they write what they are asked into $ASKED."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, body in PROGRAMS.items():
-        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
-        (folder / name).chmod(0o755)
-    return {"PATH": f"{folder}:{os.environ['PATH']}", "ASKED": str(tmp_path / "asked")}
-
-
-def test_the_commands_ask_the_programs_on_the_path(tmp_path: Path, slurm_on_path: dict[str, str]):
-    folder = plant(tmp_path / "run", RUN, step(12))
-
-    status = megatune("status", folder, "--json", **slurm_on_path)
-    everything = megatune("status", "--all", **slurm_on_path)
-    cancelled = megatune("cancel", folder, **slurm_on_path)
-
-    assert status.code == 0, status.text
-    assert json.loads(status.out)["runs"][0]["state"] == "RUNNING"
-    assert str(folder) in everything.out
-    assert cancelled.code == 0, cancelled.text
-    assert "asked to save and stop" in cancelled.out
-    assert Path(slurm_on_path["ASKED"]).read_text() == "update JobId=7 Requeue=0\n--signal=TERM 7\n"
-
-
-def test_on_a_machine_without_slurm_the_run_folder_is_shown_and_the_reason_said(tmp_path: Path):
-    folder = plant(tmp_path / "run", RUN, step(12))
-
-    done = megatune("status", folder, PATH=str(tmp_path))
-
-    assert done.code == 0, done.text
-    assert "there is no squeue on this machine" in done.text
-    assert "12/100" in done.text
-
-
 def test_watching_on_a_terminal_redraws_in_place(tmp_path: Path):
     stop = {"event": "stop", "step": 100, "exit_code": 0, "reason": "all steps done"}
     folder = plant(tmp_path / "run", RUN, step(100), stop, job_ids=())
@@ -427,25 +255,6 @@ def test_watching_on_a_terminal_redraws_in_place(tmp_path: Path):
     assert done.returncode == 0
     assert b"FINISHED" in text
     assert b"\x1b[" in text
-
-
-@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, command: str):
-    assert_refused(megatune(command, tmp_path), "is no run folder")
-    refused: Done = megatune(command, tmp_path / "nowhere")
-    assert_refused(refused, "there is no")
-
-
-def test_the_commands_load_nothing_heavy(tmp_path: Path):
-    folder = plant(tmp_path / "run", RUN, step(12))
-    code = (
-        "import sys; from megatune.cli.status import show_status; from pathlib import Path; "
-        f"import megatune.cli.logs, megatune.cli.cancel; show_status(Path({str(folder)!r}), everything=False, "
-        "watch=False, as_json=True); "
-        "sys.exit(', '.join({'torch', 'transformers', 'datasets', 'deepspeed'} & set(sys.modules)) or None)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_documentation_names_every_key_of_the_answer(tmp_path: Path, capsys):
