@@ -9,6 +9,7 @@ import torch
 
 from megatune.checkpoint.layout import rank_file, read_json
 from megatune.checkpoint.tensors import SliceFile
+from megatune.errors import CheckpointError
 
 
 def rng_tensors(device: torch.device) -> dict[str, torch.Tensor]:
@@ -30,11 +31,15 @@ def rng_scalars() -> dict[str, Any]:
 def restore_rng(checkpoint: Path, rank: int, device: torch.device) -> None:
     """Put every generator of `rank` back where it was. Raises CheckpointError naming an unreadable file."""
     file = SliceFile(checkpoint / rank_file(rank, "safetensors"))
-    scalars = read_json(checkpoint / rank_file(rank, "json"))["rng"]
-    version, internal, gauss = scalars["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = scalars["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    path = checkpoint / rank_file(rank, "json")
+    try:
+        scalars = read_json(path)["rng"]
+        version, internal, gauss = scalars["python"]
+        random.setstate((version, tuple(internal), gauss))
+        name, keys, position, has_gauss, cached = scalars["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no states of random generators: {error}.") from error
     torch.set_rng_state(file.read("rng/torch"))
     if device.type == "cuda" and "rng/cuda" in file.names:
         torch.cuda.set_rng_state(file.read("rng/cuda"), device)

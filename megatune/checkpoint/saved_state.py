@@ -63,7 +63,11 @@ class SavedPieces:
     @cached_property
     def scalars(self) -> Mapping[str, Any]:
         """The first rank's: optimizer and loss scale count alike on all."""
-        return read_json(self.folder / rank_file(0, "json"))
+        path = self.folder / rank_file(0, "json")
+        scalars = read_json(path)
+        if not all(isinstance(scalars.get(key), dict) for key in ("optimizer", "loss_scale", "rng")):
+            raise CheckpointError(f"{path} does not hold what a rank needs to go on.")
+        return scalars
 
     @property
     def bytes_read(self) -> int:

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from megatune.checkpoint.layout import parse_json
 from megatune.checkpoint.manifest import FileEntry
@@ -26,15 +24,6 @@ _TYPES = {"F32": torch.float32, "U8": torch.uint8}
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _MAX_HEADER_BYTES = 2**27
 _BLOCK_BYTES = 2**22
-
-
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file. Raises OSError naming it, for instance when no space is left."""
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(contiguous, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path.name} could not be written: {error}") from error
 
 
 def write_tensor_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:

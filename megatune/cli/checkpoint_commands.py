@@ -1,17 +1,63 @@
 """`megatune checkpoint ...`: what can be done with checkpoints outside of a run."""
 
+import sys
 from pathlib import Path
 
 import typer
 
-from megatune.cli.arguments import before_torch
+from megatune.cli.arguments import AsJson, before_torch
+
+Run = typer.Argument(help="A run folder.", metavar="RUN")
 
 checkpoint_app = typer.Typer(
     name="checkpoint",
-    help="Look after checkpoints.\n\nExample: megatune checkpoint convert checkpoint-500 runs/first --to megatune",
+    help="List, verify, prune and convert checkpoints.\n\nExample: megatune checkpoint verify runs/first",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+@checkpoint_app.command("list")
+def list_(run: Path = Run, as_json: bool = AsJson) -> None:
+    """Show the checkpoints of a run: step, layout, size, and what is wrong with those that are not whole.
+
+    Example: megatune checkpoint list runs/first
+    """
+    from megatune.cli.checkpoint import list_checkpoints
+
+    list_checkpoints(run, as_json=as_json)
+
+
+@checkpoint_app.command()
+def verify(
+    path: Path = typer.Argument(
+        help="A run folder (all its checkpoints) or a checkpoint.", metavar="RUN|CKPT"
+    ),
+    as_json: bool = AsJson,
+) -> None:
+    """Read every byte again and compare it with the hashes taken when it was written. Exit 1 when one differs.
+
+    Example: megatune checkpoint verify runs/first
+    """
+    from megatune.cli.checkpoint import verify_checkpoints
+
+    sys.exit(verify_checkpoints(path, as_json=as_json))
+
+
+@checkpoint_app.command()
+def prune(
+    run: Path = Run,
+    keep: int = typer.Option(..., "--keep", min=1, help="Newest checkpoints to keep."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be removed."),
+    as_json: bool = AsJson,
+) -> None:
+    """Remove old checkpoints; the best one, those kept for ever and what megatune did not write stay.
+
+    Example: megatune checkpoint prune runs/first --keep 2 --dry-run
+    """
+    from megatune.cli.checkpoint import prune_checkpoints
+
+    prune_checkpoints(run, keep=keep, dry_run=dry_run, as_json=as_json)
 
 
 @checkpoint_app.command()

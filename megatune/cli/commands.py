@@ -91,7 +91,15 @@ def plan(
     plan_run(run_file, overrides or [], options)
 
 
-def train(run_file: Path = RunFile, overrides: list[str] | None = Overrides) -> None:
+def train(
+    run_file: Path = RunFile,
+    overrides: list[str] | None = Overrides,
+    allow_change: bool = typer.Option(
+        False,
+        "--allow-change",
+        help="Go on from a checkpoint although settings that decide what is learnt have changed.",
+    ),
+) -> None:
     """Train: starts the ranks on this machine, or joins the job that torchrun started.
 
     Example: megatune train run.yaml train.learning_rate=2e-5 parallel.tp_size=2
@@ -99,7 +107,7 @@ def train(run_file: Path = RunFile, overrides: list[str] | None = Overrides) -> 
     before_torch()
     from megatune.cli.train import train_run
 
-    sys.exit(train_run(run_file, overrides or []))
+    sys.exit(train_run(run_file, overrides or [], allow_change=allow_change))
 
 
 def verify(

@@ -18,12 +18,14 @@ from megatune.launch.rank_logs import header
 from megatune.launch.ranks import discover_rank, export_rank, log_title, own_slurm_job
 from megatune.launch.verdict import PORT_TAKEN
 
+_ALLOW_CHANGE = "checkpoint.allow_change=true"
 _ENDS_OTHERS = ("slurm", "mpi")
 """Launchers that end all ranks when one has ended with another code than 0, 75 among them."""
 
 
-def train_run(run_file: Path, overrides: list[str]) -> int:
+def train_run(run_file: Path, overrides: list[str], *, allow_change: bool = False) -> int:
     """Train as this process's rank, or start the ranks. Returns the exit code."""
+    overrides = [*overrides, _ALLOW_CHANGE] if allow_change else overrides
     title = log_title()
     if title is not None:
         print(header(f"{title} on {socket.gethostname()}: megatune train {run_file}"), flush=True)
@@ -74,7 +76,8 @@ def _start_ranks(loaded: LoadedRun, run_file: Path, overrides: list[str]) -> int
 
         report_run(output_dir, as_json=False)
     elif code == STOPPED_BUT_SAVED:
-        print(interrupted(loaded.run, arguments))
+        # What was allowed is saved by now: the next start needs no permission.
+        print(interrupted(loaded.run, [each for each in arguments if each != _ALLOW_CHANGE]))
     return code
 
 

@@ -20,7 +20,7 @@ ONE_RANK = Layout(data_parallel=1, tensor_parallel=1)
 SMALL = {
     "fused": WeightEntry(shape=(30, 4), cut=Cut(dim=0, segments=(Segment(5, 2),) * 3), transposed=False),
     "row": WeightEntry(shape=(6, 10), cut=Cut(dim=1, segments=(Segment(5, 2),)), transposed=True),
-    "norm": WeightEntry(shape=(7,), cut=None, transposed=False),
+    "norm": WeightEntry(shape=(8,), cut=None, transposed=False),
 }
 
 
