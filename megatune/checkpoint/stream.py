@@ -25,7 +25,7 @@ _NAMES = {
     torch.uint8: "U8",
 }
 """The format's names of the dtypes written here."""
-_BLOCK_ELEMENTS = 2**22
+_BLOCK_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True)

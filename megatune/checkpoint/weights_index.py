@@ -1,10 +1,12 @@
 """`weights.json`: what each parameter is as a whole, to join its shares without the model's code."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from megatune.model.build import BuiltModel
 from megatune.plan.shards import Cut
+
+if TYPE_CHECKING:  # an export needs no transformers, which takes seconds to import
+    from megatune.model.build import BuiltModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class WeightEntry:
         return cls(shape=tuple(stored["shape"]), cut=cut, transposed=stored["transposed"])
 
 
-def describe_weights(built: BuiltModel) -> dict[str, Any]:
+def describe_weights(built: "BuiltModel") -> dict[str, Any]:
     """The JSON object for `weights.json`."""
     entries = {}
     for name, parameter in built.model.named_parameters():

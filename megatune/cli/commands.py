@@ -138,7 +138,6 @@ def export(
 
     Example: megatune export runs/first exported --dtype bf16
     """
-    before_torch()
     from megatune.cli.export import export_run
 
     export_run(source, target, dtype)
