@@ -34,7 +34,8 @@ class Workload:
     model: ModelWeights
     seq: int
     precision: str
-    optimizer: str
+    optimizer_bytes: int
+    """Of one weight: see states.py."""
     kernel: str
     packed: bool
     buckets: Buckets
@@ -87,12 +88,11 @@ class Ledger:
 
 def make_ledger(work: Workload, layout: Layout, place: Place) -> Ledger:
     """The ledger of `layout`. Raises ModelError when the model cannot be cut to its degree."""
-    local = work.model.num_local_params(layout.tensor_parallel)
-    states = rank_states(local, layout, precision=work.precision, optimizer=work.optimizer)
+    states = rank_states(work.model, layout, precision=work.precision, bytes_a_master=work.optimizer_bytes)
     if place.on_cpu:
         states = _all_on_device(states)
     fixed = {"weights": states.weights, "gradients": states.gradients, "optimizer": states.optimizer}
-    in_forward, in_step = _forward_bytes(work, layout), _step_bytes(work, layout, local, place)
+    in_forward, in_step = _forward_bytes(work, layout), _step_bytes(work, layout, place)
     moment = "forward and backward" if sum(in_forward.values()) >= sum(in_step.values()) else "optimizer step"
     at_peak = in_forward if moment == "forward and backward" else in_step
     margin = {"fragmentation": int(_FRAGMENTATION * sum(at_peak.values()))}
@@ -139,10 +139,10 @@ def _forward_bytes(work: Workload, layout: Layout) -> dict[str, int]:
     }
 
 
-def _step_bytes(work: Workload, layout: Layout, num_local: int, place: Place) -> dict[str, int]:
+def _step_bytes(work: Workload, layout: Layout, place: Place) -> dict[str, int]:
     """The flattened copy of one sub-group's gradients (stage3.py, `_prepare_fp32_grad_for_sub_group`)."""
     element = ELEMENT_BYTES[work.precision]
-    share = -(-num_local // layout.data_parallel)
+    share = work.model.num_share(layout.tensor_parallel, layout.data_parallel)
     on_device = layout.offload == "none" or place.on_cpu
     flat = GRADIENT_BYTES * min(share, work.buckets.sub_group) if on_device else 0
     return {

@@ -14,6 +14,7 @@ from megatune.plan.layout import Layout, Offload
 from megatune.plan.ledger import Place, Workload
 from megatune.plan.links import Links
 from megatune.plan.practice import practice_of
+from megatune.plan.states import optimizer_bytes
 from megatune.plan.weights import ModelWeights, count_model
 
 
@@ -68,7 +69,7 @@ def make_question(
         model=model,
         seq=run.data.max_seq_length,
         precision=run.precision,
-        optimizer=run.train.optimizer,
+        optimizer_bytes=optimizer_bytes(run.train.optimizer, momentum=run.train.momentum),
         kernel=_kernel(run, model),
         packed=run.data.packing,
         buckets=buckets_of(policy or {}),

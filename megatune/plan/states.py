@@ -7,12 +7,21 @@ micro-batches and ranks add gradients in fp32.
 from dataclasses import dataclass
 
 from megatune.plan.layout import Layout
+from megatune.plan.weights import ModelWeights
 
-# fp32 master and what the optimizer keeps for each weight, in fp32.
-OPTIMIZER_BYTES = {"adamw": 12, "adam": 12, "adagrad": 8, "sgd": 8}
+_OPTIMIZER_TENSORS = {"adamw": 3, "adam": 3, "adagrad": 2, "sgd": 1}
 ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 GRADIENT_BYTES = 4
 """Of an accumulated gradient: fp32 in every precision (plan/ds_config.py, `grad_accum_dtype`)."""
+
+
+def optimizer_bytes(name: str, *, momentum: float = 0.0) -> int:
+    """Bytes a weight: its fp32 master, and what the optimizer keeps beside it in fp32.
+
+    >>> optimizer_bytes("adamw"), optimizer_bytes("sgd"), optimizer_bytes("sgd", momentum=0.9)
+    (12, 4, 8)
+    """
+    return 4 * (_OPTIMIZER_TENSORS[name] + (name == "sgd" and momentum > 0))
 
 
 def paper_state_bytes(num_params: float, *, stage: int, data_parallel: int) -> float:
@@ -40,17 +49,20 @@ class States:
     host_optimizer: int = 0
 
 
-def rank_states(num_local_params: int, layout: Layout, *, precision: str, optimizer: str) -> States:
-    """The states of one rank that holds `num_local_params` before ZeRO divides them.
+def rank_states(model: ModelWeights, layout: Layout, *, precision: str, bytes_a_master: int) -> States:
+    """The states of the rank that holds the most; `bytes_a_master` is `optimizer_bytes`.
+
+    Exact under stage 3: see tests/plan/test_states.py.
 
     Offloaded gradients are kept twice on the host: as they are added up, and as the optimizer reads
     them (deepspeed/runtime/zero/stage3.py, `grad_partitions_flat_buffer` and `subgroup_gradient_buffer`).
     """
-    share = -(-num_local_params // layout.data_parallel)
+    num_local = model.num_local_params(layout.tensor_parallel)
+    share = model.num_share(layout.tensor_parallel, layout.data_parallel)
     stage = layout.zero_stage
-    weights = ELEMENT_BYTES[precision] * (share if stage == 3 else num_local_params)
-    gradients = GRADIENT_BYTES * (share if stage >= 2 else num_local_params)
-    masters = OPTIMIZER_BYTES[optimizer] * (share if stage >= 1 else num_local_params)
+    weights = ELEMENT_BYTES[precision] * (share if stage == 3 else num_local)
+    gradients = GRADIENT_BYTES * (share if stage >= 2 else num_local)
+    masters = bytes_a_master * (share if stage >= 1 else num_local)
     if layout.offload == "none":
         return States(weights=weights, gradients=gradients, optimizer=masters)
     host = {"host_gradients": 2 * gradients, "host_optimizer": masters}

@@ -100,6 +100,12 @@ class ModelWeights:
             weight.num_params for weight in self.local_outside(tensor_parallel)
         )
 
+    def num_share(self, tensor_parallel: int, data_parallel: int) -> int:
+        """Elements that ZeRO-3 leaves on a rank: each tensor is divided by itself and rounded up."""
+        inside = sum(-(-w.num_params // data_parallel) for w in self.local_block(tensor_parallel))
+        outside = sum(-(-w.num_params // data_parallel) for w in self.local_outside(tensor_parallel))
+        return inside * self.shape.num_layers + outside
+
 
 def count_model(config: Mapping[str, Any]) -> ModelWeights:
     """The parameters of the model that `config` (a config.json) describes.

@@ -1,0 +1,129 @@
+"""`megatune plan` through the real command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import Done, assert_refused, megatune
+
+MODEL = {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25, "vocab_size": 50257,
+         "n_positions": 1024}  # fmt: skip
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Path:
+    """A run file whose model is a folder with config.json alone."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(MODEL))
+    path = tmp_path / "run.yaml"
+    run = {
+        "model": {"model_name_or_path": str(folder)},
+        "data": {"task": "text", "train": "rows.jsonl", "max_seq_length": 1024},
+        "train": {"output_dir": str(tmp_path / "out"), "global_batch_size": 64, "max_steps": 1000},
+        "slurm": {"nodes": 4, "gpus_per_node": 8, "time": "01:00:00"},
+    }
+    path.write_text(yaml.safe_dump(run))
+    return path
+
+
+def answer(done: Done) -> dict:
+    assert done.code == 0, done.text
+    return json.loads(done.out)
+
+
+def test_the_answer_is_one_json_object_on_standard_output(planned):
+    found = answer(megatune("plan", planned, "--gpu", "a100-40gb", "--json"))
+    assert found["schema"] == 1
+    assert found["model"]["num_params"] == 1_557_611_200
+    assert found["layout"]["tp"] * found["layout"]["dp"] == 32
+    assert found["fits"] is True
+    assert found["memory"]["device_limit_bytes"] == 40 * 2**30
+    assert found["time"]["step_seconds"] > 0
+    assert found["rejected"] and found["pareto"]
+    assert found["forecast"]["num_jobs"] == 1
+    assert found["forecast"]["cost"] is None
+
+
+def test_people_see_tables(planned):
+    done = megatune("plan", planned, "--gpu", "a100-40gb", "--price", "2")
+    assert done.code == 0, done.text
+    for word in ("layout: tp=", "activations", "host memory of one node", "rejected", "cost"):
+        assert word in done.text
+
+
+def test_options_win_over_the_run_file(planned):
+    options = ("--nodes", "2", "--gpus-per-node", "4", "--gpu", "h100-80gb", "--json")
+    found = answer(megatune("plan", planned, *options))
+    assert found["devices"] == {"name": "h100-80gb", "count": 8, "per_node": 4}
+
+
+def test_a_layout_is_judged_as_given(planned):
+    asked = "tp=4,dp=8,micro_batch=2,accumulation=4,gradient_checkpointing=true,offload=optimizer"
+    found = answer(megatune("plan", planned, "--gpu", "a100-40gb", "--layout", asked, "--json"))
+    assert found["layout"] == {
+        "tp": 4, "dp": 8, "micro_batch": 2, "accumulation": 4, "gradient_checkpointing": True,
+        "offload": "optimizer", "zero_stage": 3,
+    }  # fmt: skip
+
+
+def test_a_layout_that_does_not_fit_is_told_with_the_nearest_that_do(planned):
+    asked = "tp=1,dp=32,micro_batch=64"
+    done = megatune("plan", planned, "--gpu", "a100-40gb", "--layout", asked, "--json")
+    assert json.loads(done.out)["fits"] is False
+    assert_refused(done, "more than the 40.00 GiB", "Nearest layouts that fit")
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("tp=3", ["tp 3 x dp 10 = 30", "32 devices"]),
+        ("tp=0,banana=1,offload=nvme", ["3 problems", "tp = 0", "banana", "none, optimizer or all"]),
+    ],
+)
+def test_a_layout_that_is_none_is_refused(planned, asked, words):
+    assert_refused(megatune("plan", planned, "--gpu", "a100-40gb", "--layout", asked), *words)
+
+
+def test_the_gpu_is_asked_for_and_never_guessed(planned):
+    assert_refused(megatune("plan", planned), "--gpu", "a100-80gb", "h100-80gb", "cpu")
+    assert_refused(megatune("plan", planned, "--gpu", "gtx"), "gtx", "a100-80gb")
+
+
+def test_machines_without_gpus_are_planned_by_their_memory(planned):
+    options = ("slurm.gpus_per_node=0", "slurm.mem=256G", "--gpus-per-node", "0", "--json")
+    found = answer(megatune("plan", planned, *options, "slurm.nodes=1"))
+    assert found["devices"]["name"] == "cpu"
+    ranks = found["devices"]["per_node"]
+    assert found["memory"]["device_limit_bytes"] == 256 * 2**30 // ranks
+    assert found["time"]["step_seconds"] is None
+
+
+def test_write_leaves_the_plan_and_deepspeeds_configuration_in_the_run_folder(planned, tmp_path):
+    answer(megatune("plan", planned, "--gpu", "a100-40gb", "--json"))
+    assert not (tmp_path / "out").exists()
+    found = answer(megatune("plan", planned, "--gpu", "a100-40gb", "--json", "--write"))
+    assert json.loads((tmp_path / "out/plan.json").read_text()) == found
+    written = json.loads((tmp_path / "out/ds_config.json").read_text())
+    assert written["train_micro_batch_size_per_gpu"] == found["layout"]["micro_batch"]
+    assert written["gradient_accumulation_steps"] == found["layout"]["accumulation"]
+
+
+def test_a_model_that_is_not_here_is_named(planned):
+    done = megatune("plan", planned, "model.model_name_or_path=nobody/nothing", "--gpu", "a100-40gb")
+    assert_refused(done, "nobody/nothing", "config.json")
+
+
+def test_a_plan_loads_no_heavy_package(planned):
+    code = (
+        "import json, sys; from megatune.cli.plan import *; "
+        "options = PlanOptions(nodes=None, gpus_per_node=None, gpu='a100-40gb', layout=None, "
+        "price_per_gpu_hour=None, write=False, as_json=True); "
+        f"plan_run(Path({str(planned)!r}), [], options); print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in json.loads(done.stderr.strip().splitlines()[-1])}
+    assert not loaded & {"torch", "transformers", "datasets", "deepspeed", "accelerate"}

@@ -1,0 +1,134 @@
+"""Every choice shows in the ledger where it should, and nowhere else."""
+
+from typing import Any
+
+import pytest
+from plan_questions import LLAMA_70B, layout, machine, question
+
+from megatune.plan.assess import Question
+from megatune.plan.ledger import Ledger, make_ledger
+from megatune.plan.question import Machine
+
+
+def ledger(asked: Question | None = None, **changes: Any) -> Ledger:
+    asked = asked or question()
+    return make_ledger(asked.work, layout(**changes), asked.place)
+
+
+def changed(before: Ledger, after: Ledger) -> set[str]:
+    """Components of a device that differ, the margin on them aside."""
+    names = (before.device.keys() | after.device.keys()) - {"fragmentation"}
+    return {name for name in names if before.device.get(name) != after.device.get(name)}
+
+
+STATES = {"weights", "gradients", "optimizer"}
+
+
+def test_the_total_is_the_sum_and_states_are_eighteen_bytes_a_parameter() -> None:
+    found = ledger()
+    assert found.device_total == sum(found.device.values())
+    share = question().work.model.num_share(1, 8)
+    assert sum(found.device[name] for name in STATES) == 18 * share
+
+
+def test_checkpointing_shrinks_activations_and_nothing_else() -> None:
+    before, after = ledger(), ledger(gradient_checkpointing=True)
+    assert changed(before, after) == {"activations"}
+    assert after.device["activations"] < before.device["activations"] / 5
+
+
+def test_twice_the_micro_batch_doubles_activations_and_logits_only() -> None:
+    before, after = ledger(), ledger(micro_batch=2, accumulation=4)
+    assert changed(before, after) == {"activations", "logits"}
+    assert after.device["activations"] == 2 * before.device["activations"]
+
+
+def test_offload_moves_states_to_the_host_of_the_node() -> None:
+    none, optimizer, everything = (ledger(offload=name) for name in ("none", "optimizer", "all"))
+    assert changed(none, optimizer) == {"gradients", "optimizer"}
+    assert changed(optimizer, everything) == {"weights"}
+    assert optimizer.host["offloaded_optimizer"] == 8 * none.device["optimizer"]
+    assert optimizer.host["offloaded_gradients"] == 2 * 8 * none.device["gradients"]
+    assert everything.host["offloaded_weights"] == 8 * none.device["weights"]
+
+
+def test_tensor_parallelism_divides_activations_but_not_what_every_rank_computes() -> None:
+    before, after = ledger(), ledger(tensor_parallel=5, data_parallel=8)
+    ratio = after.device["activations"] / before.device["activations"]
+    assert 1 / 5 < ratio < 0.6
+    # The vocabulary is divided; the loss's fp32 chunks have a fixed size.
+    assert after.device["logits"] < before.device["logits"]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_each_stage_divides_one_thing_more(stage: int) -> None:
+    found, model = ledger(zero_stage=stage), question().work.model
+    whole, share = model.num_params, model.num_share(1, 8)
+    assert found.device["optimizer"] == 12 * (share if stage >= 1 else whole)
+    assert found.device["gradients"] == 4 * (share if stage >= 2 else whole)
+    assert found.device["weights"] == 2 * (share if stage >= 3 else whole)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "component"),
+    [
+        ("reduce_bucket_size", 1_000_000, "gradient_buckets"),
+        ("stage3_max_reuse_distance", 1_000_000, "gathered_weights"),
+        ("stage3_prefetch_bucket_size", 1_000_000, "gathered_weights"),
+        ("stage3_param_persistence_threshold", 0, "gathered_weights"),
+    ],
+)
+def test_a_setting_of_the_policy_shows_in_its_component(key: str, value: int, component: str) -> None:
+    policy = {"zero_optimization": {key: value}}
+    before, after = ledger(), ledger(question(policy=policy))
+    assert changed(before, after) == {component}
+    assert after.device[component] < before.device[component]
+
+
+@pytest.mark.parametrize(("key", "value"), [("sub_group_size", 10**8), ("stage3_max_live_parameters", 10**8)])
+def test_settings_that_only_act_at_other_moments_can_only_help(key: str, value: int) -> None:
+    policy = {"zero_optimization": {key: value}}
+    before, after = ledger(question(LLAMA_70B)), ledger(question(LLAMA_70B, policy=policy))
+    assert after.device_total <= before.device_total
+
+
+def test_the_step_is_the_peak_when_little_is_computed() -> None:
+    found = ledger(question(LLAMA_70B, data={"max_seq_length": 8}), gradient_checkpointing=True)
+    assert found.moment == "forward and backward"
+    small = {"zero_optimization": {"reduce_bucket_size": 10**6, "sub_group_size": 10**12}}
+    found = ledger(question(LLAMA_70B, policy=small, data={"max_seq_length": 8}), gradient_checkpointing=True)
+    assert found.moment == "optimizer step"
+    assert found.device["step_gradients"] == found.device["gradients"]
+
+
+@pytest.mark.parametrize(
+    ("change", "component"),
+    [
+        ({"precision": "fp32"}, "weights"),
+        ({"train": {"optimizer": "sgd"}}, "optimizer"),
+        ({"data": {"max_seq_length": 512}}, "activations"),
+        ({"data": {"packing": True}}, "activations"),
+        ({"model": {"attn_implementation": "eager"}}, "activations"),
+    ],
+)
+def test_an_entry_of_the_run_file_shows(change: dict[str, Any], component: str) -> None:
+    assert component in changed(ledger(), ledger(question(**change)))
+
+
+def test_random_weights_are_drawn_whole_on_every_rank_of_the_host() -> None:
+    drawn = ledger(question(model={"initialize": "random"}))
+    assert drawn.host["load_or_save"] == 8 * 4 * question().work.model.num_params
+
+
+def test_without_gpus_the_hosts_share_is_the_device() -> None:
+    host = Machine(nodes=1, ranks_per_node=8, accelerator=None, host_memory_bytes=64 * 2**30)
+    found = ledger(question(on=host))
+    assert found.device_limit == 8 * 2**30
+    assert found.host == {}
+    assert "nccl" not in found.device
+
+
+def test_too_little_host_memory_does_not_fit() -> None:
+    short = question(on=machine(host_memory_bytes=8 * 2**30))
+    assert ledger(short).fits
+    assert not ledger(short, offload="all").fits
