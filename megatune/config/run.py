@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from megatune.config.fields import RunPath, Section
+from megatune.config.health import HealthSection
 from megatune.config.sections import (
     CheckpointSection,
     DataSection,
@@ -31,6 +32,7 @@ class Run(Section):
     )
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    health: HealthSection = Field(default_factory=HealthSection)
     launch: LaunchSection = Field(default_factory=LaunchSection)
     slurm: SlurmSection | None = None
     report_to: list[Literal["tensorboard"]] = Field(

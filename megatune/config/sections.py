@@ -9,6 +9,7 @@ from pydantic import Field, Strict
 
 from megatune.config.fields import (
     Count,
+    CountOrZero,
     Flag,
     NonNegative,
     Offload,
@@ -228,4 +229,9 @@ class LaunchSection(Section):
     nodes: Count = Field(default=1, description="Nodes of the run.")
     timeout_s: Positive = Field(
         default=1800.0, description="Seconds a collective waits before the run fails."
+    )
+    max_restarts: CountOrZero = Field(
+        default=0,
+        description="Start failed ranks of this machine again from the last checkpoint, so often at most; "
+        "each start must have saved something new.",
     )
