@@ -20,6 +20,7 @@ def check_run(run: Run, *, source: str = "the run file") -> None:
         _optimizer,
         _evaluation,
         _checkpoints,
+        _health,
         _hosts,
         _slurm,
         _output_dir,
@@ -96,6 +97,22 @@ def _checkpoints(run: Run) -> Iterator[str]:
         )
 
 
+def _health(run: Run) -> Iterator[str]:
+    health = run.health
+    if health.on_spike == "skip" and run.precision == "fp16":
+        yield (
+            "health.on_spike = skip would lower the loss scale of precision = fp16 with each step left out; use "
+            "rollback, warn or stop, or precision=bf16."
+        )
+    if "rollback" in (health.on_nonfinite, health.on_spike) and run.checkpoint.save_steps is None:
+        yield "health rolls back to a checkpoint made during training; give checkpoint.save_steps."
+    if health.on_nonfinite != "stop" and run.precision == "fp16":
+        yield (
+            f"health.on_nonfinite = {health.on_nonfinite} is not for precision = fp16, where overflows are left out "
+            "by the loss scale anyway; take it out."
+        )
+
+
 def _hosts(run: Run) -> Iterator[str]:
     launch = run.launch
     if launch.launcher == "ssh":
@@ -119,7 +136,8 @@ def _slurm(run: Run) -> Iterator[str]:
     )
     for key, value, slurm_key, slurm_value in pairs:
         is_given = key.partition(".")[2] in run.launch.model_fields_set and value != "auto"
-        if is_given and slurm_value is not None and value != slurm_value:
+        # Without GPUs (slurm.gpus_per_node = 0) launch.nproc_per_node says how many ranks a node has.
+        if is_given and slurm_value and value != slurm_value:
             yield f"{key} = {value} and {slurm_key} = {slurm_value} differ; for Slurm, keep {slurm_key} only."
 
 

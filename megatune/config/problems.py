@@ -32,9 +32,12 @@ _DEEPSPEED_BLOCKS = frozenset(
 )
 
 
-def explain(error: ValidationError, settings: Settings) -> list[str]:
-    """One sentence for each key at fault, in the order of the schema."""
-    reader = _Explainer(_schema(), settings)
+def explain(error: ValidationError, settings: Settings, *, schema: Schema | None = None) -> list[str]:
+    """One sentence for each key at fault, in the order of the schema.
+
+    `schema`: that of another file than the run file; other trainers' names mean nothing there.
+    """
+    reader = _Explainer(schema or _schema(), settings, knows_foreign_names=schema is None)
     sentences: dict[Location, str] = {}
     for detail in error.errors(include_url=False):
         # The members of a union fail one by one; their common key needs one sentence.
@@ -51,8 +54,9 @@ def _schema() -> Schema:  # asked once a process: drawing it takes 30 ms
 class _Explainer:
     """Sentences about one set of settings."""
 
-    def __init__(self, schema: Schema, settings: Settings) -> None:
+    def __init__(self, schema: Schema, settings: Settings, *, knows_foreign_names: bool) -> None:
         self.schema = schema
+        self.foreign = {alias.spelling: alias.key for alias in ALIASES} if knows_foreign_names else {}
         self.settings = settings
         self.listed: set[str] = set()  # sections whose keys were named already: once is enough
 
@@ -119,10 +123,10 @@ class _Explainer:
 
     def _key_hint(self, section: str, keys: list[str], name: str) -> str:
         """The nearest key: the same name elsewhere, then another tool's name, then a slip of the finger."""
-        if not section and name in _DEEPSPEED_BLOCKS:
+        if not section and self.foreign and name in _DEEPSPEED_BLOCKS:
             return "DeepSpeed's own settings go into a JSON file that the key deepspeed names. "
         elsewhere = self._key_names()
-        foreign = {alias.spelling: alias.key for alias in ALIASES}
+        foreign = self.foreign
         if name in elsewhere:
             return f"Did you mean {elsewhere[name]}? "
         if name in foreign:

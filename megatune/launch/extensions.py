@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from megatune.config import Run
 from megatune.errors import LaunchError
 from megatune.files import write_text_atomic
 from megatune.launch import ranks
@@ -49,6 +50,12 @@ _SHARED_FILE_SYSTEMS = (
 )
 
 Say = Callable[[str], None]
+
+
+def needed_ops(run: Run) -> list[str]:
+    """Names of the DeepSpeed ops that must be compiled for `run`."""
+    is_adam = run.train.optimizer in ("adam", "adamw")
+    return ["cpu_adam"] if run.parallel.offload != "none" and is_adam else []
 
 
 def extension_folder(base: Path | None = None) -> Path:

@@ -10,7 +10,7 @@ from megatune.engine.accelerator import refuse_unusable_gpus
 from megatune.engine.world import check_degrees
 from megatune.errors import ConfigError
 from megatune.launch.devices import count_cpus, count_gpus
-from megatune.launch.extensions import ensure_built, extension_folder
+from megatune.launch.extensions import ensure_built, extension_folder, needed_ops
 from megatune.launch.launchers import start_command
 from megatune.launch.local import run_ranks
 from megatune.launch.ranks import extension_environment
@@ -95,12 +95,6 @@ def choose_num_ranks(run: Run) -> int:
         )
     check_degrees(num_ranks, degree)
     return num_ranks
-
-
-def needed_ops(run: Run) -> list[str]:
-    """Names of the DeepSpeed ops that must be compiled for `run`."""
-    is_adam = run.train.optimizer in ("adam", "adamw")
-    return ["cpu_adam"] if run.parallel.offload != "none" and is_adam else []
 
 
 def _refuse_other_machines(run: Run) -> None:

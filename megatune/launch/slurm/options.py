@@ -24,14 +24,14 @@ SBATCH_FLAGS = _names(
 SBATCH_OPTIONS = SBATCH_FLAGS | _names(
     """
     account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters comment constraint
-    container container-id core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-
-    boot dependency error exclude export export-file extra extra-node-info gid gpu-bind gpu-freq gpus gpus-
-    per-node gpus-per-socket gpus-per-task gres gres-flags hint input job-name licenses mail-type mail-user
-    mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nice nodefile nodelist nodes ntasks
-    ntasks-per-core ntasks-per-gpu ntasks-per-node ntasks-per-socket oom-kill-step open-mode output
-    partition power prefer priority profile propagate qos reservation resv-ports segment signal sockets-per-
-    node switches thread-spec threads-per-core time time-min tmp tres-bind tres-per-task uid wait-all-nodes
-    wckey wrap
+    container container-id core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline
+    delay-boot dependency error exclude export export-file extra extra-node-info gid gpu-bind gpu-freq gpus
+    gpus-per-node gpus-per-socket gpus-per-task gres gres-flags hint input job-name licenses mail-type
+    mail-user mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nice nodefile nodelist nodes
+    ntasks ntasks-per-core ntasks-per-gpu ntasks-per-node ntasks-per-socket oom-kill-step open-mode output
+    partition power prefer priority profile propagate qos reservation resv-ports segment signal
+    sockets-per-node switches thread-spec threads-per-core time time-min tmp tres-bind tres-per-task uid
+    wait-all-nodes wckey wrap
     """
 )
 SHORT_OPTIONS: Mapping[str, str] = {
@@ -58,8 +58,8 @@ _FIXED = _names(
 _SRUN_FIXED = _names(
     """
     nodes ntasks ntasks-per-node cpus-per-task output error input open-mode kill-on-bad-exit wait jobid
-    chdir container-image container-mounts container-workdir multi-prog export overlap nodelist pty het-
-    group unbuffered label
+    chdir container-image container-mounts container-workdir multi-prog export overlap nodelist pty
+    het-group unbuffered label
     """
 )
 

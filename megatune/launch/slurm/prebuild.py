@@ -1,0 +1,31 @@
+"""Compile ops on this node before the ranks start: `python -m megatune.launch.slurm.prebuild OP ...`."""
+
+import os
+import sys
+
+from megatune.errors import LaunchError, MegatuneError
+from megatune.launch.extensions import ensure_built, extension_folder
+from megatune.launch.ranks import extension_folder_override
+
+
+def prebuild(ops: list[str]) -> None:
+    """Build `ops` where the ranks of this node will look for them. Raises LaunchError when that fails.
+
+    Refuses a folder of another user: on a disk that all users share, its files could be anybody's.
+    """
+    base = extension_folder_override()
+    if base is not None and base.exists() and base.stat().st_uid != os.getuid():
+        raise LaunchError(f"{base} belongs to another user. Set another scratch in the site profile.")
+    ensure_built([sys.executable, "-m", "megatune.engine.build_ops", *ops], extension_folder(base))
+
+
+def main() -> None:
+    try:
+        prebuild(sys.argv[1:])
+    except MegatuneError as error:
+        print(f"megatune: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
