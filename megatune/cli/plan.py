@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from megatune.cli.measured_links import links_for
 from megatune.config import BatchShape, Run, load_run
 from megatune.errors import ConfigError, ModelError, PlanError
 from megatune.files import write_text_atomic
@@ -164,7 +165,13 @@ def _machine(run: Run, options: PlanOptions) -> Machine:
     memory = _memory_bytes(slurm.mem) if slurm and slurm.mem else None
     if memory is None and slurm is None:
         memory = host_memory_bytes()
-    return Machine(nodes=nodes, ranks_per_node=per_node, accelerator=accelerator, host_memory_bytes=memory)
+    return Machine(
+        nodes=nodes,
+        ranks_per_node=per_node,
+        accelerator=accelerator,
+        host_memory_bytes=memory,
+        links=links_for(run) if accelerator else None,
+    )
 
 
 def _accelerator(name: str | None, *, on_gpus: bool) -> Accelerator | None:

@@ -1,0 +1,11 @@
+"""What a run needs and how fast it is, from config.json alone: no torch, no GPU. `megatune plan` prints it.
+
+Read in this order:
+- `shape`, `blocks`, `weights`: the model, tensor by tensor; `families`, `shards`: who holds what under
+  tensor parallelism
+- `layout`: what is chosen; `states`, `buckets`, `activations`, then `ledger`: the memory of one choice
+- `hardware`, `speeds`, `network`, `practice`, `work`, then `step_time`: its time; `links`: measured networks
+- `question` (from a run file), `assess` (one layout), `search` (all of them), `forecast` (the whole run),
+  `answer` (as JSON)
+- `ds_config`: DeepSpeed's configuration; `flops`: the conventions of counting; `host_memory`: a quick bound
+"""

@@ -20,6 +20,7 @@ def plan_answer(question: Question, chosen: Assessment, found: Found, ahead: For
             "name": question.accelerator.name if question.accelerator else "cpu",
             "count": question.num_devices,
             "per_node": question.place.ranks_per_node,
+            "links_measured_at": question.links.measured_at if question.links else None,
         },
         "layout": chosen.layout.to_json(),
         "memory": _memory(chosen),

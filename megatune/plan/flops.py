@@ -34,7 +34,7 @@ def step_flops(
 
     >>> step_flops(num_matmul_params=10**9, num_head_params=0, num_layers=24, attention_width=2048,
     ...            tokens=2048, target_tokens=2048, squared_lengths=2048**2, gradient_checkpointing=False).model
-    14761895067648.0
+    14761901162496.0
     """
     blocks = 6.0 * num_matmul_params * tokens
     head = 6.0 * num_head_params * target_tokens

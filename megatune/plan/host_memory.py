@@ -1,11 +1,12 @@
 """Host memory that a run needs at the very least on each node: what `mem` is held against before a job queues."""
 
+from megatune.plan.states import optimizer_bytes
+
 # Private memory of a process that has imported torch, DeepSpeed, transformers and datasets (smaps_rollup,
 # torch 2.13 CPU build on x86-64): 357 MiB. A CUDA context adds several hundred MiB, which are not counted.
 FRAMEWORK_BYTES = 357 * 2**20
 
-# Bytes a parameter: ZeRO, arXiv:1910.02054, section 3.1. The optimizer keeps an fp32 master and two moments.
-_OPTIMIZER_BYTES = {"adamw": 12, "adam": 12, "adagrad": 8, "sgd": 8}
+# Bytes a parameter: ZeRO, arXiv:1910.02054, section 3.1.
 _WEIGHT_AND_GRADIENT_BYTES = {"bf16": 4, "fp16": 4, "fp32": 8}
 
 
@@ -31,8 +32,8 @@ def host_bytes_at_least(
     """
     bytes_a_parameter = 0
     if on_cpu or offload == "all":
-        bytes_a_parameter = _WEIGHT_AND_GRADIENT_BYTES[precision] + _OPTIMIZER_BYTES[optimizer]
+        bytes_a_parameter = _WEIGHT_AND_GRADIENT_BYTES[precision] + optimizer_bytes(optimizer)
     elif offload == "optimizer":
-        bytes_a_parameter = _OPTIMIZER_BYTES[optimizer]
+        bytes_a_parameter = optimizer_bytes(optimizer)
     states = (num_params or 0) * bytes_a_parameter * ranks_per_node // world_size
     return FRAMEWORK_BYTES * ranks_per_node + states

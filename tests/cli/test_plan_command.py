@@ -58,7 +58,11 @@ def test_people_see_tables(planned):
 def test_options_win_over_the_run_file(planned):
     options = ("--nodes", "2", "--gpus-per-node", "4", "--gpu", "h100-80gb", "--json")
     found = answer(megatune("plan", planned, *options))
-    assert found["devices"] == {"name": "h100-80gb", "count": 8, "per_node": 4}
+    assert (found["devices"]["name"], found["devices"]["count"], found["devices"]["per_node"]) == (
+        "h100-80gb",
+        8,
+        4,
+    )
 
 
 def test_a_layout_is_judged_as_given(planned):
@@ -110,6 +114,22 @@ def test_write_leaves_the_plan_and_deepspeeds_configuration_in_the_run_folder(pl
     written = json.loads((tmp_path / "out/ds_config.json").read_text())
     assert written["train_micro_batch_size_per_gpu"] == found["layout"]["micro_batch"]
     assert written["gradient_accumulation_steps"] == found["layout"]["accumulation"]
+
+
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+def test_links_that_the_doctor_measured_between_gpus_are_used(planned, tmp_path, backend):
+    before = answer(megatune("plan", planned, "--gpu", "a100-40gb", "--json"))
+    slow = {"latency_s": 1e-3, "bytes_per_s": 1e9, "num_points": 9}
+    links = {"measured_at": "2026-01-31T12:00:00Z", "backend": backend, "num_nodes": 4, "intra_node": slow,
+             "inter_node": slow}  # fmt: skip
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/doctor.json").write_text(json.dumps({"links": links}))
+
+    after = answer(megatune("plan", planned, "--gpu", "a100-40gb", "--json"))
+
+    measured = backend == "nccl"
+    assert after["devices"]["links_measured_at"] == (links["measured_at"] if measured else None)
+    assert (after["time"]["step_seconds"] > 2 * before["time"]["step_seconds"]) is measured
 
 
 def test_a_model_that_is_not_here_is_named(planned):
