@@ -1,8 +1,10 @@
 """Whole tensors out of the rank files of a checkpoint, on one process without a process group."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +38,12 @@ class WholeTensors:
             weights={name: replace(entry, cut=None) for name, entry in self._entries.items()},
             rank=0,
         )
-        self.kinds, self.scalars = self._pieces.kinds, self._pieces.scalars
+        self.kinds = self._pieces.kinds
+
+    @property
+    def scalars(self) -> Mapping[str, Any]:
+        """What the optimizer and the loss scale count, as in a rank's JSON file."""
+        return self._pieces.scalars
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
