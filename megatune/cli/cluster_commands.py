@@ -130,6 +130,6 @@ def doctor(
 
 def register(app: typer.Typer) -> None:
     """Add all commands to `app`."""
-    commands: list[Callable[..., None]] = [lint, status, logs, cancel, doctor]
+    commands: list[Callable[..., None]] = [submit, lint, status, logs, cancel, doctor]
     for command in commands:
         app.command()(command)
