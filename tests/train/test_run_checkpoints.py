@@ -145,6 +145,19 @@ def test_what_would_go_on_differently_is_refused_with_both_values(
     assert names(run_dir) == ["step-00000002", "step-00000006"]
 
 
+def test_what_is_refused_goes_on_when_it_is_allowed_and_the_next_start_needs_no_permission(
+    worlds: Worlds, finished: Path, run_dir: Path
+) -> None:
+    changed = ["train.seed=7", "train.learning_rate=1e-5"]
+
+    start(worlds, finished, run_dir, *changed, "checkpoint.allow_change=true", "train.max_steps=8")
+    start(worlds, finished, run_dir, *changed, "train.max_steps=9")
+
+    assert [entry["step"] for entry in metrics_of(run_dir, "resume")] == [6, 8]
+    assert [entry["learning_rate"] for entry in metrics_of(run_dir, "step")][:6] == [0.0] * 6
+    assert all(entry["learning_rate"] > 0 for entry in metrics_of(run_dir, "step")[6:8])
+
+
 def test_another_model_of_the_same_shape_is_refused(
     worlds: Worlds, finished: Path, session_folder: Path, run_dir: Path, tmp_path: Path
 ) -> None:
