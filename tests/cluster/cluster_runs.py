@@ -60,7 +60,7 @@ class Cluster:
     def submit(self, run_file: Path, *arguments: str) -> str:
         """Submit a run; gives its job id."""
         answer = json.loads(self.megatune("submit", run_file, *arguments, "--json").stdout)
-        return str(answer["job_id"])
+        return str(answer["jobs"][0]["job_id"])
 
     def slurm(self, *command: object, check: bool = True) -> str:
         """The standard output of one of Slurm's programs on the login node."""

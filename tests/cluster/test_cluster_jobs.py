@@ -1,0 +1,145 @@
+"""Submitted runs on a real cluster: they train the same numbers, and go on after whatever ends them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from checkpoint_bits import same_weights
+from cluster_runs import Cluster, losses, steps_taken, train_here
+from tiny_runs import metrics_of
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+LONG = {"max_steps": 120}
+
+
+def test_a_job_over_two_nodes_trains_like_one_process(cluster: Cluster):
+    run_file = cluster.run_file()
+
+    job = cluster.submit(run_file)
+    state = cluster.wait_until_ended(job)
+
+    output_dir = run_file.parent / "run"
+    assert state == "COMPLETED", (output_dir / f"logs/job-{job}.log").read_text()
+    run = metrics_of(output_dir, "run")[-1]
+    assert (run["world_size"], run["num_nodes"], run["launcher"]) == (4, 2, "slurm")
+    assert (run["job_id"], run["restart_count"]) == (job, 0)
+    alone = train_here(run_file, "parallel.tp_size=1", "train.gradient_accumulation_steps=4", num_ranks=1)
+    assert losses(output_dir) == pytest.approx(losses(alone), rel=2e-6)
+    assert sorted(path.name for path in (output_dir / "logs").glob("rank-*")) == [
+        f"rank-{rank:05d}.log" for rank in range(4)
+    ]
+
+
+def test_preempted_five_times_a_run_ends_with_the_same_bits(cluster: Cluster):
+    run_file = cluster.run_file(train=LONG, checkpoint={"save_steps": 50})
+    output_dir = run_file.parent / "run"
+
+    job = cluster.submit(run_file)
+    for round_number in range(5):
+        cluster.wait_for_step(output_dir, steps_taken(output_dir) + 3)
+        urgent = ["sbatch", "--parsable", "-p", "urgent", "-N3", "--exclusive", "-t1", "-o", "/dev/null"]
+        preempting = cluster.slurm(*urgent, "--wrap", "sleep 1")
+        cluster.wait(
+            f"restart {round_number + 1}",
+            lambda n=round_number: cluster.field(job, "Restarts") == str(n + 1),
+            timeout_s=120,
+        )
+        cluster.wait_until_ended(preempting)
+    assert cluster.wait_until_ended(job, timeout_s=300) == "COMPLETED"
+
+    here = train_here(run_file)
+    assert losses(output_dir) == losses(here)
+    assert same_weights(output_dir, here)
+    assert metrics_of(output_dir, "run")[-1]["restart_count"] == 5
+    assert len(metrics_of(output_dir, "resume")) == 5
+
+
+def test_a_run_stops_before_the_time_limit_is_queued_again_and_ends(cluster: Cluster):
+    # Slurm's shortest limit is a minute; the run stops 30 s before that.
+    run_file = cluster.run_file(train={"max_steps": 700}, slurm={"time": 1, "signal_delay_s": 30})
+    output_dir = run_file.parent / "run"
+
+    job = cluster.submit(run_file)
+    cluster.wait("the first restart", lambda: cluster.field(job, "Restarts") == "1", timeout_s=150)
+
+    stop = metrics_of(output_dir, "stop")[0]
+    assert stop["exit_code"] == 75
+    assert stop["step"] == metrics_of(output_dir, "save")[-1]["step"], "what was computed was saved"
+    cluster.wait_for_step(output_dir, stop["step"] + 1)
+    assert metrics_of(output_dir, "resume")[0]["step"] == stop["step"]
+
+
+def test_a_power_cut_leads_to_a_restart_without_the_dead_node(cluster: Cluster):
+    run_file = cluster.run_file(train=LONG, checkpoint={"save_steps": 5})
+    output_dir = run_file.parent / "run"
+
+    job = cluster.submit(run_file)
+    cluster.wait_for_step(output_dir, 12)
+    batch_host = cluster.field(job, "BatchHost")
+    dead = next(node for node in nodes_of(cluster, job) if node != batch_host)
+    cluster.lab.crash(dead)
+    try:
+        state = cluster.wait_until_ended(job, timeout_s=240)
+        assert state == "COMPLETED", (output_dir / f"logs/job-{job}.log").read_text()
+        assert metrics_of(output_dir, "resume")[0]["step"] >= 5
+        assert dead not in metrics_of(output_dir, "run")[-1]["hosts"]
+    finally:
+        cluster.lab.boot(dead)
+        cluster.wait("the node's return", lambda: "idle" in cluster.slurm("sinfo", "-hn", dead, "-o", "%T"))
+    assert losses(output_dir) == losses(train_here(run_file))
+
+
+def test_a_cut_cable_leads_to_a_restart_and_the_same_losses(cluster: Cluster):
+    run_file = cluster.run_file(train=LONG, checkpoint={"save_steps": 5})
+    output_dir = run_file.parent / "run"
+
+    job = cluster.submit(run_file)
+    cluster.wait_for_step(output_dir, 12)
+    batch_host = cluster.field(job, "BatchHost")
+    cut = next(node for node in nodes_of(cluster, job) if node != batch_host)
+    cluster.lab.cut_cable(cut)
+    try:
+        state = cluster.wait_until_ended(job, timeout_s=240)
+    finally:
+        cluster.lab.mend_cable(cut)
+    assert state == "COMPLETED", (output_dir / f"logs/job-{job}.log").read_text()
+    assert losses(output_dir) == losses(train_here(run_file))
+
+
+def test_a_cancelled_run_saves_and_is_not_queued_again(cluster: Cluster):
+    run_file = cluster.run_file(train=LONG)
+    output_dir = run_file.parent / "run"
+
+    job = cluster.submit(run_file)
+    cluster.wait_for_step(output_dir, 3)
+    cluster.megatune("cancel", output_dir)
+    cluster.wait_until_ended(job)
+
+    assert metrics_of(output_dir, "save")[-1]["step"] == metrics_of(output_dir, "stop")[-1]["step"] >= 3
+    assert cluster.field(job, "Restarts") == "0"
+    (shown,) = json.loads(cluster.megatune("status", output_dir, "--json").stdout)["runs"]
+    assert shown["step"] == metrics_of(output_dir, "stop")[-1]["step"]
+
+
+def test_an_array_trains_each_of_its_runs_in_a_folder_of_its_own(cluster: Cluster):
+    run_file = cluster.run_file(
+        train={"max_steps": 2},
+        slurm={"nodes": 1, "mem": "3000M", "array_parallelism": 2},
+        parallel={"tp_size": 1},
+    )
+    answer = json.loads(
+        cluster.megatune("submit", run_file, "--sweep", "train.learning_rate=1e-3,2e-3", "--json").stdout
+    )
+
+    cluster.wait("the array's end", lambda: not cluster.slurm("squeue", "-h", "-o", "%i"), timeout_s=240)
+    folders = [run["output_dir"] for run in answer["runs"]]
+    rates = {
+        steps[-1]["learning_rate"] for steps in (metrics_of(cluster.folder / f, "step") for f in folders)
+    }
+    assert len(folders) == len(rates) == 2
+
+
+def nodes_of(cluster: Cluster, job: str) -> list[str]:
+    """The nodes a job runs on."""
+    return cluster.slurm("scontrol", "show", "hostnames", cluster.field(job, "NodeList")).split()
