@@ -219,8 +219,9 @@ def _pictures(
 ) -> list[Table | Text]:
     model, ledger = question.work.model, chosen.ledger
     layout, ahead = chosen.layout, answer["forecast"]
+    tokens = layout.global_sequences * question.work.seq
     head = [
-        f"model: {format_count(model.num_params)} parameters, {question.tokens_per_step} tokens a step on "
+        f"model: {format_count(model.num_params)} parameters, {tokens} tokens a step on "
         f"{question.num_devices} x {answer['devices']['name']}",
         f"layout: {layout}",
         "run file: " + " ".join(_as_overrides(layout)),
@@ -259,7 +260,7 @@ def _pictures(
             else []
         ),
         render_table(front, title="memory against speed: no other layout beats these in both"),
-        *map(Text, answer["reasons"]),
+        *map(Text, (*answer["notes"], *answer["reasons"])),
         render_table(
             rejected[:_SHOWN], title=f"rejected: {len(rejected)}, of which {_SHOWN} here (--json has all)"
         ),

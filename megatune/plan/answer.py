@@ -27,10 +27,29 @@ def plan_answer(question: Question, chosen: Assessment, found: Found, ahead: For
         "time": time_values(chosen),
         "forecast": asdict(ahead),
         "fits": chosen.ledger.fits,
+        "notes": notes(question, chosen),
         "reasons": reasons(chosen, found),
         "rejected": [{"layout": one.layout, "reason": one.reason} for one in found.rejected],
         "pareto": [_point(judged) for judged in pareto_front(found.fitting)],
     }
+
+
+def notes(question: Question, chosen: Assessment) -> list[str]:
+    """What else the reader must know of this layout."""
+    layout, model = chosen.layout, question.work.model
+    found = []
+    if layout.zero_stage != 3:
+        found.append(f"ZeRO stage {layout.zero_stage} is judged only: this version trains under stage 3.")
+    if layout.global_sequences != question.global_sequences:
+        found.append(
+            f"this layout takes {layout.global_sequences} sequences a step, the run file {question.global_sequences}."
+        )
+    positions = model.shape.max_positions
+    if positions is not None and question.work.seq > positions:
+        found.append(f"data.max_seq_length {question.work.seq} is beyond the model's {positions} positions.")
+    if model.family is None:
+        found.append(f"'{model.shape.model_type}' has no tensor-parallel plan: it trains with tp_size 1.")
+    return found
 
 
 def flops_per_token(question: Question) -> dict[str, float]:

@@ -29,10 +29,6 @@ class Question:
     links: Links | None = None
     """What the doctor measured there."""
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.global_sequences * self.work.seq
-
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
@@ -67,12 +63,13 @@ def assess(question: Question, layout: Layout) -> Assessment:
         )
     assert question.accelerator is not None, "there are no times without a device"
     flops = layout_flops(question, layout)
+    tokens = layout.global_sequences * question.work.seq
     possible = phases.total_s * question.accelerator.peak_bf16_flops * question.num_devices
     return Assessment(
         layout=layout,
         ledger=ledger,
         phases=phases,
-        tokens_per_second_per_device=question.tokens_per_step / phases.total_s / question.num_devices,
+        tokens_per_second_per_device=tokens / phases.total_s / question.num_devices,
         mfu=flops.model / possible,
         mfu_causal=flops.model_causal / possible,
         hfu=flops.hardware / possible,
@@ -87,9 +84,9 @@ def layout_flops(question: Question, layout: Layout) -> StepFlops:
         num_head_params=model.num_head_params,
         num_layers=model.shape.num_layers,
         attention_width=model.shape.attention_width,
-        tokens=question.tokens_per_step,
-        target_tokens=question.tokens_per_step,
-        squared_lengths=question.global_sequences * question.work.seq**2,
+        tokens=layout.global_sequences * question.work.seq,
+        target_tokens=layout.global_sequences * question.work.seq,
+        squared_lengths=layout.global_sequences * question.work.seq**2,
         gradient_checkpointing=layout.gradient_checkpointing,
     )
 

@@ -1,12 +1,13 @@
 """The search keeps the global batch, takes the fastest layout, and says why not each other one."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from plan_questions import GPT2_XL, LLAMA_70B, layout, machine, question, run_of
 
 from megatune.errors import PlanError
-from megatune.plan.answer import plan_answer
+from megatune.plan.answer import notes, plan_answer
 from megatune.plan.assess import assess
 from megatune.plan.forecast import forecast
 from megatune.plan.hardware import ACCELERATORS, accelerator_named
@@ -196,6 +197,30 @@ def test_the_answer_holds_what_programs_read() -> None:
     assert flops["model_causal"] < flops["model"] < flops["hardware_with_checkpointing"]
     rate = answer["time"]["tokens_per_second_per_device"]
     assert answer["time"]["mfu"] == pytest.approx(rate * flops["model"] / 312e12)
+
+
+def test_the_rates_are_those_of_the_layouts_own_batch() -> None:
+    asked = question()
+    once, twice = assess(asked, layout()), assess(asked, layout(accumulation=16))
+    assert once.step_s and twice.step_s and once.mfu and twice.mfu
+    assert twice.step_s == pytest.approx(2 * once.step_s, rel=0.05)
+    assert twice.mfu == pytest.approx(once.mfu, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "word"),
+    [
+        (GPT2_XL, {"zero_stage": 1}, "trains under stage 3"),
+        (GPT2_XL, {"accumulation": 16}, "takes 128 sequences a step, the run file 64"),
+        ({**GPT2_XL, "n_positions": 512}, {}, "beyond the model's 512 positions"),
+        ({**LLAMA_70B, "model_type": "granite"}, {}, "tp_size 1"),
+    ],
+)
+def test_what_the_reader_must_know_is_noted(config: Any, changes: Any, word: str) -> None:
+    asked = question(config)
+    (note,) = notes(asked, assess(asked, layout(**changes)))
+    assert word in note
+    assert notes(question(), assess(question(), layout())) == []
 
 
 def test_ten_thousand_devices_are_searched() -> None:
