@@ -10,7 +10,7 @@ from rich.text import Text
 
 from megatune.cli.measured_links import links_for
 from megatune.config import BatchShape, Run, load_run
-from megatune.errors import ConfigError, ModelError, PlanError
+from megatune.errors import ModelError, PlanError
 from megatune.files import write_text_atomic
 from megatune.launch.devices import count_cpus, count_gpus, host_memory_bytes
 from megatune.launch.run_folder import RunFolder
@@ -21,12 +21,12 @@ from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.plan.forecast import forecast
 from megatune.plan.hardware import ACCELERATORS, Accelerator, accelerator_named
 from megatune.plan.layout import Layout
+from megatune.plan.layout_text import parse_layout
 from megatune.plan.question import Machine, is_given_in_full, layout_of, make_question
 from megatune.plan.search import Found, pareto_front, refuse_all, refuse_too_big, search
 from megatune.report.tables import render_table, show, to_json
 from megatune.units import format_bytes, format_count, format_duration, format_ratio
 
-_LAYOUT_KEYS = ("tp", "dp", "micro_batch", "accumulation", "gradient_checkpointing", "offload", "zero_stage")
 _SHOWN = 10
 """Rows of the Pareto table and of the rejected layouts that people see; --json has all."""
 
@@ -68,57 +68,6 @@ def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None
         raise refuse_too_big(chosen, found)
     if options.write:
         _write(run, chosen.layout, answer)
-
-
-def parse_layout(text: str, num_devices: int) -> Layout:
-    """The layout of `--layout tp=8,dp=32,micro_batch=1,...`; what is not given has its plainest value.
-
-    Raises ConfigError with every problem.
-
-    >>> parse_layout("tp=2,micro_batch=4", 8).data_parallel
-    4
-    """
-    problems, given = [], {}
-    for part in text.split(","):
-        key, equals, value = part.strip().partition("=")
-        if key not in _LAYOUT_KEYS or not equals:
-            problems.append(
-                f"--layout: '{part.strip()}' is not KEY=VALUE with one of {', '.join(_LAYOUT_KEYS)}."
-            )
-        else:
-            given[key] = value.strip()
-    numbers = {}
-    for key in ("tp", "dp", "micro_batch", "accumulation", "zero_stage"):
-        if key in given:
-            number = given[key]
-            if not number.isdigit() or (int(number) < 1 and key != "zero_stage"):
-                problems.append(f"--layout: {key} = {number} is not a whole number from 1.")
-            else:
-                numbers[key] = int(number)
-    offload, checkpointing = given.get("offload", "none"), given.get("gradient_checkpointing", "false")
-    if offload not in ("none", "optimizer", "all"):
-        problems.append(f"--layout: offload = {offload}; use none, optimizer or all.")
-    if checkpointing not in ("true", "false"):
-        problems.append(f"--layout: gradient_checkpointing = {checkpointing}; use true or false.")
-    if numbers.get("zero_stage", 3) > 3:
-        problems.append("--layout: zero_stage is 0, 1, 2 or 3.")
-    degree = numbers.get("tp", 1)
-    data = numbers.get("dp", max(1, num_devices // degree))
-    if not problems and degree * data != num_devices:
-        problems.append(
-            f"--layout: tp {degree} x dp {data} = {degree * data}, but there are {num_devices} devices."
-        )
-    if problems:
-        raise ConfigError(problems, source="megatune plan")
-    return Layout(
-        tensor_parallel=degree,
-        data_parallel=data,
-        micro_batch=numbers.get("micro_batch", 1),
-        accumulation=numbers.get("accumulation", 1),
-        gradient_checkpointing=checkpointing == "true",
-        offload=offload,  # type: ignore[arg-type]
-        zero_stage=numbers.get("zero_stage", 3),
-    )
 
 
 def _asked_layout(run: Run, options: PlanOptions, question: Question) -> Layout | None:

@@ -3,7 +3,7 @@
 Read in this order:
 - `shape`, `blocks`, `weights`: the model, tensor by tensor; `families`, `shards`: who holds what under
   tensor parallelism
-- `layout`: what is chosen; `states`, `buckets`, `activations`, then `ledger`: the memory of one choice
+- `layout`, `layout_text`: what is chosen; `states`, `buckets`, `activations`, then `ledger`: the memory of one choice
 - `hardware`, `speeds`, `network`, `practice`, `work`, then `step_time`: its time; `links`: measured networks
 - `question` (from a run file), `assess` (one layout), `search` (all of them), `forecast` (the whole run),
   `answer` (as JSON)
