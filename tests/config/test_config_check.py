@@ -70,6 +70,7 @@ def test_a_rule_between_sections_is_named_with_both_sides_and_the_fix(refusal, m
         ["deepspeed=run.yaml"],
         ["slurm={nodes: 4, gpus_per_node: 8}"],
         ["launch.nodes=4", "slurm.nodes=4"],
+        ["launch.nproc_per_node=4", "slurm.gpus_per_node=0"],
     ],
 )
 def test_what_makes_sense_together_is_accepted(load, minimal, overrides):

@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from megatune.config.fields import SlurmTime
 from megatune.errors import ConfigError
 from megatune.launch.slurm.text import time_limit_s
 from megatune.report.metrics import read_metrics
@@ -12,6 +15,7 @@ from megatune.report.standing import Standing, standing
 START_UP_S = 120
 """Taken off each job of a chain: loading libraries, model and checkpoint, before the first step."""
 _MAX_JOBS = 100
+_TIME = TypeAdapter(SlurmTime)  # the forms of Slurm's time limits, for the ETA too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +75,9 @@ def eta_of(text: str | None, known: Standing) -> float | None:
     """Seconds that the run still needs: as the user says, else by its earlier steps. Raises ConfigError."""
     if text is None:
         return known.eta_s
-    # The same forms as Slurm's time limits.
     try:
-        return float(time_limit_s(text))
-    except ValueError:
+        return float(time_limit_s(_TIME.validate_python(text)))
+    except ValidationError:
         raise ConfigError(
             [f"--eta is {text!r}; it must be HH:MM:SS, D-HH:MM:SS, or minutes."], source="--eta"
         ) from None

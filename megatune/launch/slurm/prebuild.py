@@ -7,6 +7,8 @@ from megatune.errors import LaunchError, MegatuneError
 from megatune.launch.extensions import ensure_built, extension_folder
 from megatune.launch.ranks import extension_folder_override
 
+_ROOT = 0
+
 
 def prebuild(ops: list[str]) -> None:
     """Build `ops` where the ranks of this node will look for them. Raises LaunchError when that fails.
@@ -14,8 +16,9 @@ def prebuild(ops: list[str]) -> None:
     Refuses a folder of another user: on a disk that all users share, its files could be anybody's.
     """
     base = extension_folder_override()
-    if base is not None and base.exists() and base.stat().st_uid != os.getuid():
-        raise LaunchError(f"{base} belongs to another user. Set another scratch in the site profile.")
+    for folder in () if base is None else (base, base.parent):
+        if folder.exists() and folder.stat().st_uid not in (os.getuid(), _ROOT):
+            raise LaunchError(f"{folder} belongs to another user. Set another scratch in the site profile.")
     ensure_built([sys.executable, "-m", "megatune.engine.build_ops", *ops], extension_folder(base))
 
 

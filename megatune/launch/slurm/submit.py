@@ -65,7 +65,8 @@ def refuse_active(folders: Sequence[Path], call: Call) -> None:
     """Raise ConfigError when one of the runs has a job in the queue: two would write into one folder."""
     problems = [
         f"{folder} has job {', '.join(job.job_id for job in jobs)} in the queue already. Wait for it, end it with "
-        f"`megatune cancel {shlex.quote(str(folder))}`, add jobs behind it with --chain, or choose another train.output_dir."
+        f"`megatune cancel {shlex.quote(str(folder))}`, add jobs behind it with --chain, or choose another "
+        "train.output_dir."
         for folder in folders
         if (jobs := active_jobs(folder, call))
     ]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from fake_node import FakeNode
 from job_cases import array_of, request_of
+
 from megatune.launch.slurm.history import jobs_of
 from megatune.launch.slurm.request import JobRequest
 from megatune.launch.slurm.script import render_script

@@ -3,9 +3,9 @@
 import subprocess
 
 import pytest
-
 from golden_cases import CASES, GOLDEN, script_of
 from job_cases import request_of
+
 from megatune.launch.slurm.lint import lint_script
 from megatune.launch.slurm.script import directives
 
