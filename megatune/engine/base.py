@@ -41,8 +41,11 @@ class Engine(Protocol):
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Add the gradient of `loss`, summed over data-parallel ranks. `is_last`: of the step's batches."""
 
-    def step(self, learning_rate: float) -> StepOutcome:
-        """Clip, update the weights and clear the gradients."""
+    def step(self, learning_rate: float, *, leave_out: bool = False) -> StepOutcome:
+        """Clip, update the weights and clear the gradients; with `leave_out` only clear them.
+
+        All ranks must say the same.
+        """
 
     def evaluating(self) -> AbstractContextManager[None]:
         """No dropout and no gradients inside."""

@@ -52,7 +52,10 @@ class PlainEngine:
             master.grad = gradient if master.grad is None else master.grad + gradient
             parameter.grad = None
 
-    def step(self, learning_rate: float) -> StepOutcome:
+    def step(self, learning_rate: float, *, leave_out: bool = False) -> StepOutcome:
+        if leave_out:
+            self._optimizer.zero_grad()
+            return StepOutcome(grad_norm=None, skipped=True)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         max_norm = self._train.max_grad_norm or float("inf")

@@ -1,7 +1,7 @@
 """The DeepSpeed engine: ZeRO-3 partitions over the data-parallel ranks of tensor-parallel shares."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -107,14 +107,32 @@ class ZeroEngine:
         if not is_last:
             self._engine.step()  # counts the micro-batch, changes nothing
 
-    def step(self, learning_rate: float) -> StepOutcome:
+    def step(self, learning_rate: float, *, leave_out: bool = False) -> StepOutcome:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         skipped_before = self._engine.skipped_steps
-        self._engine.step()
+        with self._overflowing() if leave_out else nullcontext():
+            self._engine.step()
         skipped = self._engine.skipped_steps > skipped_before
         norm = self._engine.get_global_grad_norm()
         return StepOutcome(grad_norm=None if skipped or norm is None else float(norm), skipped=skipped)
+
+    @contextmanager
+    def _overflowing(self) -> Iterator[None]:
+        """Have DeepSpeed take the gradients for overflowed, which it clears without touching anything else."""
+        optimizer = self._engine.optimizer
+        check = optimizer._overflow_check_and_loss_scale_update
+
+        def find_overflow(*args: Any, **kwargs: Any) -> bool:
+            check(*args, **kwargs)
+            optimizer.overflow = True
+            return True
+
+        optimizer._overflow_check_and_loss_scale_update = find_overflow
+        try:
+            yield
+        finally:
+            del optimizer._overflow_check_and_loss_scale_update
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from megatune.errors import LaunchError
+from megatune.launch.local_hangs import HangRule, LocalHangs
 from megatune.launch.local_ranks import RanksHere, exit_of, start_ranks
 from megatune.launch.ports import LOOPBACK, reserve_port
 from megatune.launch.processes import RankProcess
@@ -30,6 +31,7 @@ def run_ranks(
     extra_env: Mapping[str, str] | None = None,
     echo_rank: int | None = 0,
     first_port: int | None = None,
+    hang_rule: HangRule | None = None,
 ) -> RanksResult:
     """Run `command` as `num_ranks` ranks of one job on this machine until all have ended.
 
@@ -38,6 +40,7 @@ def run_ranks(
     are killed after `grace_s` seconds. The first SIGINT, SIGTERM or SIGUSR2 (SIGHUP counts as
     SIGTERM) is passed on to the ranks, which save and stop; the second kills them. After
     `timeout_s` seconds the job is ended as failed. `first_port`: try MASTER_PORT upwards from here.
+    `hang_rule`: end the ranks when one of those that write beats shows no progress.
 
     Call it from the main thread. Raises LaunchError when the ranks cannot be started.
     """
@@ -62,7 +65,7 @@ def run_ranks(
                 extra_env=extra_env or {},
                 echo_rank=echo_rank,
             )
-            return _run(ranks, Watch(grace_s=grace_s, timeout_s=timeout_s))
+            return _run(ranks, Watch(grace_s=grace_s, timeout_s=timeout_s), hang_rule)
 
     return with_another_port(run_once)
 
@@ -88,17 +91,21 @@ def make_log_dir(log_dir: Path) -> None:
         raise LaunchError(f"cannot make the log folder {log_dir}: {error.strerror}") from error
 
 
-def _run(ranks: RanksHere, watch: Watch[RankProcess]) -> RanksResult:
+def _run(ranks: RanksHere, watch: Watch[RankProcess], hang_rule: HangRule | None) -> RanksResult:
+    hangs = LocalHangs(hang_rule, watch, ranks.num_ranks) if hang_rule else None
+    if hangs is not None:
+        watch.on_tick = hangs.look
     with watch.signals_noted():
         try:
             start_ranks(ranks, watch, _screens)
             watch.run()
         finally:
             watch.close()
+    if hangs is not None and hangs.found is not None:
+        return hangs.result()
     if watch.gave_up is not None:
-        return RanksResult(
-            exit_code=1, failed_rank=None, failure_text=f"{watch.gave_up}. Logs: {ranks.log_dir}"
-        )
+        text = f"{watch.gave_up}. Logs: {ranks.log_dir}"
+        return RanksResult(exit_code=1, failed_rank=None, failure_text=text, stop_asked=True)
     return judge(
         [exit_of(rank) for rank in watch.ended],
         num_ranks=ranks.world_size,

@@ -64,6 +64,16 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def heartbeats(self) -> Path:
+        """Where each rank is, one file a rank: see `heartbeat.py`."""
+        return self.path / "heartbeats"
+
+    @property
+    def crash(self) -> Path:
+        """One folder for each hang, with what was known about it."""
+        return self.path / "crash"
+
+    @property
     def job_script(self) -> Path:
         """The script that sbatch was given."""
         return self.path / "job.sbatch"

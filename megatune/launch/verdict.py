@@ -28,13 +28,16 @@ class RanksResult:
 
     `failure_text` is for the user, and empty when nothing failed or when the failure's message
     has been echoed to the terminal already. `port_taken`: the MASTER_PORT that was in use, so that no
-    rank trained.
+    rank trained. `hung`: the ranks were ended because one of them showed no progress. `stop_asked`: the
+    user had asked the job to stop, or its time was over.
     """
 
     exit_code: int
     failed_rank: int | None
     failure_text: str
     port_taken: int | None = None
+    hung: bool = False
+    stop_asked: bool = False
 
 
 def judge(
@@ -62,7 +65,11 @@ def judge(
         text += f"\n{tail}"
     taken = any(rank_logs.port_was_taken(rank_logs.failure_tail(ended.output), port) for ended in exits)
     return RanksResult(
-        exit_code=1, failed_rank=culprit.rank, failure_text=text, port_taken=port if taken else None
+        exit_code=1,
+        failed_rank=culprit.rank,
+        failure_text=text,
+        port_taken=port if taken else None,
+        stop_asked=stop_signal is not None,
     )
 
 

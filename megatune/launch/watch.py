@@ -69,7 +69,7 @@ class Watch(Generic[AnyMember]):
 
     When a member fails the others are told to end and are killed after `grace_s` seconds. The first
     stop signal is passed on, a second one kills. After `timeout_s` seconds the job is given up.
-    `on_end` is told each member that was seen to end, once.
+    `on_end` is told each member that was seen to end, once; `on_tick` is called ten times a second.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Watch(Generic[AnyMember]):
         grace_s: float,
         timeout_s: float | None = None,
         on_end: Callable[[AnyMember], None] = lambda _: None,
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.members: list[AnyMember] = []
         self.ended: list[AnyMember] = []
@@ -87,6 +88,7 @@ class Watch(Generic[AnyMember]):
         self.gave_up: str | None = None
         """Why the members were killed, when not because one of them failed."""
         self._grace_s, self._timeout_s, self._on_end = grace_s, timeout_s, on_end
+        self.on_tick = on_tick
         self._streams = selectors.DefaultSelector()
         self._signals: list[int] = []  # that arrived and are not acted on yet
         self._stopped_at = 0.0
@@ -110,6 +112,7 @@ class Watch(Generic[AnyMember]):
             self._note_ended()
             self._pass_signals_on()
             self._end_after_failure()
+            self.on_tick()
 
     def close(self) -> None:
         """Kill whatever is left of the members and what they started, and read what is still in the pipes."""

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, Self
 
 from megatune.errors import MegatuneError
 from megatune.files import write_text_atomic
-from megatune.report.records import Record, to_line
+from megatune.report.records import LostRecord, Record, to_line
 
 _SYNC_EVERY_S = 5.0
 _CURVE_EVENTS = ("step", "eval", "save")
@@ -42,22 +42,23 @@ class MetricsWriter:
             os.ftruncate(self._file, size)  # half a line would spoil the next one
             raise OSError(error.errno, f"cannot write: {error.strerror}", str(self.path)) from error
 
-    def cut_back(self, step: int, *, keep_evaluation: bool = True) -> None:
+    def cut_back(self, step: int, *, keep_evaluation: bool = True) -> LostRecord | None:
         """Take away all steps, evaluations and saves after `step`, so that curves never double back.
 
-        The lines about starts, resumes and stops stay: they happened. The file is replaced in one
+        The lines about starts, resumes, faults and stops stay: they happened. The file is replaced in one
         stroke. `keep_evaluation` False takes away evaluations at `step` itself, too: they will be made again.
+        Returns what was lost by it, to be written; None when no step of a run that goes on was.
         """
-        kept = [
-            entry
-            for entry in read_metrics(self.path)
-            if not _is_beyond(entry, step)
-            and (keep_evaluation or (entry["event"], entry.get("step")) != ("eval", step))
-        ]
+        kept: list[dict[str, Any]] = []
+        gone: list[dict[str, Any]] = []
+        for entry in read_metrics(self.path):
+            is_again = not keep_evaluation and (entry["event"], entry.get("step")) == ("eval", step)
+            (gone if is_again or _is_beyond(entry, step) else kept).append(entry)
         lines = (json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n" for entry in kept)
         write_text_atomic(self.path, "".join(lines))
         os.close(self._file)
         self._file = _open_after_last_line(self.path)
+        return _lost(gone, step) if gone and step >= 0 else None
 
     def close(self) -> None:
         """Make everything durable and give up the file."""
@@ -109,6 +110,16 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _lost(gone: list[dict[str, Any]], step: int) -> LostRecord:
+    seconds = (entry.get("step_seconds", entry.get("seconds")) or 0.0 for entry in gone)
+    return LostRecord(
+        step=step,
+        steps=sum(entry["event"] == "step" for entry in gone),
+        seconds=sum(seconds),
+        until=gone[-1].get("time"),
+    )
 
 
 def _is_beyond(entry: dict[str, Any], step: int) -> bool:

@@ -39,6 +39,10 @@ class RunRecord:
     """The Slurm job, as squeue takes it; None outside one."""
     restart_count: int | None = None
     """How often Slurm has queued the job again: 0 in its first run, None outside a job."""
+    startup_seconds: float | None = None
+    """From the first rank's first line of training code to the start of loading; imports are not in it."""
+    load_seconds: float | None = None
+    """To build model and engine and to load the pretrained weights."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Anything else worth keeping: asserted backends, formula names, versions."""
 
@@ -130,6 +134,39 @@ class SaveFailedRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaultRecord:
+    """Something was wrong with a step, and what was done about it. It stays when training goes back."""
+
+    event: ClassVar[str] = "fault"
+    step: int
+    kind: str
+    """`nonfinite`, `spike` or `straggler`."""
+    remedy: str
+    """`warn`, `skip`, `rollback` or `stop`."""
+    reason: str
+    back_to_step: int | None = None
+    """The step that training went on after, when it went back."""
+    skipped_sequences: int = 0
+    """Sequences that are not trained on in this pass because of it."""
+    rank: int | None = None
+    host: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostRecord:
+    """Work after `step` that was done and is done again, or left out: its own lines were taken away."""
+
+    event: ClassVar[str] = "lost"
+    step: int
+    """Training goes on after this one."""
+    steps: int
+    seconds: float
+    """Time of the steps, evaluations and saves that are lost."""
+    until: str | None = None
+    """When the last of them ended, as `time` has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StopRecord:
     """The end of one start: why, and with which exit code."""
 
@@ -141,7 +178,17 @@ class StopRecord:
     peak_memory_bytes_by_rank: tuple[int | None, ...] = ()
 
 
-Record = RunRecord | StepRecord | EvalRecord | SaveRecord | SaveFailedRecord | ResumeRecord | StopRecord
+Record = (
+    RunRecord
+    | StepRecord
+    | EvalRecord
+    | SaveRecord
+    | SaveFailedRecord
+    | ResumeRecord
+    | FaultRecord
+    | LostRecord
+    | StopRecord
+)
 
 
 def to_object(record: Record, now: datetime | None = None) -> dict[str, Any]:

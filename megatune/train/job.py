@@ -13,8 +13,11 @@ from megatune.launch.devices import count_cpus, count_gpus
 from megatune.launch.extensions import ensure_built, extension_folder, needed_ops
 from megatune.launch.launchers import start_command
 from megatune.launch.local import run_ranks
+from megatune.launch.local_hangs import HangRule
+from megatune.launch.progress import run_with_restarts
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
+from megatune.launch.verdict import RanksResult
 from megatune.model.source import stored_dtype
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.plan.families import find_family
@@ -34,12 +37,20 @@ def train_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
         return ssh_job(loaded, arguments)
     folder = RunFolder(run.train.output_dir)
     num_ranks, _ = check_and_prepare(run, folder)
-    result = run_ranks(
-        [sys.executable, "-m", "megatune", "train", *arguments],
-        num_ranks=num_ranks,
-        log_dir=folder.logs,
-        extra_env=extension_environment(ready_ops(run)),
-    )
+    limit_s = run.health.hang_timeout_s
+    extra_env = extension_environment(ready_ops(run))
+
+    def run_once(restarts: int) -> RanksResult:
+        go_on = ["checkpoint.resume=auto"] if restarts else []
+        return run_ranks(
+            [sys.executable, "-m", "megatune", "train", *arguments, *go_on],
+            num_ranks=num_ranks,
+            log_dir=folder.logs,
+            extra_env=extra_env,
+            hang_rule=HangRule(folder=folder, limit_s=limit_s) if limit_s else None,
+        )
+
+    result = run_with_restarts(run_once, max_restarts=run.launch.max_restarts, checkpoints=folder.checkpoints)
     if result.failure_text:
         print(result.failure_text, file=sys.stderr)
     return result.exit_code

@@ -1,5 +1,7 @@
 """What one rank does: join, build the engine, open the data, train."""
 
+import time
+
 from megatune.checkpoint.export import replace_export
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
 from megatune.config.slurm import SlurmSection
@@ -10,6 +12,7 @@ from megatune.engine.world import World, check_degrees
 from megatune.engine.zero import ZeroEngine
 from megatune.evaluate.packing_check import refuse_leaking_packing
 from megatune.launch.environment import environment_report
+from megatune.launch.heartbeat import Heart
 from megatune.launch.rank_info import RankInfo
 from megatune.launch.ranks import own_slurm_job
 from megatune.launch.run_folder import RunFolder
@@ -19,6 +22,7 @@ from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.report.metrics import read_metrics
 from megatune.report.records import RunRecord
 from megatune.report.tables import to_json
+from megatune.train.beating import beating
 from megatune.train.inputs import Inputs, open_model, prepare_inputs, prepared_folders
 from megatune.train.launched import prepare_launched_rank
 from megatune.train.loop import DONE, TrainingLoop, total_steps
@@ -30,7 +34,7 @@ from megatune.train.stopping import Stopping, StopRequest
 
 def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
     """Run this rank of a training job to its end. Returns the exit code. Collective: every rank calls it."""
-    run = loaded.run
+    run, started = loaded.run, time.monotonic()
     quiet_libraries()
     stop = StopRequest()
     restore = stop.listen()
@@ -47,7 +51,9 @@ def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
         world = join(rank, tensor_parallel=run.parallel.tp_size, timeout_s=run.launch.timeout_s)
         inputs = _share_inputs(run, prepared, world)
         place = find_place(rank, own_slurm_job(), world)
-        code = _train(run, batch, ds_config, inputs, folder, world, place, stop)
+        with beating(run, rank, folder) as heart:
+            startup = time.monotonic() - started
+            code = _train(run, batch, ds_config, inputs, folder, world, place, stop, heart, startup)
     finally:
         restore()
     # Not after an error: leaving waits for the others, who may wait for this rank. The launcher ends them.
@@ -75,13 +81,17 @@ def _train(
     world: World,
     place: Place,
     stop: StopRequest,
+    heart: Heart,
+    startup_seconds: float,
 ) -> int:
     seed_everything(run.train.seed, world)
+    load_started = time.monotonic()
     engine = ZeroEngine(run, inputs.source, world, ds_config)
     steps = total_steps(run, inputs.train.num_rows, batch.global_sequences)
     reporter = Reporter(run, folder, steps, world)
     try:
-        _describe(run, batch, engine, inputs, steps, reporter, place)
+        times = startup_seconds, time.monotonic() - load_started
+        _describe(run, batch, engine, inputs, steps, reporter, place, times)
         if run.data.packing:
             measure = refuse_leaking_packing(engine)
             reporter.note(
@@ -105,9 +115,11 @@ def _train(
             reporter=reporter,
             meter=meter,
             stopping=_stopping(run, stop, place, reporter, world),
+            heart=heart,
         )
         code = loop.run()
         if code == DONE and run.checkpoint.export_at_end:
+            heart.beat("export")
             _export(run, loop, folder, reporter, world)
     finally:
         reporter.close()
@@ -141,6 +153,7 @@ def _describe(
     steps: int,
     reporter: Reporter,
     place: Place,
+    times: tuple[float, float],
 ) -> None:
     world = engine.world
     reporter.write(
@@ -161,6 +174,8 @@ def _describe(
             hosts=place.hosts,
             job_id=place.job.job_id if place.job else None,
             restart_count=place.job.restart_count if place.job else None,
+            startup_seconds=times[0],
+            load_seconds=times[1],
             details={
                 "engine": engine.description,
                 "attention": engine.built.model.config._attn_implementation,

@@ -45,7 +45,12 @@ class Reporter:
 
         `keep_evaluation`: whether an evaluation at `step` itself stays.
         """
-        self._world.first_rank(lambda: self.metrics.cut_back(step, keep_evaluation=keep_evaluation))
+        self._world.first_rank(lambda: self._cut_back(step, keep_evaluation))
+
+    def _cut_back(self, step: int, keep_evaluation: bool) -> None:
+        lost = self.metrics.cut_back(step, keep_evaluation=keep_evaluation)
+        if lost is not None:
+            self._write(lost)
 
     def write(self, record: Record) -> None:
         """Keep one record and show it. Collective."""

@@ -25,6 +25,15 @@ class TrainingState:
     """The held-out loss there."""
     skipped_steps: int = 0
     tokens: int = 0
+    recent_losses: tuple[float, ...] = ()
+    """What a spike is told by: see `train/health.py`."""
+    bad_steps_in_a_row: int = 0
+    """Steps left out by `health` at the end of those done."""
+    rollbacks: int = 0
+
+    def epoch(self, num_rows: int) -> float:
+        """Passes over data of `num_rows` rows, as a fraction."""
+        return self.position.epoch + self.position.cursor / num_rows
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -34,7 +43,8 @@ class TrainingState:
         """`limit`: the patience of the present run file, which may differ from the saved one."""
         position = Position(**stored["position"])  # type: ignore[arg-type]
         patience = replace(Patience(**stored["patience"]), limit=limit)  # type: ignore[arg-type]
-        return cls(**{**stored, "position": position, "patience": patience})  # type: ignore[arg-type]
+        losses = tuple(stored.get("recent_losses", ()))  # type: ignore[arg-type,var-annotated]
+        return cls(**{**stored, "position": position, "patience": patience, "recent_losses": losses})  # type: ignore[arg-type]
 
     def within(self, num_rows: int) -> "TrainingState":
         """The state for data of `num_rows` rows: a cursor beyond them begins the next epoch."""

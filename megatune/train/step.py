@@ -1,6 +1,6 @@
 """One optimizer step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,8 @@ class StepResult:
     """Some rank was asked to stop; all ranks see it after the same step."""
     peak_memory_bytes: list[int]
     """Each rank's, in rank order."""
+    left_out: bool = False
+    """`is_refused` said so: the weights are as before."""
 
 
 def train_step(
@@ -32,12 +34,15 @@ def train_step(
     *,
     stop_asked: bool,
     peak_memory_bytes: int,
+    is_refused: Callable[[float], bool] | None = None,
+    beat: Callable[[str], None] = lambda _: None,
 ) -> StepResult:
     """One optimizer step on this rank's micro-batches. Collective: every rank calls it.
 
     The loss is the mean over all target tokens of the step on all ranks, so it does not depend on
     how tokens fall into micro-batches, ranks or packed rows. `engine.backward` adds gradients over
-    micro-batches and ranks.
+    micro-batches and ranks. `is_refused` tells from the loss whether to leave the step out; it costs a
+    small collective, and must answer the same on all ranks. `beat` is told what begins.
     """
     world = engine.world
     counts = torch.tensor([b.num_targets for b in batches], dtype=torch.float64, device=world.device).sum()
@@ -45,20 +50,25 @@ def train_step(
     divisor = num_targets.clamp(min=1).float()
     loss = torch.zeros((), device=world.device)
     for index, batch in enumerate(batches):
+        beat("forward and backward")
         part = engine.loss(batch) / divisor
         engine.backward(part, is_last=index == len(batches) - 1)
         loss += part.detach()
-    outcome = engine.step(learning_rate)
+    beat("optimizer step")
+    agreed = world.sum_over_all(loss.double()).item() / world.tensor_parallel if is_refused else None
+    left_out = is_refused is not None and agreed is not None and is_refused(agreed)
+    outcome = engine.step(learning_rate, leave_out=left_out)
     own = (loss, sum(b.num_tokens for b in batches), sum(b.sum_squared_lengths for b in batches))
     totals = _sum_over_all(engine, own, stop_asked, peak_memory_bytes)
     return StepResult(
-        loss=totals[0] / world.tensor_parallel,
+        loss=totals[0] / world.tensor_parallel if agreed is None else agreed,
         target_tokens=round(num_targets.item()),
         tokens=round(totals[1] / world.tensor_parallel),
         squared_lengths=round(totals[2] / world.tensor_parallel),
         outcome=outcome,
         stop_asked=totals[3] > 0,
         peak_memory_bytes=[round(value) for value in totals[4:]],
+        left_out=left_out,
     )
 
 

@@ -40,7 +40,7 @@ def test_every_problem_is_reported_at_once_with_line_found_allowed_and_fix(refus
         "train has no key 'tp_size' (line 13). Did you mean parallel.tp_size?",
         "parallel.offload is cpu (line 14); it must be none, optimizer, all, or nvme:/absolute/path.",
         "launch is 4 (line 15); it must be a section with the keys forward_env, hostfile, launcher, "
-        "nodes, nproc_per_node, timeout_s.",
+        "max_restarts, nodes, nproc_per_node, timeout_s.",
         "slurm.account is 17 (line 16); it must be text. Put it in quotes.",
         "slurm.nodes is 0 (line 16); it must be a whole number from 1 to 2147483647.",
         "report_to[0] is tensorbord (line 17); it must be tensorboard. Did you mean tensorboard?",

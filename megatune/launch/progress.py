@@ -1,0 +1,46 @@
+"""Whether a start of a run has saved anything new, and what follows: to start the ranks again, or not."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from megatune.launch.processes import GOOD_ENDS
+from megatune.launch.verdict import RanksResult
+
+_WHOLE = "manifest.json"  # written last into a checkpoint folder
+_USER_ERROR = 2
+
+
+def newest_saved_step(checkpoints: Path) -> int:
+    """The step of the newest whole checkpoint; -1 without any."""
+    folders = (path.parent.name for path in checkpoints.glob(f"step-????????/{_WHOLE}"))
+    return max((int(name.removeprefix("step-")) for name in folders), default=-1)
+
+
+def run_with_restarts(
+    run_once: Callable[[int], RanksResult], *, max_restarts: int, checkpoints: Path
+) -> RanksResult:
+    """What `run_once(number of restarts so far)` gives, which is called again after a failure.
+
+    At most `max_restarts` times, and only while each start saves a newer checkpoint than there was: a
+    failure that comes back at once is not helped by another start. The user's mistakes, and what the
+    user stopped, are not started again.
+    """
+    for restarts in range(max_restarts):
+        before = newest_saved_step(checkpoints)
+        result = run_once(restarts)
+        is_failure = result.hung or result.exit_code not in (*GOOD_ENDS, _USER_ERROR)
+        if not is_failure or result.stop_asked:
+            return result
+        newest = newest_saved_step(checkpoints)
+        if newest <= before:
+            _tell("not started again: nothing new was saved since the last start")
+            return result
+        if result.failure_text:
+            _tell(result.failure_text)
+        _tell(f"starting the ranks again after step {newest} (restart {restarts + 1} of {max_restarts})")
+    return run_once(max_restarts)
+
+
+def _tell(text: str) -> None:
+    print(f"megatune: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,228 @@
+"""The checkpoints of one start: what it goes on from, what it saves, what it goes back to."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from megatune.checkpoint.folders import prune, remove_unfinished, set_aside_newer, write_hint
+from megatune.checkpoint.layout import folder_name
+from megatune.checkpoint.read import Found, find_checkpoint, layout_of, open_state, restore_generators
+from megatune.checkpoint.weights_index import describe_weights
+from megatune.checkpoint.write import Shared, save_checkpoint
+from megatune.config import BatchShape, Run
+from megatune.data.prepared import PreparedSet
+from megatune.engine.zero import ZeroEngine
+from megatune.errors import SaveError
+from megatune.launch.run_folder import RunFolder
+from megatune.report.records import ResumeRecord, SaveFailedRecord, SaveRecord
+from megatune.train.identity import identity_hash, refuse_another_run, run_identity
+from megatune.train.reporting import Reporter
+from megatune.train.state import TrainingState
+from megatune.units import format_bytes
+
+
+class Checkpoints:
+    """Loads and saves the engine and what all ranks share. Every method is collective.
+
+    `on_saved` is told the seconds of each save.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        engine: ZeroEngine,
+        batch: BatchShape,
+        train: PreparedSet,
+        *,
+        folder: RunFolder,
+        reporter: Reporter,
+        on_saved: Callable[[float], None],
+    ) -> None:
+        self._run, self._engine, self._batch, self._train = run, engine, batch, train
+        self._folder, self._reporter, self._on_saved = folder, reporter, on_saved
+        self._identity: dict[str, str] = {}
+        self._saved_at: int | None = None
+
+    @property
+    def last(self) -> Path | None:
+        """The folder of the newest checkpoint this start has saved or gone on from."""
+        step = self._saved_at
+        return None if step is None else self._folder.checkpoints / folder_name(step)
+
+    def is_saved(self, state: TrainingState) -> bool:
+        """Whether the newest checkpoint is of the step of `state`."""
+        return self._saved_at == state.step
+
+    def resume(self, state: TrainingState) -> TrainingState:
+        """The state of the checkpoint that the run asks for, loaded into the engine; else `state`."""
+        world, checkpoints = self._engine.world, self._folder.checkpoints
+        world.first_rank(lambda: _discard(remove_unfinished(checkpoints)))
+        self._identity = world.first_rank(
+            lambda: run_identity(self._run, self._engine.built, self._batch, self._train)
+        )
+        started = time.monotonic()
+        found, passed_over = find_checkpoint(checkpoints, self._run.checkpoint.resume, world)
+        for reason in passed_over:
+            self._reporter.note(f"passed over {reason}")
+        bytes_by_rank: list[int] = []
+        if found is not None:
+            state, bytes_by_rank = self._load(found)
+        seconds = time.monotonic() - started
+        start = found.folder if found is not None else None
+        aside, best_is_there = world.first_rank(lambda: self._clear_the_way(start, state))
+        for folder in aside:
+            self._reporter.note(f"set aside {folder}: this run starts before it")
+        if not best_is_there:
+            state = state.without_best()
+        if found is None:
+            self._reporter.cut_back(-1)  # a new run: an earlier one's curves are not its own
+            return state
+        # An evaluation that a start made after this checkpoint, and that is made again.
+        self._reporter.cut_back(state.step, keep_evaluation=state.evaluated_at == state.step)
+        self._tell_resumed(state, found, passed_over, seconds, bytes_by_rank)
+        return state
+
+    def go_back(self, bad: TrainingState) -> TrainingState | None:
+        """The state of the newest good checkpoint, loaded, at the data behind `bad`; None without one.
+
+        The checkpoint is the last one this start knows, or an older one if that is damaged.
+        """
+        world = self._engine.world
+        if self._saved_at is None:
+            return None
+        found, _ = find_checkpoint(self._folder.checkpoints, "auto", world)
+        if found is None:
+            return None
+        state, _ = self._load(found)
+        world.first_rank(lambda: _discard(self._clear_the_way(found.folder, state)))
+        keep_evaluation = state.evaluated_at == state.step
+        self._reporter.cut_back(state.step, keep_evaluation=keep_evaluation)
+        return replace(state, position=bad.position, rollbacks=bad.rollbacks + 1)
+
+    def save_on_the_way(self, state: TrainingState) -> TrainingState:
+        """Save, or go on without where the run asks for that and the disk is what refused."""
+        started = time.monotonic()
+        try:
+            return self.save(state)
+        except SaveError as error:
+            if self._run.checkpoint.on_failure == "stop":
+                raise
+            seconds = time.monotonic() - started
+            self._reporter.write(SaveFailedRecord(step=state.step, reason=str(error), seconds=seconds))
+            self._reporter.note(f"WARNING, step {state.step} is NOT saved, training goes on: {error}")
+            return state
+
+    def save(self, state: TrainingState) -> TrainingState:
+        """Save unless that is done. Returns the state that the checkpoint holds."""
+        if self.is_saved(state):
+            return state
+        started, world = time.monotonic(), self._engine.world
+        state = state.saved()
+        path, num_bytes = save_checkpoint(
+            self._folder.checkpoints, world=world, state=self._engine.state(), shared=self._shared(state)
+        )
+        self._saved_at = state.step
+        self.tend(state)
+        seconds = time.monotonic() - started
+        self._on_saved(seconds)
+        self._reporter.write(
+            SaveRecord(step=state.step, path=str(path), seconds=seconds, num_bytes=num_bytes)
+        )
+        self._reporter.note(f"saved {path} ({seconds:.1f} s)")
+        return state
+
+    def tend(self, state: TrainingState) -> None:
+        """Point at the newest and the best checkpoint, and let go of others."""
+        self._engine.world.first_rank(lambda: self._tend(state))
+
+    def _tend(self, state: TrainingState) -> None:
+        newest, best = self.last, self._best(state)
+        write_hint(self._folder.path / "latest", newest)
+        write_hint(self._folder.path / "best", best)
+        keep = self._run.checkpoint.save_total_limit
+        if keep:
+            protected = {folder for folder in (newest, best) if folder is not None}
+            prune(self._folder.checkpoints, keep, protected=protected)
+
+    def _load(self, found: Found) -> tuple[TrainingState, list[int]]:
+        """Go on from `found`. Returns its state, and the bytes of tensors that each rank read."""
+        world, allow_change = self._engine.world, self._run.checkpoint.allow_change
+        changed = refuse_another_run(
+            found.folder, found.training.get("identity", {}), self._identity, allow_change=allow_change
+        )
+        for change in changed:
+            self._reporter.note(f"changed since the checkpoint: {change}")
+        saved = open_state(found, describe_weights(self._engine.built), world)
+        self._engine.load_state(saved)
+        restore_generators(found, world)
+        state = TrainingState.from_json(
+            found.training["state"], self._run.evaluate.early_stopping_patience
+        ).within(self._train.num_rows)
+        is_own = found.folder.parent.resolve() == self._folder.checkpoints.resolve()
+        self._saved_at = state.step if is_own else None
+        return state, world.gather_objects(saved.bytes_read)
+
+    def _tell_resumed(
+        self,
+        state: TrainingState,
+        found: Found,
+        passed_over: list[str],
+        seconds: float,
+        bytes_by_rank: list[int],
+    ) -> None:
+        saved, now = found.manifest.layout, layout_of(self._engine.world)
+        self._reporter.write(
+            ResumeRecord(
+                step=state.step,
+                path=str(found.folder),
+                epoch=state.epoch(self._train.num_rows),
+                saved_layout=str(saved),
+                layout=str(now),
+                seconds=seconds,
+                num_bytes_by_rank=tuple(bytes_by_rank),
+                passed_over=tuple(passed_over),
+            )
+        )
+        moved = "" if now.has_ranks_of(saved) else f", saved at {saved}, now {now}"
+        self._reporter.note(
+            f"resumed after step {state.step} from {found.folder}{moved}: {format_bytes(sum(bytes_by_rank))} "
+            f"read, at most {format_bytes(max(bytes_by_rank))} by a rank, {seconds:.1f} s "
+            f"({found.verified_seconds:.1f} s to verify)"
+        )
+
+    def _clear_the_way(self, found: Path | None, state: TrainingState) -> tuple[list[Path], bool]:
+        """First rank: nothing that is newer than the start may win later. Is the best checkpoint there?"""
+        aside = set_aside_newer(self._folder.checkpoints, found, state.step)
+        best = self._best(state)
+        best_is_there = best is not None and best.is_dir()
+        write_hint(self._folder.path / "latest", self.last)
+        write_hint(self._folder.path / "best", best if best_is_there else None)
+        return aside, best_is_there
+
+    def _best(self, state: TrainingState) -> Path | None:
+        step = state.best_step
+        return None if step is None else self._folder.checkpoints / folder_name(step)
+
+    def _shared(self, state: TrainingState) -> Shared:
+        every = self._run.checkpoint.keep_every
+        return Shared(
+            step=state.step,
+            training={"state": state.to_json(), "identity": self._identity},
+            weights=describe_weights(self._engine.built),
+            write_model=self._engine.built.source.copy_without_weights,
+            accumulation=self._batch.accumulation,
+            config_hash=identity_hash(self._identity),
+            data={
+                "fingerprint": self._train.fingerprint,
+                "epoch": state.position.epoch,
+                "cursor": state.position.cursor,
+                "sequences_per_step": self._batch.global_sequences,
+            },
+            kept_for_ever=every is not None and state.step % every == 0,
+        )
+
+
+def _discard(value: object) -> None:
+    """For an act whose answer no other rank needs."""
+    del value
