@@ -1,13 +1,16 @@
 """Join the ranks of a job, and leave it."""
 
+import datetime
 import random
 import warnings
+from typing import Any
 
 import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # where torch's own stubs have them
 
 from megatune.engine.accelerator import own_device
 from megatune.engine.world import World, check_degrees, make_world, process_group_timeout
@@ -43,10 +46,16 @@ def join(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
 
 def _enter_process_group(rank: RankInfo, device: torch.device, timeout_s: float) -> None:
     backend = "gloo" if device.type == "cpu" else get_accelerator().communication_backend_name()
+    timeout = process_group_timeout(timeout_s)
+    store = _store_of_agent(rank, timeout)
+    place: dict[str, Any] = (
+        {} if store is None else {"store": store, "rank": rank.rank, "world_size": rank.world_size}
+    )
     try:
         dist.init_process_group(
             backend,
-            timeout=process_group_timeout(timeout_s),
+            **place,
+            timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
     except dist.DistNetworkError as error:
@@ -56,6 +65,18 @@ def _enter_process_group(rank: RankInfo, device: torch.device, timeout_s: float)
                 "use by another program on this host."
             ) from error
         raise
+
+
+def _store_of_agent(rank: RankInfo, timeout: datetime.timedelta) -> Store | None:
+    """The store that torchrun holds, with names of this start's own; None where rank 0 opens one.
+
+    torch would look into it without: after a restart it finds the addresses of ranks that are gone.
+    """
+    prefix = ranks.agent_store_prefix()
+    if prefix is None:
+        return None
+    store = TCPStore(rank.master_addr, rank.master_port, rank.world_size, is_master=False, timeout=timeout)
+    return PrefixStore(f"{prefix}/{rank.world_size}", store)
 
 
 def leave() -> None:
