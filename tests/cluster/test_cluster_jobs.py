@@ -55,13 +55,16 @@ def test_preempted_five_times_a_run_ends_with_the_same_bits(cluster: Cluster):
     assert len(metrics_of(output_dir, "resume")) == 5
 
 
-def test_a_run_stops_before_the_time_limit_is_queued_again_and_ends(cluster: Cluster):
-    # Slurm's shortest limit is a minute; the run stops 30 s before that.
-    run_file = cluster.run_file(train={"max_steps": 700}, slurm={"time": 1, "signal_delay_s": 30})
+def test_a_run_stops_before_its_time_limit_is_queued_again_and_goes_on(cluster: Cluster):
+    run_file = cluster.run_file(train={"max_steps": 3000}, slurm={"signal_delay_s": 100})
     output_dir = run_file.parent / "run"
 
     job = cluster.submit(run_file)
+    cluster.wait_for_step(output_dir, 3)
+    # Limits are whole minutes. This leaves one to two, so the warning is due at once or in 20 s.
+    cluster.slurm("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes_run(cluster, job) + 2}")
     cluster.wait("the first restart", lambda: cluster.field(job, "Restarts") == "1", timeout_s=150)
+    cluster.slurm("scontrol", "update", f"JobId={job}", "TimeLimit=20")
 
     stop = metrics_of(output_dir, "stop")[0]
     assert stop["exit_code"] == 75
@@ -143,3 +146,9 @@ def test_an_array_trains_each_of_its_runs_in_a_folder_of_its_own(cluster: Cluste
 def nodes_of(cluster: Cluster, job: str) -> list[str]:
     """The nodes a job runs on."""
     return cluster.slurm("scontrol", "show", "hostnames", cluster.field(job, "NodeList")).split()
+
+
+def minutes_run(cluster: Cluster, job: str) -> int:
+    """Whole minutes since the job started."""
+    hours, minutes, _ = cluster.field(job, "RunTime").split(":")
+    return int(hours) * 60 + int(minutes)
