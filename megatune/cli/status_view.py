@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from megatune.launch.run_status import RunStatus, seconds_since
+from megatune.report.goodput import goodput_facts
 from megatune.report.tables import render_table
 from megatune.units import format_count, format_duration
 
@@ -76,6 +77,7 @@ def _facts(status: RunStatus, now: datetime) -> dict[str, str]:
         "time for the steps left": format_duration(progress.eta_s),
         "time limit": _limit(status),
         "restarts": _shown(status.restarts),
+        **goodput_facts(progress.goodput),
         "last checkpoint": saved,
         "last record": _ago(seconds_since(progress.last_record_at, now)),
     }

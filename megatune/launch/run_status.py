@@ -151,6 +151,7 @@ class RunStatus:
             "margin_s": self.margin_s,
             "more_jobs_needed": self.more_jobs_needed,
             "restarts": self.restarts,
+            "goodput": progress.goodput.as_object() if progress.goodput else None,
             "checkpoint_step": self.checkpoint_step,
             "checkpoint_age_s": seconds_since(self.checkpoint_saved_at, now),
             "last_record_age_s": seconds_since(progress.last_record_at, now),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from megatune.report.goodput import Goodput, goodput
+
 _STEPS_FOR_SPEED = 50  # as for the progress bar: the first steps warm up, the last ones tell the speed
 
 
@@ -27,6 +29,7 @@ class Standing:
     """Of the last start, when it came to a stop by itself."""
     stop_code: int | None = None
     restart_count: int | None = None
+    goodput: Goodput | None = None
 
     @property
     def eta_s(self) -> float | None:
@@ -56,6 +59,7 @@ def standing(entries: Sequence[Mapping[str, Any]]) -> Standing:
         stop_reason=stop.get("reason"),
         stop_code=stop.get("exit_code"),
         restart_count=starts[-1].get("restart_count") if starts else None,
+        goodput=goodput(entries),
     )
 
 

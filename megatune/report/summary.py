@@ -1,6 +1,7 @@
 """What a run achieved, read from its metrics.jsonl."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from megatune.report.goodput import Goodput, goodput, goodput_facts
 from megatune.report.metrics import read_metrics
 from megatune.report.tables import format_cell, render_table
 from megatune.units import format_bytes, format_count, format_duration
@@ -44,10 +46,13 @@ class Summary:
     num_starts: int
     stop_reason: str | None
     splits: tuple[SplitSummary, ...]
+    faults: Mapping[str, int]
+    """How often each remedy was used against a bad step or a slow rank."""
+    goodput: Goodput | None
 
     def as_object(self) -> dict[str, Any]:
         """For `--json`."""
-        return asdict(self)
+        return {**asdict(self), "goodput": self.goodput.as_object() if self.goodput else None}
 
 
 def summarise(path: Path) -> Summary:
@@ -75,6 +80,8 @@ def summarise_entries(entries: Sequence[Mapping[str, Any]]) -> Summary:
         num_starts=sum(entry["event"] == "run" for entry in entries),
         stop_reason=stops[-1]["reason"] if stops else None,
         splits=_summarise_splits([entry for entry in entries if entry["event"] == "eval"]),
+        faults=Counter(entry["remedy"] for entry in entries if entry["event"] == "fault"),
+        goodput=goodput(entries),
     )
 
 
@@ -106,6 +113,8 @@ def _facts(summary: Summary) -> dict[str, str]:
         "tokens/s per device (median)": format_count(summary.median_tokens_per_second_per_device),
         "peak memory of any rank": format_bytes(summary.peak_memory_bytes),
         "peak memory by rank": by_rank or "n/a",
+        **goodput_facts(summary.goodput),
+        "faults": ", ".join(f"{count} {remedy}" for remedy, count in summary.faults.items()) or "none",
         "stopped because": summary.stop_reason or "n/a",
     }
 
