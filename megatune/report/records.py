@@ -140,7 +140,7 @@ class FaultRecord:
     event: ClassVar[str] = "fault"
     step: int
     kind: str
-    """`nonfinite`, `spike` or `straggler`."""
+    """`nonfinite` or `spike`."""
     remedy: str
     """`warn`, `skip`, `rollback` or `stop`."""
     reason: str
@@ -148,8 +148,6 @@ class FaultRecord:
     """The step that training went on after, when it went back."""
     skipped_sequences: int = 0
     """Sequences that are not trained on in this pass because of it."""
-    rank: int | None = None
-    host: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
