@@ -134,3 +134,20 @@ def test_a_spike_is_met_as_asked(
     hashes = json.loads(ends[0].partition(" ")[2])
     assert (hashes["8"] == hashes["7"]) == (on_spike == "skip")
     assert [e["kind"] for e in metrics_of(tmp_path, "fault")] == ["spike"]
+
+
+@pytest.mark.world
+def test_the_median_goes_on_exactly_over_a_stop(worlds: Worlds, run_file: Path, tmp_path: Path) -> None:
+    keys = ["health.on_spike=skip", "health.spike_window=10", "train.lr_scheduler_type=constant"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    start(worlds, run_file, whole, {8: "spike"}, *keys)
+    start(worlds, run_file, parts, {}, *keys, "train.max_steps=6")
+    start(worlds, run_file, parts, {2: "spike"}, *keys)
+
+    def told(folder: Path) -> list[tuple[object, ...]]:
+        return [(e["step"], e["loss"], e["grad_norm"], e["skipped"]) for e in metrics_of(folder, "step")]
+
+    assert told(parts) == told(whole)
+    (fault,), (same,) = metrics_of(whole, "fault"), metrics_of(parts, "fault")
+    assert fault["reason"] == same["reason"], "the median is over the losses before the stop, too"
+    assert fault["step"] == 8
