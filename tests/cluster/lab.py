@@ -25,7 +25,7 @@ PROGRAMS = (
 )  # fmt: skip
 PACKAGES = (
     "slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin munge mariadb-server "
-    "openssh-server openssh-client iproute2 openmpi-bin"
+    "openssh-server openssh-client iproute2 openmpi-bin libpmix-dev"
 )
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 

@@ -136,11 +136,10 @@ def test_an_array_trains_each_of_its_runs_in_a_folder_of_its_own(cluster: Cluste
     )
 
     cluster.wait("the array's end", lambda: not cluster.slurm("squeue", "-h", "-o", "%i"), timeout_s=240)
-    folders = [run["output_dir"] for run in answer["runs"]]
-    rates = {
-        steps[-1]["learning_rate"] for steps in (metrics_of(cluster.folder / f, "step") for f in folders)
-    }
-    assert len(folders) == len(rates) == 2
+    folders = [Path(folder) for folder in answer["runs"]]
+    rates = [metrics_of(folder, "step")[-1]["learning_rate"] for folder in folders]
+    assert len(set(rates)) == len(folders) == 2
+    assert all(metrics_of(folder, "stop")[-1]["exit_code"] == 0 for folder in folders)
 
 
 def nodes_of(cluster: Cluster, job: str) -> list[str]:
