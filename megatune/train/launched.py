@@ -36,7 +36,7 @@ def contradictions(run: Run, rank: RankInfo, num_gpus: int) -> list[str]:
     nodes = rank.num_nodes or -(-rank.world_size // rank.local_world_size)
     # Hosts of ssh may have different numbers of slots: their number is checked against the hostfile.
     is_counted = "nodes" in run.launch.model_fields_set and rank.launcher != "ssh"
-    if is_counted and nodes not in _allowed_nodes(run, rank):
+    if is_counted and run.launch.nodes != nodes:
         found.append(
             f"launch.nodes is {run.launch.nodes}, but {rank.launcher} started {rank.world_size} ranks on {nodes} "
             f"node(s). Start as many nodes as the run file says, or take launch.nodes out of it."
@@ -65,9 +65,3 @@ _RANKS_PER_NODE = {
 def _may_see_only_its_own(rank: RankInfo, num_gpus: int) -> bool:
     """Under srun and mpirun the GPUs of a node can be dealt out, one to each rank; torchrun cannot."""
     return num_gpus == 1 and rank.launcher in ("slurm", "mpi", "environment")
-
-
-def _allowed_nodes(run: Run, rank: RankInfo) -> set[int]:
-    """A submitted run names its nodes in the slurm section; launch.nodes is what other launchers start."""
-    of_job = {run.slurm.nodes} if run.slurm and rank.launcher == "slurm" else set()
-    return {run.launch.nodes, *of_job}
