@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from state_cases import held_bytes
+from held_state_cases import held_bytes
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
