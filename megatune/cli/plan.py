@@ -10,11 +10,11 @@ from rich.text import Text
 
 from megatune.cli.measured_links import links_for
 from megatune.config import BatchShape, Run, load_run
-from megatune.errors import ModelError, PlanError
+from megatune.errors import PlanError
 from megatune.files import write_text_atomic
 from megatune.launch.devices import count_cpus, count_gpus, host_memory_bytes
 from megatune.launch.run_folder import RunFolder
-from megatune.launch.slurm.text import time_limit_s
+from megatune.launch.slurm.text import memory_bytes, time_limit_s
 from megatune.plan.answer import plan_answer
 from megatune.plan.assess import Assessment, Question, assess
 from megatune.plan.ds_config import make_ds_config, read_policy
@@ -22,6 +22,7 @@ from megatune.plan.forecast import forecast
 from megatune.plan.hardware import ACCELERATORS, Accelerator, accelerator_named
 from megatune.plan.layout import Layout
 from megatune.plan.layout_text import parse_layout
+from megatune.plan.model_config import read_model_config
 from megatune.plan.question import Machine, is_given_in_full, layout_of, make_question
 from megatune.plan.search import Found, pareto_front, refuse_all, refuse_too_big, search
 from megatune.report.tables import render_table, show, to_json
@@ -47,7 +48,7 @@ class PlanOptions:
 def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None:
     """Plan a run and print the answer. Raises PlanError, after printing it, when it does not fit."""
     run = load_run(run_file, overrides).run
-    question = make_question(run, _read_config(run), _machine(run, options), read_policy(run.deepspeed))
+    question = make_question(run, read_model_config(run), _machine(run, options), read_policy(run.deepspeed))
     found = search(question)
     asked = _asked_layout(run, options, question)
     chosen = assess(question, asked) if asked else found.best
@@ -77,29 +78,6 @@ def _asked_layout(run: Run, options: PlanOptions, question: Question) -> Layout 
     return layout_of(run, question.num_devices) if is_given_in_full(run) else None
 
 
-def _read_config(run: Run) -> dict[str, Any]:
-    """config.json of the run's model: from its folder, or from the local cache of the hub. No network."""
-    name = run.model.model_name_or_path
-    path = Path(name) / "config.json"
-    if not Path(name).is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(name, "config.json", revision=run.model.revision)
-        if not isinstance(cached, str):
-            raise ModelError(
-                f"model.model_name_or_path: {name} is no folder here, and its config.json is not in the local cache "
-                "of the hub. Give a folder that holds the model's config.json; a plan needs no weights."
-            )
-        path = Path(cached)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds a {type(config).__name__}, not a JSON object.")
-    return config
-
-
 def _machine(run: Run, options: PlanOptions) -> Machine:
     """Where the run will be: the options, then the slurm section, then launch, then this machine."""
     slurm = run.slurm
@@ -111,7 +89,7 @@ def _machine(run: Run, options: PlanOptions) -> Machine:
         asked = run.launch.nproc_per_node
     accelerator = _accelerator(options.gpu, on_gpus=bool(count_gpus()) if asked is None else asked > 0)
     per_node = asked or (count_gpus() if accelerator else 0) or max(1, count_cpus())
-    memory = _memory_bytes(slurm.mem) if slurm and slurm.mem else None
+    memory = memory_bytes(slurm.mem.upper()) or None if slurm and slurm.mem else None
     if memory is None and slurm is None:
         memory = host_memory_bytes()
     return Machine(
@@ -134,13 +112,6 @@ def _accelerator(name: str | None, *, on_gpus: bool) -> Accelerator | None:
         f"which GPU is it? Give --gpu with one of {', '.join(row.name for row in ACCELERATORS)}; cpu plans for "
         "machines without GPUs."
     )
-
-
-def _memory_bytes(text: str) -> int | None:
-    """Bytes of Slurm's `mem`; 0 there means all of the node's, which nobody knows here."""
-    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    number, unit = (text[:-1], text[-1].upper()) if text[-1].isalpha() else (text, "M")
-    return int(number) * units[unit] or None
 
 
 def _write(run: Run, layout: Layout, answer: dict[str, Any]) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
-from megatune.errors import ConfigError, SubmitError
+from megatune.cli.measured_links import links_for
+from megatune.cli.submit_plan import plan_lines
+from megatune.errors import ConfigError, PlanError, SubmitError
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.array import load_array, load_one, load_sweep
-from megatune.launch.slurm.chain import Chain, choose_chain, eta_of, standing_of
+from megatune.launch.slurm.chain import Chain, Eta, choose_chain, eta_of, standing_of
 from megatune.launch.slurm.command import Call, call
 from megatune.launch.slurm.lint import Finding, LintFacts, lint_script
 from megatune.launch.slurm.preview import Preview, preview
@@ -27,9 +29,9 @@ from megatune.launch.slurm.submit import (
     submit_jobs,
     without_requeue,
 )
+from megatune.plan.links import Links
 from megatune.report.standing import Standing
 from megatune.report.tables import show
-from megatune.units import format_bytes, format_count, format_duration
 
 _SOURCE = "megatune submit"
 
@@ -56,21 +58,30 @@ class Submission:
     script: str
     findings: list[Finding]
     preview: Preview
+    """Of the first run."""
+    refusal: PlanError | None
+    """Why a run's layout has no room on the GPUs of the site."""
     chain: Chain | None
 
 
 def submit_run(
     run_file: Path | None, overrides: list[str], options: SubmitOptions, *, call: Call = call
 ) -> int:
-    """Submit, or show what would be submitted. Returns 1 when the lint finds an error, else 0."""
+    """Submit, or show what would be submitted. Returns 1 when the lint finds an error, else 0.
+
+    Raises PlanError, after showing what was asked for, when a layout does not fit the site's GPUs.
+    """
     submission = prepare_submission(run_file, overrides, options)
     has_errors = any(finding.severity == "error" for finding in submission.findings)
     if options.lint:
         show(_lint_answer(submission), *_findings(submission), as_json=options.as_json)
+        _refuse(submission)
         return int(has_errors)
     if options.dry_run:
         show(_answer(submission, []), *_dry_run(submission), as_json=options.as_json)
+        _refuse(submission)
         return int(has_errors)
+    _refuse(submission)
     for finding in submission.findings:
         _tell(str(finding))
     if has_errors:
@@ -87,23 +98,29 @@ def prepare_submission(run_file: Path | None, overrides: list[str], options: Sub
         _tell(notice)
     request = _request(runs, options.array[0] if options.array else run_file or Path())
     known = standing_of(RunFolder(runs[0].folder).metrics) if len(runs) == 1 else Standing()
-    eta_s = eta_of(options.eta, known)
+    seen = [
+        preview(run.loaded.run, request, links=_links(run, request), num_steps=known.total_steps)
+        for run in runs
+    ]
+    # The runs of an array are jobs of their own: their first one's forecast says nothing of the others.
+    planned_s = seen[0].left_s(known.step or 0) if len(runs) == 1 else None
+    eta = eta_of(options.eta, known, planned_s)
     chain = None
     if options.chain is not None:
         chain = choose_chain(
-            options.chain, eta_s=eta_s, limit_s=request.time_limit_s, signal_delay_s=request.signal_delay_s
+            options.chain, eta=eta, limit_s=request.time_limit_s, signal_delay_s=request.signal_delay_s
         )
         request = without_requeue(request)
-    seen = preview(runs[0].loaded.run, request)
     script = render_script(request)
     # One job of a chain need not hold the whole run.
-    facts = _facts(runs[0], request, known, None if chain else eta_s, seen)
+    facts = _facts(runs[0], request, known, None if chain else eta, seen[0])
     return Submission(
         runs=runs,
         request=request,
         script=script,
         findings=lint_script(script, facts),
-        preview=seen,
+        preview=seen[0],
+        refusal=next((error for one in seen if (error := one.refusal())), None),
         chain=chain,
     )
 
@@ -145,20 +162,30 @@ def _request(runs: list[RunToSubmit], run_file: Path) -> JobRequest:
 
 
 def _facts(
-    run: RunToSubmit, request: JobRequest, known: Standing, eta_s: float | None, seen: Preview
+    run: RunToSubmit, request: JobRequest, known: Standing, eta: Eta | None, seen: Preview
 ) -> LintFacts:
     saves = run.loaded.run.checkpoint.save_steps
     return LintFacts(
         world_size=request.num_ranks,
         tensor_parallel=run.loaded.run.parallel.tp_size,
         gpus_per_node=request.gpus.per_node if request.gpus else 0,
-        host_bytes_per_node=seen.host_bytes_per_node_at_least,
+        host_bytes_per_node=seen.host_bytes_per_node,
         save_steps=saves,
         has_checkpoints=saves is not None,
         step_seconds=known.step_seconds,
-        eta_s=eta_s,
+        eta_s=eta.seconds if eta else None,
+        eta_source=eta.source if eta else None,
         grace_s=request.signal_delay_s or None,
     )
+
+
+def _links(run: RunToSubmit, request: JobRequest) -> Links | None:
+    return links_for(run.loaded.run) if request.gpus and request.gpus.name else None
+
+
+def _refuse(submission: Submission) -> None:
+    if submission.refusal is not None:
+        raise submission.refusal
 
 
 def _hand_in(submission: Submission, call: Call) -> list[HandedIn]:
@@ -181,6 +208,7 @@ def _answer(submission: Submission, jobs: list[HandedIn]) -> dict[str, object]:
         "runs": [str(run.folder) for run in submission.runs],
         "jobs": [as_mapping(job, submission.runs) for job in jobs],
         "plan": submission.preview.as_object(),
+        "plan_missing": submission.preview.why_not,
         "chain": None if chain is None else {"jobs": chain.num_jobs, "reason": chain.reason},
         "findings": [finding.as_object() for finding in submission.findings],
         "script": submission.script,
@@ -203,34 +231,16 @@ def _dry_run(submission: Submission) -> list[RenderableType]:
     jobs = [Text(f"chain: {chain.num_jobs} jobs ({chain.reason})")] if chain else []
     return [
         Text(submission.script),
-        *[Text(line) for line in plan_lines(submission)],
+        *[Text(line) for line in plan_lines(submission.preview, num_runs=len(submission.runs))],
         *jobs,
         *[Text(str(finding)) for finding in submission.findings],
         Text("nothing was submitted (--dry-run)"),
     ]
 
 
-def plan_lines(submission: Submission) -> list[str]:
-    """The plan in words; what a login node cannot know is n/a."""
-    plan, request = submission.preview, submission.request
-    several = len(submission.runs)
-    return [
-        *([f"array: {several} runs"] if several > 1 else []),
-        f"ranks: {plan.ranks} on {plan.nodes} node(s), tp={plan.tensor_parallel} x dp={plan.data_parallel}",
-        f"batch: {plan.sequences_per_step} sequences ({plan.tokens_per_step} tokens) a step = "
-        f"{plan.micro_batch} x {plan.accumulation} accumulation x {plan.data_parallel}",
-        f"model: {format_count(plan.num_params)} parameters, {format_count(plan.flops_per_token)} FLOPs a token "
-        "(matrices, forward and backward)",
-        f"model states (16 bytes a parameter over all ranks): {format_bytes(plan.model_state_bytes_per_rank)} "
-        "a rank; activations come on top",
-        f"host memory: at least {format_bytes(plan.host_bytes_per_node_at_least)} on each node",
-        f"time limit: {format_duration(request.time_limit_s)}",
-    ]
-
-
 def _handed_in(submission: Submission, jobs: list[HandedIn]) -> list[RenderableType]:
     chain, first = submission.chain, submission.runs[0]
-    lines = []
+    lines = plan_lines(submission.preview, num_runs=len(submission.runs))
     for job in jobs:
         cluster = f" on {job.cluster}" if job.cluster else ""
         after = f", after {job.depends_on}" if job.depends_on else ""

@@ -5,7 +5,7 @@ Read in this order:
   tensor parallelism
 - `layout`, `layout_text`: what is chosen; `states`, `buckets`, `activations`, then `ledger`: the memory of one choice
 - `hardware`, `speeds`, `network`, `practice`, `work`, then `step_time`: its time; `links`: measured networks
-- `question` (from a run file), `assess` (one layout), `search` (all of them), `forecast` (the whole run),
-  `answer` (as JSON)
-- `ds_config`: DeepSpeed's configuration; `flops`: the conventions of counting; `host_memory`: a quick bound
+- `model_config` and `question` (from a run file), `assess` (one layout), `search` (all of them),
+  `forecast` (the whole run), `answer` (as JSON)
+- `ds_config`: DeepSpeed's configuration; `flops`: the conventions of counting
 """

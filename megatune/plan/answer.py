@@ -17,7 +17,7 @@ def plan_answer(question: Question, chosen: Assessment, found: Found, ahead: For
         "schema": SCHEMA,
         "model": _model(question),
         "devices": {
-            "name": question.accelerator.name if question.accelerator else "cpu",
+            "name": _device_name(question),
             "count": question.num_devices,
             "per_node": question.place.ranks_per_node,
             "links_measured_at": question.links.measured_at if question.links else None,
@@ -26,12 +26,19 @@ def plan_answer(question: Question, chosen: Assessment, found: Found, ahead: For
         "memory": _memory(chosen),
         "time": time_values(chosen),
         "forecast": asdict(ahead),
-        "fits": chosen.ledger.fits,
+        "fits": fits(chosen),
         "notes": notes(question, chosen),
         "reasons": reasons(chosen, found),
         "rejected": [{"layout": one.layout, "reason": one.reason} for one in found.rejected],
         "pareto": [_point(judged) for judged in pareto_front(found.fitting)],
     }
+
+
+def fits(judged: Assessment) -> bool | None:
+    """Whether everything has room; None when nobody knows the device's memory and nothing else is exceeded."""
+    if judged.ledger.device_limit is None and judged.ledger.fits:
+        return None
+    return judged.ledger.fits
 
 
 def notes(question: Question, chosen: Assessment) -> list[str]:
@@ -83,6 +90,8 @@ def phase_values(phases: Phases | None) -> dict[str, float] | None:
 
 def reasons(chosen: Assessment, found: Found) -> list[str]:
     """Why the chosen layout, against the best of each other degree, offload and checkpointing."""
+    if not found.fitting and not found.too_big:
+        return []
     if chosen.step_s is None:
         return ["no times are known for this device or precision: the layout that gives up least was taken"]
     told = []
@@ -100,6 +109,12 @@ def _best_with(name: str, value: object, chosen: Assessment, found: Found) -> st
         return "does not fit in any combination"
     change = rival.step_s / chosen.step_s - 1
     return f"{abs(change):.1%} {'slower' if change >= 0 else 'faster'} at best ({rival.layout})"
+
+
+def _device_name(question: Question) -> str | None:
+    if question.accelerator is not None:
+        return question.accelerator.name
+    return "cpu" if question.place.on_cpu else None
 
 
 def _model(question: Question) -> dict[str, Any]:

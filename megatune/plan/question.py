@@ -30,18 +30,23 @@ class Machine:
     host_memory_bytes: int | None = None
     """Of one node; None when nobody knows."""
     links: Links | None = None
+    on_cpu: bool | None = None
+    """None: where no accelerator is named. False without one: GPUs that the hardware table does not have."""
+    needs_limit: bool = True
+    """False: memory is counted also where nobody knows how much there is."""
 
     @property
     def num_devices(self) -> int:
         return self.nodes * self.ranks_per_node
 
     def place(self) -> Place:
-        """Limits for the ledger. Raises PlanError when the memory of a device is not known."""
+        """Limits for the ledger. Raises PlanError when a device's memory is needed and not known."""
+        on_cpu = self.accelerator is None if self.on_cpu is None else self.on_cpu
         table = self.accelerator.memory_bytes if self.accelerator else None
         limit = self.device_memory_bytes if self.device_memory_bytes is not None else table
-        if limit is None and self.host_memory_bytes is not None:
+        if limit is None and on_cpu and self.host_memory_bytes is not None:
             limit = self.host_memory_bytes // self.ranks_per_node
-        if limit is None:
+        if limit is None and self.needs_limit:
             raise PlanError(
                 "how much memory a rank may use is not known: without GPUs it is a share of the node's. Give "
                 "slurm.mem=256G, or plan on the machine itself."
@@ -50,7 +55,7 @@ class Machine:
             ranks_per_node=self.ranks_per_node,
             device_limit_bytes=limit,
             host_limit_bytes=self.host_memory_bytes,
-            on_cpu=self.accelerator is None,
+            on_cpu=on_cpu,
         )
 
 

@@ -108,7 +108,8 @@ def test_a_dry_run_shows_script_and_plan_and_leaves_nothing(slurm, run_file):
         "ranks: 8 on 2 node(s), tp=2 x dp=4",
         "batch: 16 sequences (16384 tokens) a step = 1 x 4 accumulation x 4",
         "model: 124.4M parameters",
-        "237.35 MiB a rank",
+        "whether it fits: n/a (gpu is not set in a site profile)",
+        "step time, whole run: n/a",
         "nothing was submitted",
     ):
         assert words in done.out
@@ -117,11 +118,78 @@ def test_a_dry_run_shows_script_and_plan_and_leaves_nothing(slurm, run_file):
 def test_what_a_login_node_cannot_know_is_not_made_up(slurm, run_file):
     done = submit(slurm, run_file, "--dry-run", "--json", "model.model_name_or_path=some/model")
 
-    plan = json.loads(done.out)["plan"]
-    assert plan["num_params"] is None
-    assert plan["flops_per_token"] is None
-    assert plan["model_state_bytes_per_rank"] is None
-    assert plan["ranks"] == 8
+    answer = json.loads(done.out)
+    assert answer["plan"] is None
+    assert "some/model is no folder here" in answer["plan_missing"]
+
+
+@pytest.fixture
+def on_a100(slurm: Path) -> str:
+    """The argument for a site whose GPUs the hardware table knows."""
+    (slurm.parent / "site.yaml").write_text("gpu: a100-40gb\n")
+    return f"slurm.site={slurm.parent}/site.yaml"
+
+
+def test_a_known_gpu_gives_memory_and_times(slurm, run_file, on_a100):
+    arguments = (on_a100, "train.max_steps=1000", "--dry-run")
+    done = submit(slurm, run_file, *arguments)
+    plan = json.loads(submit(slurm, run_file, *arguments, "--json").out)["plan"]
+
+    assert done.code == 0, done.err
+    assert "fits the 40.00 GiB of a100-40gb" in done.out
+    assert "tokens/s (the planner's forecast)" in done.out
+    assert plan["fits"] is True
+    assert plan["devices"] == {"name": "a100-40gb", "count": 8, "per_node": 4, "links_measured_at": None}
+    assert (plan["layout"]["tp"], plan["layout"]["dp"], plan["layout"]["accumulation"]) == (2, 4, 4)
+    assert plan["forecast"]["total_s"] == pytest.approx(1000 * plan["time"]["step_seconds"])
+
+
+def test_an_unknown_gpu_is_not_guessed(slurm, run_file):
+    plan = json.loads(submit(slurm, run_file, "--dry-run", "--json").out)["plan"]
+
+    assert plan["fits"] is None
+    assert plan["devices"]["name"] is None
+    assert plan["memory"]["device_limit_bytes"] is None
+    assert plan["memory"]["device_total_bytes"] > 0
+    assert plan["time"]["step_seconds"] is None
+
+
+TOO_BIG = ("train.per_device_train_batch_size=1024", "train.global_batch_size=4096")
+
+
+@pytest.mark.parametrize("mode", [[], ["--dry-run"], ["--lint"]])
+def test_a_layout_that_does_not_fit_the_gpu_is_refused_with_the_nearest_that_do(
+    slurm, run_file, on_a100, mode
+):
+    done = submit(slurm, run_file, on_a100, *TOO_BIG, *mode)
+
+    assert_refused(done, "more than the 40.00 GiB", "Nearest layouts that fit")
+    assert done.err.count("  tp=") == 3
+    assert given_to_sbatch(slurm) == []
+
+
+def test_the_same_layout_on_an_unknown_gpu_is_submitted(slurm, run_file):
+    assert submit(slurm, run_file, *TOO_BIG).code == 0
+
+
+def test_one_run_of_an_array_that_does_not_fit_stops_it(slurm, run_file, on_a100):
+    sweep = "train.per_device_train_batch_size=1,1024"
+    done = submit(slurm, run_file, on_a100, "train.global_batch_size=4096", "--sweep", sweep)
+
+    assert_refused(done, "micro_batch=1024", "Nearest layouts that fit")
+    assert given_to_sbatch(slurm) == []
+
+
+def test_without_another_time_the_chain_uses_the_forecast(slurm, run_file, on_a100):
+    arguments = (on_a100, "train.max_steps=1000000", "slurm.time=12:00:00", "--dry-run", "--json")
+    answer = json.loads(submit(slurm, run_file, *arguments, "--chain", "auto").out)
+    alone = json.loads(submit(slurm, run_file, *arguments).out)
+
+    total_s = answer["plan"]["forecast"]["total_s"]
+    assert f"{total_s:.0f} s are left to train, by the planner's forecast" in answer["chain"]["reason"]
+    assert answer["chain"]["jobs"] > 1
+    (finding,) = [finding for finding in alone["findings"] if finding["rule"] == "time-and-run"]
+    assert "(by the planner's forecast)" in finding["message"]
 
 
 def test_overrides_win_over_the_file(slurm, run_file):
@@ -155,7 +223,7 @@ def test_an_error_of_the_lint_stops_the_submission(slurm, run_file):
 def test_json_holds_all_there_is_to_know(slurm, run_file):
     answer = json.loads(submit(slurm, run_file, "--json").out)
 
-    assert set(answer) == {"schema", "runs", "jobs", "plan", "chain", "findings", "script"}
+    assert set(answer) == {"schema", "runs", "jobs", "plan", "plan_missing", "chain", "findings", "script"}
     assert answer["jobs"] == [
         {
             "job_id": "4711",

@@ -6,7 +6,6 @@ import pytest
 from plan_questions import LLAMA_70B, layout, machine, question
 
 from megatune.plan.assess import Question
-from megatune.plan.host_memory import host_bytes_at_least
 from megatune.plan.ledger import Ledger, make_ledger
 from megatune.plan.question import Machine
 
@@ -133,19 +132,3 @@ def test_too_little_host_memory_does_not_fit() -> None:
     short = question(on=machine(host_memory_bytes=8 * 2**30))
     assert ledger(short).fits
     assert not ledger(short, offload="all").fits
-
-
-@pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
-@pytest.mark.parametrize("optimizer", ["adamw", "adagrad", "sgd"])
-def test_the_quick_bound_on_host_memory_is_one(offload: Any, optimizer: str) -> None:
-    asked = question(train={"optimizer": optimizer})
-    least = host_bytes_at_least(
-        asked.work.model.num_params,
-        world_size=8,
-        ranks_per_node=8,
-        precision="bf16",
-        optimizer=optimizer,
-        offload=offload,
-        on_cpu=False,
-    )
-    assert least <= ledger(asked, offload=offload).host_total

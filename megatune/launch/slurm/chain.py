@@ -19,6 +19,14 @@ _TIME = TypeAdapter(SlurmTime)  # the forms of Slurm's time limits, for the ETA 
 
 
 @dataclass(frozen=True, kw_only=True)
+class Eta:
+    """Time that a run still needs, and who says so."""
+
+    seconds: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chain:
     """How many jobs, and why."""
 
@@ -26,7 +34,7 @@ class Chain:
     reason: str
 
 
-def choose_chain(asked: str, *, eta_s: float | None, limit_s: int | None, signal_delay_s: int) -> Chain:
+def choose_chain(asked: str, *, eta: Eta | None, limit_s: int | None, signal_delay_s: int) -> Chain:
     """The chain that `--chain` asks for: a number, or `auto` for as many jobs as the ETA needs.
 
     Raises ConfigError, saying what to give, when `auto` cannot be worked out.
@@ -39,19 +47,20 @@ def choose_chain(asked: str, *, eta_s: float | None, limit_s: int | None, signal
             )
         return Chain(num_jobs=int(asked), reason="as asked")
     problems = []
-    if eta_s is None:
+    if eta is None:
         problems.append(
-            "--chain auto needs the time of the whole run: give --eta HH:MM:SS, or start the run once, so that "
-            "its metrics.jsonl says how long a step takes."
+            "--chain auto needs the time of the whole run: give --eta HH:MM:SS; or start the run once, so that "
+            "its metrics.jsonl says how long a step takes; or give train.max_steps, and gpu in the site profile, so "
+            "that the planner can say it."
         )
     if limit_s is None:
         problems.append("--chain auto needs the time limit of a job: give slurm.time.")
-    if eta_s is None or limit_s is None:
+    if eta is None or limit_s is None:
         raise ConfigError(problems, source="--chain")
-    return _for_eta(eta_s, limit_s, signal_delay_s)
+    return _for_eta(eta, limit_s, signal_delay_s)
 
 
-def _for_eta(eta_s: float, limit_s: int, signal_delay_s: int) -> Chain:
+def _for_eta(eta: Eta, limit_s: int, signal_delay_s: int) -> Chain:
     useful_s = limit_s - signal_delay_s - START_UP_S
     if useful_s <= 0:
         raise ConfigError(
@@ -61,9 +70,9 @@ def _for_eta(eta_s: float, limit_s: int, signal_delay_s: int) -> Chain:
             ],
             source="--chain",
         )
-    num_jobs = max(1, math.ceil(eta_s / useful_s))
+    num_jobs = max(1, math.ceil(eta.seconds / useful_s))
     reason = (
-        f"{eta_s:.0f} s are left to train; a job of {limit_s} s trains for {useful_s} s "
+        f"{eta.seconds:.0f} s are left to train, {eta.source}; a job of {limit_s} s trains for {useful_s} s "
         f"({signal_delay_s} s to stop, {START_UP_S} s to start)"
     )
     if num_jobs > _MAX_JOBS:
@@ -71,12 +80,17 @@ def _for_eta(eta_s: float, limit_s: int, signal_delay_s: int) -> Chain:
     return Chain(num_jobs=num_jobs, reason=reason)
 
 
-def eta_of(text: str | None, known: Standing) -> float | None:
-    """Seconds that the run still needs: as the user says, else by its earlier steps. Raises ConfigError."""
+def eta_of(text: str | None, known: Standing, planned_s: float | None) -> Eta | None:
+    """What the run still needs: as the user says, else by its earlier steps, else by the planner's forecast.
+
+    planned_s: the forecast of the steps left. Raises ConfigError when `text` is no time.
+    """
+    if text is None and known.eta_s is not None:
+        return Eta(seconds=known.eta_s, source="by the steps of an earlier start")
     if text is None:
-        return known.eta_s
+        return None if planned_s is None else Eta(seconds=planned_s, source="by the planner's forecast")
     try:
-        return float(time_limit_s(_TIME.validate_python(text)))
+        return Eta(seconds=float(time_limit_s(_TIME.validate_python(text))), source="by --eta")
     except ValidationError:
         raise ConfigError(
             [f"--eta is {text!r}; it must be HH:MM:SS, D-HH:MM:SS, or minutes."], source="--eta"

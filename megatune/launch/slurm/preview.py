@@ -1,85 +1,145 @@
-"""What a job will train, as far as a login node can say: ranks, batch, model, memory."""
+"""What a job will train, as far as a login node can say: ranks, batch, and the planner's memory and times."""
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from megatune.config import Run, resolve_batch
-from megatune.errors import ModelError, PlanError
+from megatune.config import Run
+from megatune.errors import ConfigError, ModelError, PlanError
 from megatune.launch.slurm.request import JobRequest
-from megatune.plan.host_memory import host_bytes_at_least
-from megatune.plan.weights import count_model
+from megatune.launch.slurm.text import memory_bytes
+from megatune.plan.answer import plan_answer
+from megatune.plan.assess import Assessment, Question, assess
+from megatune.plan.ds_config import read_policy
+from megatune.plan.forecast import forecast
+from megatune.plan.hardware import accelerator_named
+from megatune.plan.ledger import FRAMEWORK_BYTES
+from megatune.plan.links import Links
+from megatune.plan.model_config import read_model_config
+from megatune.plan.question import Machine, layout_of, make_question
+from megatune.plan.search import Found, refuse_too_big, search
 
-# ZeRO, arXiv:1910.02054, section 3.1: weight and gradient in 2 bytes, fp32 master and two moments.
-_MIXED_ADAM_BYTES = 16
+_HELD_ON_CPU = ("weights", "gradients", "optimizer", "framework")
+"""What a rank without a GPU holds at the very least; the rest of its ledger is of one moment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """The run's own layout, judged by the planner."""
+
+    question: Question
+    judged: Assessment
+
+    @property
+    def num_params(self) -> int:
+        return self.question.work.model.num_params
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """One run of a job. None is unknown: the model is not in a folder here, or of an unknown type."""
+    """One run of a job."""
 
-    nodes: int
-    ranks: int
+    request: JobRequest
     tensor_parallel: int
     data_parallel: int
     micro_batch: int
     accumulation: int
     sequences_per_step: int
     tokens_per_step: int
-    num_params: int | None
-    flops_per_token: float | None
-    """6 x the parameters of all matrices, the head's included; attention's own products come on top."""
-    model_state_bytes_per_rank: int | None
-    """Weights, gradients and Adam's state, divided over all ranks; activations come on top."""
-    host_bytes_per_node_at_least: int
+    num_steps: int | None
+    """None: as many as the epochs have, which nobody has counted yet."""
+    planned: Planned | None
+    why_not: str | None
+    """Why the planner says nothing; None when it does."""
 
-    def as_object(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
+    @property
+    def total_s(self) -> float | None:
+        """Seconds that all steps take by the planner's forecast."""
+        return self.left_s(0)
+
+    def left_s(self, step: int) -> float | None:
+        """Seconds that the steps after `step` take by the planner's forecast."""
+        step_s = self.planned.judged.step_s if self.planned else None
+        return None if step_s is None or self.num_steps is None else max(0, self.num_steps - step) * step_s
+
+    @property
+    def host_bytes_per_node(self) -> int:
+        """What the ranks of one node hold in host memory; of an unknown model the libraries alone."""
+        ranks = self.request.tasks_per_node
+        if self.planned is None:
+            return ranks * FRAMEWORK_BYTES
+        ledger = self.planned.judged.ledger
+        if self.request.gpus is None:
+            return ranks * sum(ledger.device[name] for name in _HELD_ON_CPU)
+        return ledger.host_total
+
+    def refusal(self) -> PlanError | None:
+        """The error of a layout that the GPU or its node has no room for; None without a GPU that is known."""
+        if self.planned is None or self.planned.question.accelerator is None:
+            return None
+        if self.planned.judged.ledger.fits:
+            return None
+        return refuse_too_big(self.planned.judged, search(self.planned.question))
+
+    def as_object(self) -> dict[str, Any] | None:
+        """The object that `megatune plan --json` prints, of this layout; None when the planner says nothing."""
+        if self.planned is None:
+            return None
+        question, judged = self.planned.question, self.planned.judged
+        ahead = forecast(
+            question,
+            judged,
+            num_steps=self.num_steps,
+            limit_s=self.request.time_limit_s,
+            reserve_s=self.request.signal_delay_s,
+            price_per_gpu_hour=None,
+        )
+        knows_limit = judged.ledger.device_limit is not None
+        found = search(question) if knows_limit else Found(fitting=[], too_big=[], rejected=[])
+        return plan_answer(question, judged, found, ahead)
 
 
-def preview(run: Run, request: JobRequest) -> Preview:
-    """What `run` will be on the nodes of `request`."""
-    degree = run.parallel.tp_size
-    batch = resolve_batch(run, request.num_ranks // degree)
-    num_params, flops = _model(run)
-    is_mixed_adam = run.precision != "fp32" and run.train.optimizer in ("adam", "adamw")
-    states = None
-    if num_params is not None and is_mixed_adam and run.parallel.offload == "none":
-        states = -(-_MIXED_ADAM_BYTES * num_params // request.num_ranks)
+def preview(
+    run: Run, request: JobRequest, *, links: Links | None = None, num_steps: int | None = None
+) -> Preview:
+    """What `run` will be on the nodes of `request`.
+
+    links: what the doctor measured between the GPUs. num_steps: of the whole run, where an earlier start
+    has counted them. Raises ModelError when the model cannot be cut to the run's degree.
+    """
+    layout = layout_of(run, request.num_ranks)
+    planned, why_not = _judge(run, request, links)
+    sequences = layout.global_sequences
     return Preview(
-        nodes=request.nodes,
-        ranks=request.num_ranks,
-        tensor_parallel=degree,
-        data_parallel=request.num_ranks // degree,
-        micro_batch=batch.micro,
-        accumulation=batch.accumulation,
-        sequences_per_step=batch.global_sequences,
-        tokens_per_step=batch.global_sequences * run.data.max_seq_length,
-        num_params=num_params,
-        flops_per_token=flops,
-        model_state_bytes_per_rank=states,
-        host_bytes_per_node_at_least=host_bytes_at_least(
-            num_params,
-            world_size=request.num_ranks,
-            ranks_per_node=request.tasks_per_node,
-            precision=run.precision,
-            optimizer=run.train.optimizer,
-            offload=run.parallel.offload,
-            on_cpu=request.gpus is None,
-        ),
+        request=request,
+        tensor_parallel=layout.tensor_parallel,
+        data_parallel=layout.data_parallel,
+        micro_batch=layout.micro_batch,
+        accumulation=layout.accumulation,
+        sequences_per_step=sequences,
+        tokens_per_step=sequences * run.data.max_seq_length,
+        num_steps=run.train.max_steps or num_steps,
+        planned=planned,
+        why_not=why_not,
     )
 
 
-def _model(run: Run) -> tuple[int | None, float | None]:
-    path = Path(run.model.model_name_or_path) / "config.json"
-    if not path.is_file():
-        return None, None  # a hub id: nothing is fetched before the job runs
+def _judge(run: Run, request: JobRequest, links: Links | None) -> tuple[Planned | None, str | None]:
+    machine = _machine(request, links)
     try:
-        weights = count_model(json.loads(path.read_text(encoding="utf-8")))
-    except (ModelError, PlanError):
-        return None, None  # training it may still work: only this count does not know its type
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}.") from error
-    return weights.num_params, 6.0 * (weights.num_matmul_params + weights.num_head_params)
+        question = make_question(run, read_model_config(run), machine, read_policy(run.deepspeed))
+    except (ModelError, PlanError, ConfigError) as error:
+        return None, str(error)  # training it may still work: only the planner does not know it
+    return Planned(question=question, judged=assess(question, layout_of(run, machine.num_devices))), None
+
+
+def _machine(request: JobRequest, links: Links | None) -> Machine:
+    gpus = request.gpus
+    return Machine(
+        nodes=request.nodes,
+        ranks_per_node=request.tasks_per_node,
+        accelerator=accelerator_named(gpus.name) if gpus and gpus.name else None,
+        host_memory_bytes=memory_bytes(request.mem.upper()) or None if request.mem else None,
+        links=links if gpus else None,
+        on_cpu=gpus is None,
+        needs_limit=False,
+    )

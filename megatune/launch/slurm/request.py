@@ -31,6 +31,9 @@ class Gpus:
     per_node: int
     request: GpuRequest
     type: str | None = None
+    """Slurm's name."""
+    name: str | None = None
+    """The hardware table's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +207,8 @@ class _Builder:
                 f"launch.nproc_per_node = {asked} and {per_node} GPUs a node differ; a rank has one GPU. "
                 f"Use launch.nproc_per_node=auto or slurm.gpus_per_node={asked}."
             )
-        return per_node, Gpus(per_node=per_node, request=self.site.gpu_request, type=self.site.gpu_type)
+        site = self.site
+        return per_node, Gpus(per_node=per_node, request=site.gpu_request, type=site.gpu_type, name=site.gpu)
 
     def _launcher(self) -> None:
         launcher = self.run.launch.launcher

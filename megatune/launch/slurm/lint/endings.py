@@ -69,9 +69,10 @@ def _time_against_run(script: BatchScript, facts: LintFacts) -> Iterator[Hit]:
     limit = seconds_of(option.value) if option else None
     goes_on = script.option("requeue") is not None or script.option("dependency") is not None
     if option and limit and facts.eta_s is not None and facts.eta_s > limit:
+        source = f" ({facts.eta_source})" if facts.eta_source else ""
         yield Hit(
             line=option.line,
-            message=f"The limit is {format_duration(limit)}, the run needs about {format_duration(facts.eta_s)}"
+            message=f"The limit is {format_duration(limit)}, the run needs about {format_duration(facts.eta_s)}{source}"
             + (": it will be queued again." if goes_on else ", and nothing queues it again."),
             fix="--chain auto submits as many jobs as it needs." if goes_on else None,
         )

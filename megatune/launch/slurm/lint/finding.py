@@ -17,7 +17,7 @@ class LintFacts:
     tensor_parallel: int | None = None
     gpus_per_node: int | None = None
     host_bytes_per_node: int | None = None
-    """A lower bound: see `plan/host_memory.py`."""
+    """Without activations, buffers and data."""
     save_steps: int | None = None
     has_checkpoints: bool | None = None
     """Whether the run saves while it trains. A stop signal makes megatune save in any case."""
@@ -25,6 +25,8 @@ class LintFacts:
     save_seconds: float | None = None
     eta_s: float | None = None
     """Time that the rest of the run needs."""
+    eta_source: str | None = None
+    """Who says so."""
     grace_s: float | None = None
     """Seconds between the warning and the end of the job."""
 

@@ -1,0 +1,34 @@
+"""A model's config.json, from where it lies already: nothing is fetched."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatune.config import Run
+from megatune.errors import ModelError
+
+
+def read_model_config(run: Run) -> dict[str, Any]:
+    """config.json of the run's model: from its folder, or from the local cache of the hub. No network.
+
+    Raises ModelError when it is in neither, or is no JSON object.
+    """
+    name = run.model.model_name_or_path
+    path = Path(name) / "config.json"
+    if not Path(name).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json", revision=run.model.revision)
+        if not isinstance(cached, str):
+            raise ModelError(
+                f"model.model_name_or_path: {name} is no folder here, and its config.json is not in the local cache "
+                "of the hub. Give a folder that holds the model's config.json; a plan needs no weights."
+            )
+        path = Path(cached)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds a {type(config).__name__}, not a JSON object.")
+    return config
