@@ -4,6 +4,7 @@
 and passes signals on to the whole group, as slurmstepd does. Answers and the ranks' exit codes are files.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -125,7 +126,8 @@ class FakeNode:
         try:
             out, _ = process.communicate(timeout=_DEADLINE_S)
         finally:
-            if process.poll() is None:
+            # Slurm ends what a job leaves behind with it.
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         return Ended(process.returncode, out)
 
