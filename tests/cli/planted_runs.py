@@ -28,7 +28,6 @@ __all__ = [
 ]
 NO_JOB = said(err="slurm_load_jobs error: Invalid job id specified\n", code=1)
 NO_ACCOUNTS = said(err="Slurm accounting storage is disabled\n", code=1)
-NOW = datetime.now(UTC)
 RUN = {"event": "run", "total_steps": 100, "restart_count": 2}
 OOM = (
     "step 12/100 loss 2.5\nTraceback (most recent call last):\n"
@@ -52,11 +51,11 @@ def plant(
 ) -> Path:
     """A run folder with metrics, all of them `age_s` old, and jobs."""
     (folder / "logs").mkdir(parents=True)
-    stamp = (NOW - timedelta(seconds=age_s)).isoformat()
+    stamp = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat()
     lines = (json.dumps({"schema": 1, "time": stamp, **entry}) + "\n" for entry in entries)
     (folder / "metrics.jsonl").write_text("".join(lines))
     for job_id in job_ids:
-        remember_job(folder, SubmittedJob(job_id=job_id, cluster=None, submitted_at=NOW.isoformat()))
+        remember_job(folder, SubmittedJob(job_id=job_id, cluster=None, submitted_at=stamp))
     return folder
 
 
