@@ -54,13 +54,6 @@ def damage(folder: Path, manifest: Manifest, names: Iterable[str], *, threads: i
         return [problem for problem in found if problem]
 
 
-def check_file(folder: Path, name: str, manifest: Manifest) -> None:
-    """Raise CheckpointError unless the file is byte for byte what was saved."""
-    problem = _why_damaged(folder, name, manifest)
-    if problem:
-        raise CheckpointError(problem)
-
-
 def _why_damaged(folder: Path, name: str, manifest: Manifest) -> str | None:
     path = folder / name
     try:

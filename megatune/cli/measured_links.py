@@ -3,12 +3,11 @@
 import json
 import socket
 from pathlib import Path
-from typing import Any
 
 from megatune.config import Run
 from megatune.launch.ranks import cache_folder, surroundings
 from megatune.launch.run_folder import RunFolder
-from megatune.plan.links import Link, Links, place_key, read_links
+from megatune.plan.links import Links, links_of, place_key, read_links
 
 _GPU_BACKEND = "nccl"
 """Links measured with gloo are the hosts', not the GPUs'."""
@@ -35,16 +34,4 @@ def _of_report(path: Path) -> Links | None:
         entry = json.loads(path.read_text(encoding="utf-8")).get("links")
     except ValueError:
         return None  # cut short while it was written: the plan uses the makers' figures
-    if not isinstance(entry, dict):
-        return None
-    return Links(
-        measured_at=entry["measured_at"],
-        backend=entry["backend"],
-        num_nodes=entry["num_nodes"],
-        intra_node=_link(entry["intra_node"]),
-        inter_node=_link(entry["inter_node"]),
-    )
-
-
-def _link(entry: dict[str, Any] | None) -> Link | None:
-    return None if entry is None else Link(**entry)
+    return links_of(entry) if isinstance(entry, dict) else None

@@ -97,8 +97,11 @@ def write_links(file: Path, key: str, links: Links) -> None:
 def read_links(file: Path, key: str) -> Links | None:
     """The record of `key`; None when nothing was measured there, or by another version."""
     entry = _read(file).get(key)
-    if not isinstance(entry, dict):
-        return None
+    return links_of(entry) if isinstance(entry, dict) else None
+
+
+def links_of(entry: dict[str, Any]) -> Links:
+    """The record that `links_json` wrote."""
     return Links(
         measured_at=entry["measured_at"],
         backend=entry["backend"],

@@ -1,7 +1,6 @@
 """What a class of failures is: how it shows, what it means, what to do next."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -40,8 +39,3 @@ class Cause:
     def shows_in(self, text: str) -> bool:
         """Whether a line of a log shows it."""
         return self.matcher is not None and self.matcher.search(text) is not None
-
-
-def by_name(causes: Sequence[Cause], name: str) -> Cause:
-    """The first cause of that name."""
-    return next(cause for cause in causes if cause.name == name)
