@@ -24,7 +24,7 @@ def write_run(path: Path, **sections: dict[str, Any]) -> Path:
     }
     for name, section in sections.items():
         document[name] = {**document.get(name, {}), **section}
-    path.write_text(yaml.safe_dump(document, allow_unicode=True))
+    path.write_text(yaml.safe_dump(document))  # escaped: PyYAML folds U+0085 where it writes it bare
     return path
 
 

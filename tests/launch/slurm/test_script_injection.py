@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fake_node import FakeNode
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from job_cases import request_of
 from pydantic import ValidationError
@@ -122,6 +122,7 @@ def test_a_value_of_the_environment_arrives_as_it_is(tmp_path_factory, text):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1, max_size=30))
+@example(name="\x85")
 def test_a_run_folder_of_any_name_is_refused_or_trained_in(tmp_path_factory, name):
     folder = tmp_path_factory.mktemp("any")
     node = FakeNode(folder / "node")
