@@ -8,11 +8,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from megatune.cli.measured_links import links_for
 from megatune.config import BatchShape, Run, load_run
 from megatune.errors import PlanError
 from megatune.files import write_text_atomic
 from megatune.launch.devices import count_cpus, count_gpus, host_memory_bytes
+from megatune.launch.measurements import measured_for
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.text import memory_bytes, time_limit_s
 from megatune.plan.answer import plan_answer
@@ -97,7 +97,7 @@ def _machine(run: Run, options: PlanOptions) -> Machine:
         ranks_per_node=per_node,
         accelerator=accelerator,
         host_memory_bytes=memory,
-        links=links_for(run) if accelerator else None,
+        measured=measured_for(run, device=accelerator.name if accelerator else "cpu"),
     )
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
-from megatune.cli.measured_links import links_for
 from megatune.cli.submit_plan import plan_lines
 from megatune.errors import ConfigError, PlanError, SubmitError
+from megatune.launch.measurements import measured_for
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.array import load_array, load_one, load_sweep
 from megatune.launch.slurm.chain import Chain, Eta, choose_chain, eta_of, standing_of
@@ -29,7 +29,7 @@ from megatune.launch.slurm.submit import (
     submit_jobs,
     without_requeue,
 )
-from megatune.plan.links import Links
+from megatune.plan.rates import Measured
 from megatune.report.standing import Standing
 from megatune.report.tables import show
 
@@ -99,7 +99,7 @@ def prepare_submission(run_file: Path | None, overrides: list[str], options: Sub
     request = _request(runs, options.array[0] if options.array else run_file or Path())
     known = standing_of(RunFolder(runs[0].folder).metrics) if len(runs) == 1 else Standing()
     seen = [
-        preview(run.loaded.run, request, links=_links(run, request), num_steps=known.total_steps)
+        preview(run.loaded.run, request, measured=_measured(run, request), num_steps=known.total_steps)
         for run in runs
     ]
     # The runs of an array are jobs of their own: their first one's forecast says nothing of the others.
@@ -179,8 +179,9 @@ def _facts(
     )
 
 
-def _links(run: RunToSubmit, request: JobRequest) -> Links | None:
-    return links_for(run.loaded.run) if request.gpus and request.gpus.name else None
+def _measured(run: RunToSubmit, request: JobRequest) -> Measured:
+    device = request.gpus.name if request.gpus else "cpu"
+    return measured_for(run.loaded.run, device=device)
 
 
 def _refuse(submission: Submission) -> None:

@@ -20,7 +20,8 @@ def plan_answer(question: Question, chosen: Assessment, found: Found, ahead: For
             "name": _device_name(question),
             "count": question.num_devices,
             "per_node": question.place.ranks_per_node,
-            "links_measured_at": question.links.measured_at if question.links else None,
+            "links_measured_at": links.measured_at if (links := question.measured.links) else None,
+            "calibrated_at": known.measured_at if (known := question.measured.calibration) else None,
         },
         "layout": chosen.layout.to_json(),
         "memory": _memory(chosen),
@@ -51,12 +52,31 @@ def notes(question: Question, chosen: Assessment) -> list[str]:
         found.append(
             f"this layout takes {layout.global_sequences} sequences a step, the run file {question.global_sequences}."
         )
+    found += _about_times(question)
     positions = model.shape.max_positions
     if positions is not None and question.work.seq > positions:
         found.append(f"data.max_seq_length {question.work.seq} is beyond the model's {positions} positions.")
     if model.family is None:
         found.append(f"'{model.shape.model_type}' has no tensor-parallel plan: it trains with tp_size 1.")
     return found
+
+
+def _about_times(question: Question) -> list[str]:
+    """What the times stand on, where that is not the table of speeds.py."""
+    known = question.measured.calibration
+    if question.rates() is None:
+        return []
+    if known is not None:
+        return [
+            f"times are calibrated with {known.num_runs} run(s) on {known.device} in {known.precision}, "
+            f"{known.measured_at}; their steps were met within {known.error_after:.1%} (median)."
+        ]
+    if question.accelerator is None:
+        return [
+            "times are of matrix products and links alone, at the doctor's rates: a step takes longer. "
+            "`megatune plan --calibrate RUN` learns from a run how much."
+        ]
+    return []
 
 
 def flops_per_token(question: Question) -> dict[str, float]:

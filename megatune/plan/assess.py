@@ -1,17 +1,14 @@
 """What one layout needs and how fast it is: the ledger, the phases of a step, and the rates drawn from them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from megatune.plan.flops import StepFlops, step_flops
 from megatune.plan.hardware import Accelerator
 from megatune.plan.layout import Layout
 from megatune.plan.ledger import Ledger, Place, Workload, make_ledger
-from megatune.plan.links import Links
-from megatune.plan.network import network_of
 from megatune.plan.practice import Practice
-from megatune.plan.speeds import speeds_of
+from megatune.plan.rates import Measured, Rates, rates_of
 from megatune.plan.step_time import Phases, step_phases
-from megatune.plan.work import Device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +23,20 @@ class Question:
     """None on machines without GPUs."""
     practice: Practice
     """`recompute` in it is set by each layout."""
-    links: Links | None = None
-    """What the doctor measured there."""
+    measured: Measured = field(default_factory=Measured)
+    """By the doctor, and by runs, at the place of the run."""
+
+    def rates(self) -> Rates | None:
+        """What times are computed with; None where nobody knows."""
+        if self.accelerator is None and not self.place.on_cpu:
+            return None
+        return rates_of(
+            self.accelerator,
+            self.measured,
+            precision=self.work.precision,
+            ranks_per_node=self.place.ranks_per_node,
+            num_devices=self.num_devices,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +59,8 @@ class Assessment:
 def assess(question: Question, layout: Layout) -> Assessment:
     """Judge `layout`. Raises ModelError when the model cannot be cut to its degree."""
     ledger = make_ledger(question.work, layout, question.place)
-    phases = _phases(question, layout)
+    rates = question.rates()
+    phases = None if rates is None else timed(question, layout, rates)
     if phases is None:
         return Assessment(
             layout=layout,
@@ -61,18 +71,18 @@ def assess(question: Question, layout: Layout) -> Assessment:
             mfu_causal=None,
             hfu=None,
         )
-    assert question.accelerator is not None, "there are no times without a device"
     flops = layout_flops(question, layout)
     tokens = layout.global_sequences * question.work.seq
-    possible = phases.total_s * question.accelerator.peak_bf16_flops * question.num_devices
+    facts = question.accelerator
+    possible = None if facts is None else phases.total_s * facts.peak_bf16_flops * question.num_devices
     return Assessment(
         layout=layout,
         ledger=ledger,
         phases=phases,
         tokens_per_second_per_device=tokens / phases.total_s / question.num_devices,
-        mfu=flops.model / possible,
-        mfu_causal=flops.model_causal / possible,
-        hfu=flops.hardware / possible,
+        mfu=possible and flops.model / possible,
+        mfu_causal=possible and flops.model_causal / possible,
+        hfu=possible and flops.hardware / possible,
     )
 
 
@@ -91,18 +101,15 @@ def layout_flops(question: Question, layout: Layout) -> StepFlops:
     )
 
 
-def _phases(question: Question, layout: Layout) -> Phases | None:
-    facts = question.accelerator
-    speeds = speeds_of(facts.generation) if facts else None
-    if facts is None or speeds is None or question.work.precision == "fp32":
-        return None
+def timed(question: Question, layout: Layout, rates: Rates) -> Phases:
+    """The phases of one step of `layout` at `rates`."""
     practice = replace(question.practice, recompute="full" if layout.gradient_checkpointing else "none")
     return step_phases(
         question.work.model,
         layout,
         seq=question.work.seq,
         ranks_per_node=question.place.ranks_per_node,
-        device=Device(facts=facts, speeds=speeds, peak_flops=facts.peak_bf16_flops),
-        network=network_of(facts, speeds, question.links),
+        device=rates.device,
+        network=rates.network,
         practice=practice,
     )

@@ -30,18 +30,19 @@ def forecast(
     price_per_gpu_hour: float | None,
 ) -> Forecast:
     """The run of `num_steps` steps in jobs of `limit_s` seconds that stop `reserve_s` before their end."""
-    if num_steps is None or judged.step_s is None or question.accelerator is None:
+    if num_steps is None or judged.step_s is None:
         return Forecast(
             num_steps=num_steps, total_s=None, num_jobs=None, gpu_hours=None, energy_kwh=None, cost=None
         )
     total_s = num_steps * judged.step_s
-    hours = total_s / 3600 * question.num_devices
+    device = question.accelerator
+    hours = None if device is None else total_s / 3600 * question.num_devices
     usable_s = None if limit_s is None else limit_s - reserve_s
     return Forecast(
         num_steps=num_steps,
         total_s=total_s,
         num_jobs=math.ceil(total_s / usable_s) if usable_s is not None and usable_s > 0 else None,
         gpu_hours=hours,
-        energy_kwh=hours * question.accelerator.power_w / 1000,
-        cost=None if price_per_gpu_hour is None else hours * price_per_gpu_hour,
+        energy_kwh=None if device is None or hours is None else hours * device.power_w / 1000,
+        cost=None if price_per_gpu_hour is None or hours is None else hours * price_per_gpu_hour,
     )

@@ -1,19 +1,19 @@
-"""From a run file to the planner's question, and back: filling in what the run file leaves to the planner."""
+"""From a run file and a machine to the planner's question."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from megatune.config import Run, resolve_batch
 from megatune.errors import ConfigError, PlanError
 from megatune.plan.activations import NO_SDPA
-from megatune.plan.assess import Question, assess
+from megatune.plan.assess import Question
 from megatune.plan.buckets import buckets_of
 from megatune.plan.hardware import Accelerator
 from megatune.plan.layout import Layout, Offload
 from megatune.plan.ledger import Place, Workload
-from megatune.plan.links import Links
 from megatune.plan.practice import practice_of
+from megatune.plan.rates import Measured
 from megatune.plan.states import optimizer_bytes
 from megatune.plan.weights import ModelWeights, count_model
 
@@ -29,7 +29,7 @@ class Machine:
     """Where it is not the hardware table's: a measured one, or a CPU rank's share of the host."""
     host_memory_bytes: int | None = None
     """Of one node; None when nobody knows."""
-    links: Links | None = None
+    measured: Measured = field(default_factory=Measured)
     on_cpu: bool | None = None
     """None: where no accelerator is named. False without one: GPUs that the hardware table does not have."""
     needs_limit: bool = True
@@ -87,7 +87,7 @@ def make_question(
         global_sequences=_global_sequences(run, machine.num_devices),
         accelerator=machine.accelerator,
         practice=practice_of(run, model, gradient_checkpointing=False),
-        links=machine.links,
+        measured=machine.measured,
     )
 
 
@@ -121,28 +121,6 @@ def is_given_in_full(run: Run) -> bool:
         + (run.model.gradient_checkpointing != "auto")
     )
     return given == 4
-
-
-def fill_auto(
-    run: Run, config: Mapping[str, Any], machine: Machine, policy: Mapping[str, Any] | None = None
-) -> Run:
-    """`run` with every `auto` that a plan decides replaced: model.gradient_checkpointing.
-
-    It is off where the run's layout fits without it, on where it fits only with it. Where neither
-    fits it is on, and the run is left to try: the ledger may be wrong, memory is not.
-    """
-    if run.model.gradient_checkpointing != "auto":
-        return run
-    question = make_question(run, config, machine, policy)
-    layout = layout_of(run, machine.num_devices)
-    needed = not assess(question, layout).ledger.fits
-    return with_layout_values(run, gradient_checkpointing=needed)
-
-
-def with_layout_values(run: Run, *, gradient_checkpointing: bool) -> Run:
-    """A copy of `run` that says whether activations are recomputed."""
-    model = run.model.model_copy(update={"gradient_checkpointing": gradient_checkpointing})
-    return run.model_copy(update={"model": model})
 
 
 def _kernel(run: Run, model: ModelWeights) -> str:

@@ -12,7 +12,8 @@ from megatune.plan.assess import assess
 from megatune.plan.forecast import forecast
 from megatune.plan.hardware import ACCELERATORS, accelerator_named
 from megatune.plan.links import Link, Links
-from megatune.plan.question import Machine, fill_auto, is_given_in_full, layout_of, make_question
+from megatune.plan.question import Machine, is_given_in_full, layout_of, make_question
+from megatune.plan.rates import Measured
 from megatune.plan.search import pareto_front, refuse_all, refuse_too_big, search
 
 
@@ -102,7 +103,9 @@ def test_links_that_were_measured_take_the_place_of_the_makers() -> None:
     links = Links(
         measured_at="2026-01-01T00:00:00Z", backend="nccl", num_nodes=1, intra_node=slow, inter_node=None
     )
-    before, after = (assess(question(on=on), layout()) for on in (machine(), machine(links=links)))
+    before, after = (
+        assess(question(on=on), layout()) for on in (machine(), machine(measured=Measured(links=links)))
+    )
     assert before.phases and after.phases
     assert after.phases.zero_s > 2 * before.phases.zero_s
     assert after.phases.forward_s == before.phases.forward_s
@@ -146,15 +149,6 @@ def test_the_forecast_counts_jobs_hours_energy_and_money() -> None:
     assert ahead.cost == pytest.approx(2 * ahead.gpu_hours)
     unknown = forecast(asked, judged, num_steps=None, limit_s=700, reserve_s=0, price_per_gpu_hour=None)
     assert (unknown.total_s, unknown.num_jobs, unknown.cost) == (None, None, None)
-
-
-def test_auto_checkpointing_is_on_only_where_it_is_needed() -> None:
-    roomy = fill_auto(run_of(), GPT2_XL, machine())
-    tight = fill_auto(run_of(train={"per_device_train_batch_size": 8}), GPT2_XL, machine())
-    chosen = fill_auto(run_of(model={"gradient_checkpointing": True}), GPT2_XL, machine())
-    assert roomy.model.gradient_checkpointing is False
-    assert tight.model.gradient_checkpointing is True
-    assert chosen.model.gradient_checkpointing is True
 
 
 def test_a_run_file_that_leaves_nothing_open_is_judged_as_it_stands() -> None:

@@ -13,9 +13,9 @@ from megatune.plan.ds_config import read_policy
 from megatune.plan.forecast import forecast
 from megatune.plan.hardware import accelerator_named
 from megatune.plan.ledger import FRAMEWORK_BYTES
-from megatune.plan.links import Links
 from megatune.plan.model_config import read_model_config
 from megatune.plan.question import Machine, layout_of, make_question
+from megatune.plan.rates import Measured
 from megatune.plan.search import Found, refuse_too_big, search
 
 _HELD_ON_CPU = ("weights", "gradients", "optimizer", "framework")
@@ -99,15 +99,15 @@ class Preview:
 
 
 def preview(
-    run: Run, request: JobRequest, *, links: Links | None = None, num_steps: int | None = None
+    run: Run, request: JobRequest, *, measured: Measured | None = None, num_steps: int | None = None
 ) -> Preview:
     """What `run` will be on the nodes of `request`.
 
-    links: what the doctor measured between the GPUs. num_steps: of the whole run, where an earlier start
+    measured: by the doctor and by runs, where the job goes. num_steps: of the whole run, where an earlier start
     has counted them. Raises ModelError when the model cannot be cut to the run's degree.
     """
     layout = layout_of(run, request.num_ranks)
-    planned, why_not = _judge(run, request, links)
+    planned, why_not = _judge(run, request, measured or Measured())
     sequences = layout.global_sequences
     return Preview(
         request=request,
@@ -123,8 +123,8 @@ def preview(
     )
 
 
-def _judge(run: Run, request: JobRequest, links: Links | None) -> tuple[Planned | None, str | None]:
-    machine = _machine(request, links)
+def _judge(run: Run, request: JobRequest, measured: Measured) -> tuple[Planned | None, str | None]:
+    machine = _machine(request, measured)
     try:
         question = make_question(run, read_model_config(run), machine, read_policy(run.deepspeed))
     except (ModelError, PlanError, ConfigError) as error:
@@ -132,14 +132,14 @@ def _judge(run: Run, request: JobRequest, links: Links | None) -> tuple[Planned 
     return Planned(question=question, judged=assess(question, layout_of(run, machine.num_devices))), None
 
 
-def _machine(request: JobRequest, links: Links | None) -> Machine:
+def _machine(request: JobRequest, measured: Measured) -> Machine:
     gpus = request.gpus
     return Machine(
         nodes=request.nodes,
         ranks_per_node=request.tasks_per_node,
         accelerator=accelerator_named(gpus.name) if gpus and gpus.name else None,
         host_memory_bytes=memory_bytes(request.mem.upper()) or None if request.mem else None,
-        links=links if gpus else None,
+        measured=measured,
         on_cpu=gpus is None,
         needs_limit=False,
     )
