@@ -1,0 +1,40 @@
+"""The commands that find good settings by starting runs."""
+
+import sys
+from pathlib import Path
+
+import typer
+
+from megatune.cli.arguments import AsJson, Overrides, RunFile
+
+
+def search(
+    run_file: Path = RunFile,
+    overrides: list[str] | None = Overrides,
+    space: Path | None = typer.Option(None, "--space", help="The space file: keys and the values to try."),
+    sampler: str = typer.Option("tpe", "--sampler", help="tpe, random or grid."),
+    trials: int | None = typer.Option(None, "--trials", help="Trials in all; 20 where nothing is said."),
+    pruner: str | None = typer.Option(
+        None, "--pruner", help="none, median or hyperband; median where evaluate.eval_steps is given."
+    ),
+    seed: int = typer.Option(0, "--seed", help="Decides what is drawn."),
+    results: bool = typer.Option(False, "--results", help="Show what was found so far, and train nothing."),
+    as_json: bool = AsJson,
+) -> None:
+    """Search hyper-parameters: train with many values, and keep those with the lowest validation loss.
+
+    The same command goes on after an interruption.
+
+    Example: megatune search run.yaml --space space.yaml --trials 30
+    """
+    from megatune.cli.search import SearchCommand, search_run
+    from megatune.tune.search.begin import SearchOptions
+
+    options = SearchOptions(sampler=sampler, pruner=pruner, num_trials=trials, seed=seed)
+    command = SearchCommand(space=space, options=options, results_only=results, as_json=as_json)
+    sys.exit(search_run(run_file, overrides or [], command))
+
+
+def register(app: typer.Typer) -> None:
+    """Add all commands to `app`."""
+    app.command()(search)

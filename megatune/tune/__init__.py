@@ -1,0 +1,1 @@
+"""What finds good settings by starting runs: nothing here loads torch."""

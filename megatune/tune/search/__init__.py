@@ -1,0 +1,1 @@
+"""Hyper-parameter search. Read in this order: `space`, `study`, `trial`, `worker`, `result`."""

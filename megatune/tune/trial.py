@@ -1,0 +1,110 @@
+"""One trial: `megatune train` in processes of its own, watched, and ended by the stop signal it knows."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Literal, Self
+
+from megatune.launch.processes import kill_group, start_process
+from megatune.launch.ranks import child_environment
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+_TICK_S = 0.05
+
+
+class StopSignals:
+    """Notes SIGINT, SIGTERM and SIGUSR2 while it is entered: the first asks to stop, a second to stop at once."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._before: dict[int, object] = {}
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.received)
+
+    @property
+    def at_once(self) -> bool:
+        return len(self.received) > 1
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() gave, it takes
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.received.append(number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnd:
+    """How a trial ended."""
+
+    exit_code: int
+    """Negative for a signal."""
+    ended_by: Literal["itself", "watch", "stop"]
+    """`watch` and `stop` have sent it a stop signal before it ended."""
+    seconds: float
+
+
+def run_trial(
+    arguments: Sequence[str],
+    *,
+    log: Path,
+    watch: Callable[[], bool],
+    stop: StopSignals,
+    environment: Mapping[str, str] | None = None,
+    poll_s: float = 0.5,
+) -> TrialEnd:
+    """Run `megatune train` with `arguments` to its end; what it prints is appended to `log`.
+
+    `watch` is called every `poll_s` seconds and says whether to end the trial, which then gets SIGTERM,
+    saves and ends. A signal in `stop` does the same; a second one kills. The kernel ends the trial when this
+    process dies. Call it from the main thread. Raises LaunchError when it cannot be started.
+    """
+    started = time.monotonic()
+    with log.open("ab") as output:
+        process = start_process(
+            [sys.executable, "-m", "megatune", "train", *arguments],
+            environment=child_environment(environment or {}),
+            stdout=output.fileno(),
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        ended_by = _wait(process, watch, stop, poll_s)
+    finally:
+        kill_group(process)
+        process.wait()
+    return TrialEnd(exit_code=process.returncode, ended_by=ended_by, seconds=time.monotonic() - started)
+
+
+def _wait(
+    process: subprocess.Popen[bytes], watch: Callable[[], bool], stop: StopSignals, poll_s: float
+) -> Literal["itself", "watch", "stop"]:
+    ended_by: Literal["itself", "watch", "stop"] = "itself"
+    next_look = time.monotonic() + poll_s
+    while process.poll() is None:
+        if stop.at_once:
+            kill_group(process)
+        elif stop.asked and ended_by != "stop":
+            if ended_by == "itself":
+                process.send_signal(signal.SIGTERM)  # a second one would kill it
+            ended_by = "stop"
+        elif time.monotonic() >= next_look:
+            next_look = time.monotonic() + poll_s
+            if watch() and ended_by == "itself":
+                process.send_signal(signal.SIGTERM)
+                ended_by = "watch"
+        time.sleep(_TICK_S)
+    return ended_by
