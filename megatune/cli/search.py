@@ -1,5 +1,6 @@
 """`megatune search`."""
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from megatune.config import load_run
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
 from megatune.launch.processes import STOPPED_BUT_SAVED
+from megatune.launch.slurm.command import call
 from megatune.report.tables import render_table, show
 from megatune.tune.search.begin import SearchOptions, begin_search, search_folder
 from megatune.tune.search.best_file import best_yaml
@@ -19,6 +21,7 @@ from megatune.tune.search.picture import draw_search
 from megatune.tune.search.result import SearchResult, TrialResult, read_result
 from megatune.tune.search.study import open_study
 from megatune.tune.search.worker import Worker
+from megatune.tune.search.workers_job import build_workers_request, submit_workers
 from megatune.tune.trial import StopSignals
 from megatune.units import format_duration, format_ratio
 
@@ -29,6 +32,8 @@ class SearchCommand:
 
     space: Path | None
     options: SearchOptions
+    num_workers: int | None = None
+    """Workers to hand to Slurm; None searches here."""
     results_only: bool = False
     as_json: bool = False
 
@@ -42,12 +47,47 @@ def search_run(run_file: Path, overrides: list[str], command: SearchCommand) -> 
             ["--space is missing: a file that names keys of the run file and the values to try."],
             source="megatune search",
         )
+    if command.num_workers is not None:
+        return _search_on_slurm(run_file, overrides, command, command.space, command.num_workers)
     folder = begin_search(run_file, overrides, command.space, command.options)
+    return _work(folder) or show_result(folder, as_json=command.as_json)
+
+
+def work_for(run_file: Path) -> int:
+    """Be a worker of the search in the folder of `run_file`: train trials until none is left."""
+    folder = SearchFolder(run_file.absolute().parent)
+    return _work(folder) or show_result(folder, as_json=False)
+
+
+def _work(folder: SearchFolder) -> int:
     with StopSignals() as stop:
         code = Worker(folder, stop).work()
     if code == STOPPED_BUT_SAVED:
         print("megatune: stopped; the same command goes on with the search", file=sys.stderr)
-    return code or show_result(folder, as_json=command.as_json)
+    return code
+
+
+def _search_on_slurm(
+    run_file: Path, overrides: list[str], command: SearchCommand, space: Path, num_workers: int
+) -> int:
+    loaded = load_run(run_file, overrides)
+    request = build_workers_request(loaded, search_folder(loaded), run_file, num_workers)
+    folder = begin_search(run_file, overrides, space, command.options)
+    job = submit_workers(request, folder, call)
+    answer = {
+        "schema": 1,
+        "folder": str(folder.path),
+        "job_id": job.job_id,
+        "cluster": job.cluster,
+        "workers": num_workers,
+    }
+    lines = [
+        f"submitted job {job.job_id}: {num_workers} worker(s)",
+        f"logs: {folder.logs}",
+        f"results: megatune search {shlex.quote(str(run_file))} --results",
+    ]
+    show(answer, *[Text(line) for line in lines], as_json=command.as_json)
+    return 0
 
 
 def show_result(folder: SearchFolder, *, as_json: bool) -> int:

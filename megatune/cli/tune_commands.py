@@ -18,6 +18,12 @@ def search(
         None, "--pruner", help="none, median or hyperband; median where evaluate.eval_steps is given."
     ),
     seed: int = typer.Option(0, "--seed", help="Decides what is drawn."),
+    slurm: int | None = typer.Option(
+        None, "--slurm", help="Hand the search to Slurm: an array of so many workers that share it."
+    ),
+    worker: bool = typer.Option(
+        False, "--worker", hidden=True, help="Train trials of the search whose run.yaml is RUN.yaml."
+    ),
     results: bool = typer.Option(False, "--results", help="Show what was found so far, and train nothing."),
     as_json: bool = AsJson,
 ) -> None:
@@ -27,11 +33,15 @@ def search(
 
     Example: megatune search run.yaml --space space.yaml --trials 30
     """
-    from megatune.cli.search import SearchCommand, search_run
+    from megatune.cli.search import SearchCommand, search_run, work_for
     from megatune.tune.search.begin import SearchOptions
 
     options = SearchOptions(sampler=sampler, pruner=pruner, num_trials=trials, seed=seed)
-    command = SearchCommand(space=space, options=options, results_only=results, as_json=as_json)
+    if worker:
+        sys.exit(work_for(run_file))
+    command = SearchCommand(
+        space=space, options=options, num_workers=slurm, results_only=results, as_json=as_json
+    )
     sys.exit(search_run(run_file, overrides or [], command))
 
 
