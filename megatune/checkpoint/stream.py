@@ -1,5 +1,7 @@
 """Write a safetensors file tensor by tensor: the names and shapes are known first, the values come one at a time.
 
+The one writer of such files here. The hash is of what was handed to the system, not of what was read back.
+
 The format (https://github.com/huggingface/safetensors#format): eight bytes with the length of the header, a
 JSON header with every tensor's dtype, shape and place, the bytes of all tensors without gaps.
 """
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 import xxhash
 
+from megatune.checkpoint.manifest import FileEntry
 from megatune.checkpoint.tensors import bytes_of
 
 _NAMES = {
@@ -49,31 +52,31 @@ class TensorFile:
     def __init__(self, path: Path, plan: Mapping[str, TensorPlan]) -> None:
         header = _header(plan)
         self._plan, self._pending = plan, list(plan)[::-1]
-        self._digest, self.size = xxhash.xxh3_128(), 0
+        self._digest, self._size = xxhash.xxh3_128(), 0
         self._file = path.open("wb", buffering=0)
         self._write(memoryview(struct.pack("<Q", len(header)) + header))
 
     @property
-    def hash(self) -> str:
-        """xxh3 (128 bits, hexadecimal) of the `size` bytes written."""
-        return self._digest.hexdigest()
+    def entry(self) -> FileEntry:
+        """Size and hash of the bytes written so far."""
+        return FileEntry(size=self._size, xxh3_128=self._digest.hexdigest())
 
     def add(self, name: str, parts: Iterable[torch.Tensor]) -> None:
         """Append the tensor that comes next in the plan, given as parts that follow each other in it.
 
-        Each part is converted to the planned dtype, block by block, before the next one is asked for.
+        Each part is brought to the host in the planned dtype, block by block, before the next one is asked for.
         """
         assert self._pending and self._pending.pop() == name, "tensors come in the order of the plan"
         plan = self._plan[name]
-        expected = self.size + plan.num_bytes
+        expected = self._size + plan.num_bytes
         for part in parts:
-            for block in part.contiguous().view(-1).split(_BLOCK_ELEMENTS):
-                self._write(bytes_of(block.to(plan.dtype)))
-        assert self.size == expected, f"{name}: the plan holds its shape"
+            for block in part.detach().contiguous().view(-1).split(_BLOCK_ELEMENTS):
+                self._write(bytes_of(block.to("cpu", plan.dtype)))
+        assert self._size == expected, f"{name}: the plan holds its shape"
 
     def _write(self, data: memoryview) -> None:
         self._digest.update(data)
-        self.size += len(data)
+        self._size += len(data)
         while data:
             data = data[self._file.write(data) :]
 
@@ -87,6 +90,19 @@ class TensorFile:
             if kind is None:
                 assert not self._pending, "every tensor of the plan is written"
                 os.fsync(self._file.fileno())
+
+
+def write_tensor_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
+    """Write fp32 and byte tensors of any device, force them to the disk, and return size and hash.
+
+    Bytes come last in `tensors`: the format wants wider types aligned. A few megabytes at a time are
+    copied to the host. Raises OSError when the disk does not take it.
+    """
+    plan = {name: TensorPlan(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    with TensorFile(path, plan) as file:
+        for name, tensor in tensors.items():
+            file.add(name, [tensor])
+    return file.entry
 
 
 def _header(plan: Mapping[str, TensorPlan]) -> bytes:

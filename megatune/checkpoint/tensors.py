@@ -1,63 +1,23 @@
-"""Tensors of a checkpoint's rank files: written in one pass with their hash, read in part by their position.
+"""Tensors of a checkpoint's rank files, read in part by their position. See `stream` for how they are written.
 
 The safetensors library reads whole files or maps them; a rank that needs a stretch of another rank's
 file wants neither, and a map of a file that shrinks ends the process (SIGBUS) instead of raising.
-The format: 8 bytes with the length of a JSON header, the header, the tensors one after another.
 """
 
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 
 from megatune.checkpoint.layout import parse_json
-from megatune.checkpoint.manifest import FileEntry
 from megatune.errors import CheckpointError
 
 _TYPES = {"F32": torch.float32, "U8": torch.uint8}
-_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _MAX_HEADER_BYTES = 2**27
-_BLOCK_BYTES = 2**22
-
-
-def write_tensor_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
-    """Write fp32 and byte tensors of any device, force them to the disk, and return size and hash.
-
-    Bytes come last in `tensors`: the format wants wider types aligned. The hash is of what was handed
-    to the system, not of what was read back. One tensor at a time is copied to the host. Raises OSError
-    naming the file.
-    """
-    digest, size = xxhash.xxh3_128(), 0
-    with path.open("wb", buffering=0) as file:
-        for block in _blocks(tensors):
-            digest.update(block)
-            size += len(block)
-            while block:
-                block = block[file.write(block) :]
-        os.fsync(file.fileno())
-    return FileEntry(size=size, xxh3_128=digest.hexdigest())
-
-
-def _blocks(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, tensor in tensors.items():
-        place = [offset, offset + tensor.nbytes]
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
-        offset += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield memoryview(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
-        view = bytes_of(tensor.detach().cpu().contiguous())
-        for start in range(0, len(view), _BLOCK_BYTES):
-            yield view[start : start + _BLOCK_BYTES]
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -21,7 +21,7 @@ from megatune.checkpoint.layout import MANIFEST, MODEL_FOLDER, TRAINING, WEIGHTS
 from megatune.checkpoint.manifest import FileEntry, Manifest, render_manifest
 from megatune.checkpoint.read import layout_of
 from megatune.checkpoint.rng import rng_scalars, rng_tensors
-from megatune.checkpoint.tensors import write_tensor_file
+from megatune.checkpoint.stream import write_tensor_file
 from megatune.engine.state import WEIGHT, RankState
 from megatune.engine.world import World
 from megatune.errors import CheckpointError, SaveError

@@ -11,7 +11,7 @@ from megatune.checkpoint.layout import MANIFEST, TRAINING, WEIGHTS, Layout, fold
 from megatune.checkpoint.manifest import FileEntry, Manifest, render_manifest
 from megatune.checkpoint.reshard import Placement
 from megatune.checkpoint.rng import rng_scalars, rng_tensors
-from megatune.checkpoint.tensors import write_tensor_file
+from megatune.checkpoint.stream import write_tensor_file
 from megatune.checkpoint.weights_index import WeightEntry
 from megatune.plan.shards import Cut, Segment
 

@@ -158,10 +158,7 @@ def _write_tensors(
         for rank, file in enumerate(files):
             for name, generator in tensors_of(rank).items():
                 file.add(name, [generator])
-    return {
-        rank_file(rank, "safetensors"): FileEntry(size=file.size, xxh3_128=file.hash)
-        for rank, file in enumerate(files)
-    }
+    return {rank_file(rank, "safetensors"): file.entry for rank, file in enumerate(files)}
 
 
 def _read(state: ForeignState, kind: str, name: str) -> torch.Tensor:
