@@ -204,6 +204,10 @@ class CheckpointSection(Section):
         description="Resume although settings that decide what is learnt differ from the saved ones.",
     )
     export_at_end: Flag = Field(default=True, description="Write a Hugging Face folder after the last step.")
+    save_at_end: Flag = Field(
+        default=True,
+        description="Save at the end and when told to stop; false is for measuring: what was trained is lost.",
+    )
 
 
 class LaunchSection(Section):

@@ -74,6 +74,8 @@ class StepRecord:
     hfu: float | None
     peak_memory_bytes: int | None
     """The largest of any rank since the start: device memory on a GPU, process memory on a CPU."""
+    cpu_seconds: float | None = None
+    """Processor time of all ranks in the step: on shared cores steadier than `step_seconds`."""
     skipped: bool = False
     """The step was not taken because its gradient overflowed (fp16)."""
 

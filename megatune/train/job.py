@@ -124,6 +124,8 @@ def _refuse_other_machines(run: Run) -> None:
 
 def interrupted(run: Run, arguments: Sequence[str]) -> str:
     """What to tell the user of a run that stopped early: the command that goes on from what it saved."""
+    if not run.checkpoint.save_at_end:
+        return "stopped early, and nothing was saved: checkpoint.save_at_end is false"
     resume = [] if run.checkpoint.resume == "auto" else ["checkpoint.resume=auto"]
     command = shlex.join(["megatune", "train", *arguments, *resume])
     return f"stopped early and saved in {run.train.output_dir}. Go on with: {command}"

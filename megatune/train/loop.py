@@ -67,7 +67,7 @@ class TrainingLoop:
         started = time.monotonic()
         self._state = self._checkpoints.resume(self._state)
         reason, code = self._to_the_end()
-        if self._state.step > 0:
+        if self._state.step > 0 and self._run.checkpoint.save_at_end:
             self._heart.beat("save")
             self._state = self._checkpoints.save(self._state)
         self._reporter.write(

@@ -36,6 +36,7 @@ class Meter:
             target_tokens=result.target_tokens,
             tokens=result.tokens,
             step_seconds=seconds,
+            cpu_seconds=result.cpu_seconds,
             tokens_per_second=result.tokens / seconds,
             tokens_per_second_per_device=result.tokens / seconds / self.num_devices,
             model_flops=flops.model,

@@ -1,5 +1,6 @@
 """One optimizer step."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ class StepResult:
     outcome: StepOutcome
     stop_asked: bool
     """Some rank was asked to stop; all ranks see it after the same step."""
+    cpu_seconds: float
+    """Processor time of all ranks together."""
     peak_memory_bytes: list[int]
     """Each rank's, in rank order."""
     left_out: bool = False
@@ -44,7 +47,7 @@ def train_step(
     micro-batches and ranks. `is_refused` tells from the loss whether to leave the step out; it costs a
     small collective, and must answer the same on all ranks. `beat` is told what begins.
     """
-    world = engine.world
+    world, cpu_started = engine.world, time.process_time()
     counts = torch.tensor([b.num_targets for b in batches], dtype=torch.float64, device=world.device).sum()
     num_targets = world.sum_over_data(counts)
     divisor = num_targets.clamp(min=1).float()
@@ -58,7 +61,13 @@ def train_step(
     agreed = world.sum_over_all(loss.double()).item() / world.tensor_parallel if is_refused else None
     left_out = is_refused is not None and agreed is not None and is_refused(agreed)
     outcome = engine.step(learning_rate, leave_out=left_out)
-    own = (loss, sum(b.num_tokens for b in batches), sum(b.sum_squared_lengths for b in batches))
+    cpu_seconds = time.process_time() - cpu_started
+    own = (
+        loss,
+        sum(b.num_tokens for b in batches),
+        sum(b.sum_squared_lengths for b in batches),
+        cpu_seconds,
+    )
     totals = _sum_over_all(engine, own, stop_asked, peak_memory_bytes)
     return StepResult(
         loss=totals[0] / world.tensor_parallel if agreed is None else agreed,
@@ -66,8 +75,9 @@ def train_step(
         tokens=round(totals[1] / world.tensor_parallel),
         squared_lengths=round(totals[2] / world.tensor_parallel),
         outcome=outcome,
-        stop_asked=totals[3] > 0,
-        peak_memory_bytes=[round(value) for value in totals[4:]],
+        cpu_seconds=totals[3],
+        stop_asked=totals[4] > 0,
+        peak_memory_bytes=[round(value) for value in totals[5:]],
         left_out=left_out,
     )
 

@@ -31,6 +31,7 @@ def record(session_folder: Path) -> StepRecord:
         tokens=10,
         squared_lengths=100,
         outcome=StepOutcome(grad_norm=0.0, skipped=False),
+        cpu_seconds=0.5,
         stop_asked=False,
         peak_memory_bytes=[1],
     )
