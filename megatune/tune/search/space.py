@@ -90,8 +90,11 @@ class Space:
     axes: tuple[Axis, ...]
 
     def as_object(self) -> list[dict[str, Any]]:
-        """For the journal; `from_object` reads it back."""
-        return [asdict(axis) for axis in self.axes]
+        """As JSON holds it, for the journal; `from_object` reads it back."""
+        return [
+            {"key": axis.key, "values": list(axis.values)} if isinstance(axis, Choices) else asdict(axis)
+            for axis in self.axes
+        ]
 
     @classmethod
     def from_object(cls, axes: Sequence[Mapping[str, Any]]) -> "Space":
