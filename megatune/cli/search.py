@@ -55,8 +55,8 @@ def search_run(run_file: Path, overrides: list[str], command: SearchCommand) -> 
 
 def work_for(run_file: Path) -> int:
     """Be a worker of the search in the folder of `run_file`: train trials until none is left."""
-    folder = SearchFolder(run_file.absolute().parent)
-    return _work(folder) or show_result(folder, as_json=False)
+    # Workers end together on several machines: what they found is written by whoever asks for it.
+    return _work(SearchFolder(run_file.absolute().parent))
 
 
 def _work(folder: SearchFolder) -> int:

@@ -1,5 +1,6 @@
 """search.png: the losses of all trials, along each axis, and which key mattered."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def draw_search(result: SearchResult, path: Path) -> bool:
         _draw_axis(plot, axis, done)
     if result.importance is not None:
         _draw_importance(plots[-1], result.importance)
-    scratch = path.with_name(f".{path.name}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     figure.savefig(scratch, format="png", dpi=120)
     scratch.replace(path)
     return True
