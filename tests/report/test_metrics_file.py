@@ -41,7 +41,8 @@ STEP = StepRecord(
 EVAL = EvalRecord(step=0, split="validation", loss=2.0, perplexity=7.4, target_tokens=50, seconds=1.0)
 CONTRACT = (
     "step epoch loss grad_norm learning_rate target_tokens tokens step_seconds tokens_per_second "
-    "tokens_per_second_per_device model_flops mfu mfu_causal hfu peak_memory_bytes skipped event schema time"
+    "tokens_per_second_per_device model_flops mfu mfu_causal hfu peak_memory_bytes cpu_seconds skipped event "
+    "schema time"
 )
 
 

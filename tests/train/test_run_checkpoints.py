@@ -54,6 +54,24 @@ def hints(run_dir: Path) -> tuple[str, str]:
     return (run_dir / "best").read_text().strip(), (run_dir / "latest").read_text().strip()
 
 
+def test_a_run_that_only_measures_leaves_no_checkpoint_and_counts_its_processor_time(
+    worlds: Worlds, finished: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "measured"
+    only_measures = [
+        "checkpoint.save_at_end=false",
+        "checkpoint.save_total_limit=null",
+        "checkpoint.save_steps=null",
+        "data.validation=null",
+        "evaluate.eval_steps=null",
+        "train.max_steps=2",
+    ]
+    start(worlds, finished, run_dir, *only_measures)
+    assert names(run_dir) == []
+    assert [stop["exit_code"] for stop in metrics_of(run_dir, "stop")] == [0]
+    assert all(step["cpu_seconds"] > 0 for step in metrics_of(run_dir, "step"))
+
+
 def test_the_best_checkpoint_outlives_the_limit_and_the_hints_name_both(run_dir: Path) -> None:
     assert names(run_dir) == ["step-00000002", "step-00000006"]
     assert hints(run_dir) == ("step-00000002", "step-00000006")
