@@ -29,13 +29,14 @@ LEVELS = {
     "train": 7,
     "doctor": 8,
     "tune": 8,
+    "bench": 8,
     "cli": 9,
     "__main__": 10,
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "deepspeed", "accelerate"})
 LIGHT_LEVEL = 3
 """Up to here a heavy package is never imported; those of LIGHT_AT_IMPORT may do so inside a function."""
-LIGHT_AT_IMPORT = frozenset({"tune", "cli", "__main__"})
+LIGHT_AT_IMPORT = frozenset({"tune", "bench", "cli", "__main__"})
 ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"})
 ENVIRONMENT_MODULE = "launch/ranks.py"
 

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from megatune import __version__
-from megatune.cli import cluster_commands, commands, tune_commands
+from megatune.cli import bench_commands, cluster_commands, commands, tune_commands
 from megatune.cli.checkpoint_commands import checkpoint_app
 from megatune.errors import MegatuneError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 commands.register(app)
 cluster_commands.register(app)
 tune_commands.register(app)
+bench_commands.register(app)
 app.add_typer(checkpoint_app)
 
 

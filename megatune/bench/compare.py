@@ -1,0 +1,86 @@
+"""Figures of one case beside another's: ratios with their spread, and what may not be compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from megatune.bench.measure import Measurement
+from megatune.bench.rounds import Result
+
+LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2**-8, "fp16": 2**-8}
+"""Relative, per step. fp32: orders of summation differ, and each step builds on the one before;
+half precision: one unit in the last place of a weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A figure over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(median=median(values), low=min(values), high=max(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} [{self.low:.3g} .. {self.high:.3g}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """How a case stands to its baseline; above 1 is more of the thing."""
+
+    tokens_per_second: Spread
+    cpu_seconds_per_token: Spread
+    peak_memory: float | None
+
+
+def ratio_to(baseline: Result, result: Result) -> Ratio | str:
+    """Round by round, `result` divided by `baseline`; or why the two are not compared."""
+    pairs = list(zip(baseline.measurements, result.measurements, strict=False))
+    if not pairs:
+        return "one of them did not run"
+    for theirs, ours in pairs:
+        difference = loss_difference(result, theirs, ours)
+        if difference is not None:
+            return difference
+    memory = [m.peak_memory_bytes for pair in pairs for m in pair]
+    return Ratio(
+        tokens_per_second=Spread.of(
+            [ours.tokens_per_second / theirs.tokens_per_second for theirs, ours in pairs]
+        ),
+        cpu_seconds_per_token=Spread.of(
+            [ours.cpu_seconds_per_token / theirs.cpu_seconds_per_token for theirs, ours in pairs]
+        ),
+        peak_memory=None
+        if None in memory
+        else median(ours.peak_memory_bytes / theirs.peak_memory_bytes for theirs, ours in pairs),  # type: ignore[operator]
+    )
+
+
+def loss_difference(result: Result, theirs: Measurement, ours: Measurement) -> str | None:
+    """Where two programs did not do the same work: the first step whose losses differ, in words."""
+    if result.case.same_loss == "none":
+        return None
+    assert result.work is not None
+    tolerance = LOSS_TOLERANCE[result.work.precision]
+    last = 1 if result.case.same_loss == "first" else None
+    for step, (a, b) in enumerate(zip(theirs.losses[:last], ours.losses[:last], strict=True), start=1):
+        if a is None or b is None or abs(a - b) > tolerance * abs(a):
+            return f"not compared: the loss of step {step} is {b} beside {a}"
+    return None
+
+
+def regressions(before: dict[str, Spread], now: dict[str, Spread]) -> list[str]:
+    """Cases that need more processor time a token than before, by more than both spreads."""
+    found = []
+    for name, new in now.items():
+        old = before.get(name)
+        if old is not None and new.low > old.high:
+            found.append(
+                f"{name}: {new.median / old.median:.2f} x the processor time a token of the other record "
+                f"({new} beside {old} s)"
+            )
+    return found

@@ -1,0 +1,139 @@
+"""One run of one case, in processes of its own, and what it says about itself."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatune.bench.inputs import Inputs
+from megatune.bench.suite import SUITES, Case, Work
+from megatune.errors import LaunchError
+from megatune.launch.ports import reserve_port
+from megatune.launch.processes import kill_group, start_process
+from megatune.launch.ranks import child_environment
+from megatune.report.metrics import read_metrics
+
+PEERS = SUITES.parent / "peers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The timed steps of one run of a training case."""
+
+    engine: str
+    """What really trained, in its own words."""
+    losses: list[float | None]
+    """Of every step, the warm-up's too."""
+    step_seconds: list[float]
+    cpu_seconds: list[float]
+    """Processor time of all ranks, a step."""
+    tokens: list[int]
+    """That went through the model, a step, without padding."""
+    peak_memory_bytes: int | None
+    """The largest of any rank: allocated on a GPU, resident on a CPU."""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(self.tokens) / sum(self.step_seconds)
+
+    @property
+    def cpu_seconds_per_token(self) -> float:
+        return sum(self.cpu_seconds) / sum(self.tokens)
+
+    def to_object(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(case: Case, work: Work, inputs: Inputs, *, timeout_s: float) -> Measurement:
+    """Run a training case once. Raises LaunchError with the end of its output when it fails."""
+    if case.peer is not None:
+        return _measure_peer(case, work, inputs, timeout_s)
+    return _measure_megatune(case, work, inputs, timeout_s)
+
+
+def run_program(case: Case, *, timeout_s: float) -> list[dict[str, Any]]:
+    """Run a program case once: the JSON objects it prints."""
+    assert case.program is not None
+    script, *arguments = case.program
+    text = _output([sys.executable, str(SUITES.parent / script), *arguments], case.name, timeout_s)
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float) -> Measurement:
+    folder = Path(tempfile.mkdtemp(prefix="case-", dir=inputs.run_file.parent))
+    overrides = [*(case.train or ()), f"train.output_dir={folder}"]
+    _output(
+        [sys.executable, "-m", "megatune", "train", str(inputs.run_file), *overrides], case.name, timeout_s
+    )
+    events = read_metrics(folder / "metrics.jsonl")
+    run = next(event for event in events if event["event"] == "run")
+    steps = [event for event in events if event["event"] == "step"]
+    timed = steps[work.warmup_steps :]
+    return Measurement(
+        engine=run["details"]["engine"],
+        losses=[step["loss"] for step in steps],
+        step_seconds=[step["step_seconds"] for step in timed],
+        cpu_seconds=[step["cpu_seconds"] for step in timed],
+        tokens=[step["tokens"] for step in timed],
+        peak_memory_bytes=max(step["peak_memory_bytes"] for step in steps),
+        details={
+            "attention": run["details"]["attention"],
+            "mfu": [step["mfu"] for step in timed],
+            "startup_seconds": run["startup_seconds"],
+            "load_seconds": run["load_seconds"],
+        },
+    )
+
+
+def _measure_peer(case: Case, work: Work, inputs: Inputs, timeout_s: float) -> Measurement:
+    with tempfile.TemporaryDirectory(prefix="megatune-bench-") as folder:
+        spec, answer = Path(folder, "spec.json"), Path(folder, "answer.json")
+        spec.write_text(
+            json.dumps(
+                {
+                    "peer": case.peer,
+                    "model": str(inputs.model),
+                    "data": str(inputs.documents),
+                    "answer": str(answer),
+                    "precision": work.precision,
+                    "micro_batch": work.micro_batch,
+                    "warmup_steps": work.warmup_steps,
+                    "steps": work.steps,
+                    "learning_rate": work.learning_rate,
+                }
+            )
+        )
+        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={work.ranks}"]
+        with reserve_port() as port:
+            program = [f"--master_port={port}", str(PEERS / "run_peer.py"), str(spec)]
+            _output([*torchrun, *program], case.name, timeout_s)
+        found = json.loads(answer.read_text())
+    rows = work.micro_batch * work.ranks
+    return Measurement(**{"tokens": [rows * work.max_seq_length] * work.steps, **found})
+
+
+def _output(command: list[str], name: str, timeout_s: float) -> str:
+    """What `command` prints on standard output. It and all it started are gone when this returns."""
+    with tempfile.TemporaryFile() as complaint:
+        process = start_process(
+            command,
+            environment=child_environment({"OMP_NUM_THREADS": "1"}),
+            stdout=subprocess.PIPE,
+            stderr=complaint.fileno(),
+        )
+        try:
+            text, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise LaunchError(f"{name}: not done after {timeout_s:.0f} s") from None
+        finally:
+            kill_group(process)
+            process.wait()
+        if process.returncode != 0:
+            complaint.seek(0)
+            end = (text + complaint.read()).decode(errors="replace")[-3000:]
+            raise LaunchError(f"{name} ended with exit code {process.returncode}:\n{end}")
+    return str(text.decode(errors="replace"))

@@ -1,0 +1,160 @@
+"""The record of one run of a suite: everything another person needs to judge its figures."""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from megatune.bench.compare import Ratio, Spread, ratio_to
+from megatune.bench.rounds import Result, name_of
+from megatune.bench.suite import Suite
+from megatune.errors import ConfigError
+from megatune.files import write_text_atomic
+from megatune.launch.devices import count_cpus, count_gpus, cpu_model, host_memory_bytes
+from megatune.launch.environment import source_commit
+from megatune.report.tables import to_json
+
+SCHEMA = 1
+FORMULAS = {"mfu": "PaLM: 6 N_matmul + 12 L h s (docs/plan.md)"}
+_PACKAGES = (
+    "megatune",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "accelerate",
+    "torchtitan",
+    "liger-kernel",
+    "flash-attn",
+)
+
+
+def make_record(suite_name: str, suite: Suite, results: list[Result], rounds: int) -> dict[str, Any]:
+    """The record as one JSON object."""
+    return {
+        "schema": SCHEMA,
+        "suite": suite_name,
+        "about": suite.about,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "commit": source_commit(),
+        "formulas": FORMULAS,
+        "rounds": rounds,
+        "baseline": suite.baseline,
+        "cases": [_case(suite, result, results) for result in results],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, and how busy it was."""
+    return {
+        "cpu": cpu_model(),
+        "cpu_cores": count_cpus(),
+        "host_memory_bytes": host_memory_bytes(),
+        "gpus": gpus(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load_1_5_15_min": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def gpus() -> list[dict[str, str]]:
+    """Name, memory and power limit of each GPU, as nvidia-smi tells them."""
+    if not count_gpus():
+        return []
+    fields = ("name", "memory.total", "power.limit", "driver_version")
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return [{"name": "n/a"} for _ in range(count_gpus())]
+    rows = [line.split(", ") for line in done.stdout.splitlines() if line]
+    return [dict(zip(fields, row, strict=True)) for row in rows]
+
+
+def save_record(record: dict[str, Any], folder: Path) -> Path:
+    """Write it as SUITE-DEVICE.json, in place of an older one of the same machine."""
+    found = record["machine"]["gpus"]
+    device = found[0]["name"] if found else record["machine"]["cpu"] or "cpu"
+    name = "-".join("".join(char if char.isalnum() else " " for char in device).lower().split())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record['suite']}-{name}.json"
+    write_text_atomic(path, to_json(record) + "\n")
+    return path
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record that `save_record` wrote. Raises ConfigError for any other file."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA or not isinstance(record["cases"], list):
+            raise ValueError(f"its schema is {record['schema']}, this version reads {SCHEMA}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError([f"{path} is no record of `megatune bench`: {error}."]) from error
+    return dict(record)
+
+
+def cpu_spreads(record: dict[str, Any]) -> dict[str, Spread]:
+    """Processor seconds a token of each training case."""
+    return {
+        case["name"]: Spread(**case["cpu_seconds_per_token"])
+        for case in record["cases"]
+        if case.get("cpu_seconds_per_token")
+    }
+
+
+def _case(suite: Suite, result: Result, results: list[Result]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": name_of(result.case), "failure": result.failure}
+    if result.programs:
+        return {**entry, "program": list(result.case.program or ()), "printed": result.programs}
+    if not result.measurements:
+        return entry
+    return {
+        **entry,
+        "work": result.work.model_dump() if result.work else None,
+        "engine": result.measurements[-1].engine,
+        "tokens_per_second": vars(Spread.of([m.tokens_per_second for m in result.measurements])),
+        "cpu_seconds_per_token": vars(Spread.of([m.cpu_seconds_per_token for m in result.measurements])),
+        "peak_memory_bytes": max(
+            (m.peak_memory_bytes for m in result.measurements if m.peak_memory_bytes), default=None
+        ),
+        "to_baseline": _to_baseline(suite, result, results),
+        "runs": [measurement.to_object() for measurement in result.measurements],
+    }
+
+
+def _to_baseline(suite: Suite, result: Result, results: list[Result]) -> dict[str, Any] | str | None:
+    baseline = next(
+        (
+            other
+            for other in results
+            if other.case.name == suite.baseline and other.case.group == result.case.group
+        ),
+        None,
+    )
+    if baseline is None or baseline is result:
+        return None
+    ratio = ratio_to(baseline, result)
+    if not isinstance(ratio, Ratio):
+        return ratio
+    return {
+        "tokens_per_second": vars(ratio.tokens_per_second),
+        "cpu_seconds_per_token": vars(ratio.cpu_seconds_per_token),
+        "peak_memory": ratio.peak_memory,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

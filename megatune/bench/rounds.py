@@ -1,0 +1,70 @@
+"""The cases of a suite, one after another, round after round."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatune.bench.inputs import Inputs, write_inputs
+from megatune.bench.measure import Measurement, measure, run_program
+from megatune.bench.suite import Case, Suite, Work
+from megatune.errors import LaunchError
+
+
+@dataclass
+class Result:
+    """All runs of one case."""
+
+    case: Case
+    work: Work | None
+    measurements: list[Measurement] = field(default_factory=list)
+    programs: list[list[dict[str, Any]]] = field(default_factory=list)
+    """What a program case printed, a list a round."""
+    failure: str | None = None
+    """Why it was not run (again): a case that failed once is left out of later rounds."""
+
+
+def run_rounds(
+    suite: Suite,
+    cases: Sequence[Case],
+    *,
+    rounds: int,
+    timeout_s: float,
+    note: Callable[[str], None],
+) -> list[Result]:
+    """Run every case once in each round, so that what else the machine does meets all of them.
+
+    A case that fails or hangs becomes a result with its failure; the others go on.
+    """
+    results = [Result(case, suite.work_of(case) if case.program is None else None) for case in cases]
+    with tempfile.TemporaryDirectory(prefix="megatune-bench-") as folder:
+        written: dict[Work, Inputs] = {}
+        for number in range(1, rounds + 1):
+            for result in results:
+                if result.failure is None:
+                    started = time.monotonic()
+                    _run_once(result, written, Path(folder), timeout_s)
+                    ended = result.failure or f"{time.monotonic() - started:.0f} s"
+                    note(f"round {number}/{rounds}: {name_of(result.case)}: {ended}")
+    return results
+
+
+def name_of(case: Case) -> str:
+    """The case with the group it belongs to."""
+    return f"{case.name} ({case.group})" if case.group else case.name
+
+
+def _run_once(result: Result, written: dict[Work, Inputs], folder: Path, timeout_s: float) -> None:
+    try:
+        if result.work is None:
+            result.programs.append(run_program(result.case, timeout_s=timeout_s))
+            return
+        if result.work not in written:
+            written[result.work] = write_inputs(result.work, folder / f"work-{len(written)}")
+        result.measurements.append(
+            measure(result.case, result.work, written[result.work], timeout_s=timeout_s)
+        )
+    except LaunchError as error:
+        result.failure = str(error)

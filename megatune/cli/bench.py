@@ -1,0 +1,100 @@
+"""`megatune bench`: run a suite, keep its record, say what it shows."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from megatune.bench.compare import Spread, regressions
+from megatune.bench.record import cpu_spreads, make_record, read_record, save_record
+from megatune.bench.rounds import name_of, run_rounds
+from megatune.bench.suite import Case, Suite, load_suite
+from megatune.errors import ConfigError
+from megatune.report.tables import render_table, show
+from megatune.units import format_bytes
+
+RESULTS = Path("benchmarks/results")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What the command line gives."""
+
+    only: tuple[str, ...] = ()
+    rounds: int | None = None
+    compare: Path | None = None
+    results: Path = RESULTS
+    timeout_s: float = 1800.0
+    as_json: bool = False
+
+
+def bench_suite(name: str, options: BenchOptions) -> int:
+    """Run the suite and print its record. Returns 1 when a case failed or is slower than the record beside it."""
+    suite = load_suite(name)
+    before = read_record(options.compare) if options.compare else None
+    cases = chosen(suite, options.only)
+    rounds = options.rounds or suite.rounds
+    results = run_rounds(
+        suite,
+        cases,
+        rounds=rounds,
+        timeout_s=options.timeout_s,
+        note=lambda text: print(text, file=sys.stderr),
+    )
+    record = make_record(Path(name).stem, suite, results, rounds)
+    path = save_record(record, options.results)
+    slower = regressions(cpu_spreads(before), cpu_spreads(record)) if before else []
+    show({**record, "slower": slower} if before else record, table(record), as_json=options.as_json)
+    print(f"record: {path}", file=sys.stderr)
+    for line in slower:
+        print(f"slower: {line}", file=sys.stderr)
+    return 1 if slower or any(result.failure for result in results) else 0
+
+
+def chosen(suite: Suite, patterns: tuple[str, ...]) -> list[Case]:
+    """The cases whose full name matches one of `patterns` (shell wildcards); all without any."""
+    cases = suite.expanded()
+    if not patterns:
+        return list(cases)
+    found = [case for case in cases if any(fnmatch(name_of(case), pattern) for pattern in patterns)]
+    if not found:
+        names = ", ".join(repr(name_of(case)) for case in cases)
+        raise ConfigError([f"--only {', '.join(patterns)} matches no case of the suite. Cases: {names}."])
+    return found
+
+
+def table(record: dict[str, Any]) -> Any:
+    """A row a case, with its ratio to the baseline."""
+    against = f" / {record['baseline']}" if record["baseline"] else ""
+    return render_table(list(_rows(record, against)), title=record["about"])
+
+
+def _rows(record: dict[str, Any], against: str) -> Iterator[dict[str, Any]]:
+    for case in record["cases"]:
+        row: dict[str, Any] = {"case": case["name"]}
+        if case["failure"]:
+            yield {**row, "engine": f"failed: {case['failure'].splitlines()[0]}"}
+        elif "printed" in case:
+            for entry in case["printed"][-1]:
+                yield {**row, "engine": ", ".join(f"{key} {value}" for key, value in entry.items())}
+        else:
+            ratio = case["to_baseline"]
+            yield {
+                **row,
+                "tokens/s": _spread(case["tokens_per_second"]),
+                "CPU ms/token": _spread(case["cpu_seconds_per_token"], 1e3),
+                "peak memory": format_bytes(case["peak_memory_bytes"]),
+                **({f"tokens/s{against}": _ratio(ratio, "tokens_per_second")} if against else {}),
+                **({f"CPU{against}": _ratio(ratio, "cpu_seconds_per_token")} if against else {}),
+                "engine": case["engine"] if not isinstance(ratio, str) else ratio,
+            }
+
+
+def _spread(values: dict[str, float], scale: float = 1.0) -> str:
+    return str(Spread(**{key: value * scale for key, value in values.items()}))
+
+
+def _ratio(ratio: dict[str, Any] | str | None, key: str) -> str:
+    return str(Spread(**ratio[key])) if isinstance(ratio, dict) else "n/a" if ratio else "1"

@@ -1,0 +1,48 @@
+"""The command that measures."""
+
+import sys
+from pathlib import Path
+
+import typer
+
+from megatune.cli.arguments import AsJson, before_torch
+
+
+def bench(
+    suite: str = typer.Argument("smoke", help="A suite of benchmarks/suites, or the path of a suite file."),
+    only: list[str] = typer.Option(
+        [], "--only", help="Only cases whose name matches, as '*zero3*'; can be given several times."
+    ),
+    rounds: int | None = typer.Option(
+        None, "--rounds", min=1, help="How often each case is run; otherwise as the suite says."
+    ),
+    compare: Path | None = typer.Option(
+        None, "--compare", help="An older record: say what has become slower by more than both spreads."
+    ),
+    results: Path = typer.Option(
+        Path("benchmarks/results"), "--results", help="Folder that the record is written into."
+    ),
+    timeout_s: float = typer.Option(1800.0, "--timeout", min=1, help="Seconds a case may take."),
+    as_json: bool = AsJson,
+) -> None:
+    """Run a benchmark suite: its cases in turn, round after round, with one record at the end.
+
+    Example: megatune bench peers --only '*zero3*'
+    """
+    before_torch()
+    from megatune.cli.bench import BenchOptions, bench_suite
+
+    options = BenchOptions(
+        only=tuple(only),
+        rounds=rounds,
+        compare=compare,
+        results=results,
+        timeout_s=timeout_s,
+        as_json=as_json,
+    )
+    sys.exit(bench_suite(suite, options))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(bench)

@@ -1,0 +1,52 @@
+"""What may be compared with what, and when something has become slower."""
+
+import pytest
+
+from megatune.bench.compare import Ratio, Spread, ratio_to, regressions
+from megatune.bench.measure import Measurement
+from megatune.bench.rounds import Result
+from megatune.bench.suite import Case, Work
+
+WORK = Work(model="m", precision="fp32")
+
+
+def result(
+    *, losses: list[float | None], cpu_s: float = 1.0, rounds: int = 2, same_loss: str = "all"
+) -> Result:
+    case = Case.model_validate({"name": "x", "train": [], "same_loss": same_loss})
+    measurement = Measurement(
+        engine="e", losses=losses, step_seconds=[2.0], cpu_seconds=[cpu_s], tokens=[10], peak_memory_bytes=8
+    )
+    return Result(case, WORK, measurements=[measurement] * rounds)
+
+
+def test_a_ratio_is_taken_round_by_round():
+    ratio = ratio_to(result(losses=[2.0]), result(losses=[2.0], cpu_s=0.5))
+    assert isinstance(ratio, Ratio)
+    assert ratio.cpu_seconds_per_token == Spread(median=0.5, low=0.5, high=0.5)
+    assert ratio.tokens_per_second.median == 1.0
+    assert ratio.peak_memory == 1.0
+
+
+@pytest.mark.parametrize("loss", [2.1, None])
+def test_programs_with_other_losses_are_not_compared(loss: float | None):
+    ratio = ratio_to(result(losses=[2.0, 2.0]), result(losses=[2.0, loss]))
+    assert isinstance(ratio, str)
+    assert "step 2" in ratio
+
+
+def test_a_floor_without_communication_is_held_to_the_first_step_only():
+    other = result(losses=[2.0, 2.1], same_loss="first")
+    assert isinstance(ratio_to(result(losses=[2.0, 2.0]), other), Ratio)
+    assert isinstance(ratio_to(result(losses=[2.2, 2.0]), other), str)
+
+
+def test_a_case_that_did_not_run_has_no_ratio():
+    assert ratio_to(result(losses=[2.0]), result(losses=[2.0], rounds=0)) == "one of them did not run"
+
+
+def test_slower_is_what_lies_beyond_both_spreads():
+    before = {"a": Spread(median=1.0, low=0.9, high=1.2), "gone": Spread(median=1, low=1, high=1)}
+    assert regressions(before, {"a": Spread(median=1.25, low=1.15, high=1.3)}) == []
+    (line,) = regressions(before, {"a": Spread(median=1.5, low=1.3, high=1.6)})
+    assert "1.50 x" in line

@@ -1,0 +1,82 @@
+"""Suite files: the ones of the checkout are whole, and a wrong one is refused with all that is wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatune.bench.inputs import MODELS, texts
+from megatune.bench.measure import PEERS
+from megatune.bench.suite import SUITES, Work, load_suite
+from megatune.config import load_run
+from megatune.errors import ConfigError
+
+NAMES = sorted(path.stem for path in SUITES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_case_of_a_suite_can_be_run(name: str, tmp_path: Path):
+    suite = load_suite(name)
+    peers = (PEERS / "engines.py").read_text() + '"trainer-zero3"'
+    for case in suite.expanded():
+        if case.program is not None:
+            assert (SUITES.parent / case.program[0]).is_file()
+            continue
+        work = suite.work_of(case)
+        assert (MODELS / work.model / "config.json").is_file()
+        if case.peer is not None:
+            assert f'"{case.peer}"' in peers
+        else:
+            run = tmp_path / "run.yaml"
+            run.write_text(yaml.safe_dump({"model": {"model_name_or_path": "m"}, "data": {"train": "t.jsonl"},
+                                           "train": {"output_dir": str(tmp_path / "out")}}))  # fmt: skip
+            load_run(run, list(case.train or ()))
+
+
+def test_a_matrix_gives_every_combination_a_group_of_its_own(tmp_path: Path):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "about: x\nwork: {model: llama-17m}\nmatrix: {precision: [fp32, bf16], ranks: [1, 2]}\n"
+        "cases: [{name: a, train: []}]\n"
+    )
+    suite = load_suite(str(path))
+    cases = suite.expanded()
+    assert len({case.group for case in cases}) == 4
+    assert {(suite.work_of(case).precision, suite.work_of(case).ranks) for case in cases} == {
+        ("fp32", 1), ("fp32", 2), ("bf16", 1), ("bf16", 2)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("about: [", ["is not YAML"]),
+        ("cases: []", ["about"]),
+        ("about: x\ncases: [{name: a}, {name: a, train: [], peer: ddp}]",
+         ["case 'a' must have one of", "two cases are called 'a'"]),
+        ("about: x\nbaseline: b\ncases: [{name: a, train: []}]", ["the baseline 'b' is none of the cases"]),
+        ("about: x\nrounds: 0\nwork: {model: m, spead: 3}\ncases: []", ["rounds", "work.spead"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_suite_is_refused_with_all_that_is_wrong(tmp_path: Path, text: str, told: list[str]):
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_suite(str(path))
+    for words in told:
+        assert words in str(error.value)
+
+
+def test_an_unknown_suite_is_answered_with_the_known_ones():
+    with pytest.raises(ConfigError, match="peers"):
+        load_suite("pears")
+
+
+def test_made_up_rows_are_the_same_each_time_and_as_long_as_asked():
+    full = Work(model="llama-17m", max_seq_length=64, steps=2)
+    mixed = Work(model="llama-17m", max_seq_length=64, rows="mixed", steps=2)
+    assert list(texts(full, 100)) == list(texts(full, 100))
+    assert {len(text.split()) for text in texts(full, 100)} == {63}
+    lengths = [len(text.split()) + 1 for text in texts(mixed, 100)]
+    assert max(lengths) <= 64
+    assert len(set(lengths)) > 10
