@@ -77,8 +77,8 @@ def interpreter_without_megatune(cluster: Cluster) -> Path:
 
 
 def too_little_memory(cluster: Cluster) -> Path:
-    """Slurm looks every two seconds: a rank that trains on holds twice as much in all of them."""
-    return long_run(cluster, "host_memory", mem="200M")
+    """As little as submit takes. Slurm looks every two seconds, so the run is one that does not end."""
+    return long_run(cluster, "host_memory", mem="400M")
 
 
 def long_run(cluster: Cluster, name: str = "cancelled", **slurm: object) -> Path:
