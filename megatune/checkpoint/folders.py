@@ -110,6 +110,8 @@ def write_hint(path: Path, checkpoint: Path | None) -> None:
 
     For people and scripts. Nothing in megatune reads it: what a folder holds decides.
     """
+    for scratch in path.parent.glob(f".{path.name}.*.tmp"):  # of a start that was killed while it wrote
+        scratch.unlink(missing_ok=True)
     if checkpoint is None:
         path.unlink(missing_ok=True)
     else:
