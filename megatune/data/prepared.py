@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import xxhash
 
 from megatune.data.arrays import map_array, sync
 from megatune.data.tokenize import Example
 from megatune.errors import DataError
 from megatune.files import hash_file
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the files or what is written into them change; older sets are then prepared anew."""
 MANIFEST = "manifest.json"
 ARRAYS = {
@@ -87,6 +88,8 @@ class PreparedSet:
             manifest = json.loads((folder / MANIFEST).read_text())
             if manifest["schema"] != SCHEMA:
                 raise ValueError(f"its schema is {manifest['schema']}, this version reads {SCHEMA}")
+            if manifest.pop("xxh3") != _own_hash(manifest):
+                raise ValueError(f"{MANIFEST} changed since it was written")
             arrays = {name: _checked_array(folder, name, manifest) for name in ARRAYS}
             report = Report(**manifest["report"])
             return cls(folder=folder, report=report, arrays=arrays, **manifest["set"])
@@ -106,9 +109,12 @@ class PreparedSet:
         return Example(self.arrays["tokens"][start:end], self.arrays["is_target"][start:end])
 
     def verify(self) -> None:
-        """Read all files and compare their hashes; DataError names those that changed."""
-        files = json.loads((self.folder / MANIFEST).read_text())["files"]
-        changed = [name for name, entry in files.items() if hash_file(self.folder / name) != entry["xxh3"]]
+        """Read all files and compare their hashes; DataError names those that changed or cannot be read."""
+        try:
+            files = json.loads((self.folder / MANIFEST).read_text())["files"]
+            changed = [n for n, entry in files.items() if hash_file(self.folder / n) != entry["xxh3"]]
+        except (OSError, ValueError) as error:
+            raise _unusable(self.folder, str(error)) from error
         if changed:
             raise _unusable(self.folder, f"{', '.join(changed)} changed since it was written")
 
@@ -122,10 +128,16 @@ def write_manifest(folder: Path, *, counts: dict[str, Any], report: Report, abou
     paths = [_array_file(folder, name) for name in ARRAYS]
     files = {path.name: {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths}
     manifest = {"schema": SCHEMA, "set": counts, "report": asdict(report), "about": about, "files": files}
+    manifest["xxh3"] = _own_hash(manifest)
     with (folder / MANIFEST).open("w") as file:
         file.write(json.dumps(manifest, indent=1) + "\n")
         file.flush()
         sync(file.fileno())
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    """Of all that a manifest says but this hash itself."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
 
 
 def _array_file(folder: Path, name: str) -> Path:

@@ -30,6 +30,7 @@ from megatune.train.meters import Meter, device_name, peak_flops
 from megatune.train.place import Place, find_place
 from megatune.train.reporting import Reporter
 from megatune.train.stopping import Stopping, StopRequest
+from megatune.train.unchanged_data import refuse_changed_data
 
 
 def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
@@ -49,7 +50,7 @@ def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
         write_run_folder(folder, loaded, ds_config)
     try:
         world = join(rank, tensor_parallel=run.parallel.tp_size, timeout_s=run.launch.timeout_s)
-        inputs = _share_inputs(run, prepared, world)
+        inputs = _share_inputs(run, prepared, rank, world)
         place = find_place(rank, own_slurm_job(), world)
         with beating(run, rank, folder) as heart:
             startup = time.monotonic() - started
@@ -61,15 +62,16 @@ def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
     return code
 
 
-def _share_inputs(run: Run, prepared: Inputs | None, world: World) -> Inputs:
+def _share_inputs(run: Run, prepared: Inputs | None, rank: RankInfo, world: World) -> Inputs:
     train, validation = world.broadcast_object(prepared_folders(prepared) if prepared else None)
-    if prepared is not None:
-        return prepared
-    return Inputs(
+    inputs = prepared or Inputs(
         source=open_model(run),
         train=PreparedSet.open(train),
         validation=PreparedSet.open(validation) if validation else None,
     )
+    sets = [one for one in (inputs.train, inputs.validation) if one is not None]
+    refuse_changed_data(sets, rank.local_rank, world)
+    return inputs
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -254,6 +255,11 @@ def of_another_schema(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest | {"schema": 0}))
 
 
+def of_another_count(folder: Path) -> None:
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(re.sub(r'"num_rows": \d+', '"num_rows": 7', text, count=1))
+
+
 def of_another_type(folder: Path) -> None:
     array = np.load(folder / "is_target.npy")
     np.save(folder / "is_target.npy", array.view(np.int8))
@@ -263,7 +269,8 @@ def of_another_type(folder: Path) -> None:
     ("damage", "problem"),
     [
         (cut_short, r"tokens\.npy has \d+ bytes, its manifest says"),
-        (of_another_schema, "its schema is 0, this version reads 1"),
+        (of_another_schema, "its schema is 0, this version reads 2"),
+        (of_another_count, r"manifest\.json changed since it was written"),
         (of_another_type, r"is_target\.npy holds int8"),
         (lambda folder: (folder / "manifest.json").unlink(), "No such file"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "Expecting property name"),
