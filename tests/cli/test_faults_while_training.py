@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_line import steps_of
+from command_line import steps_of, write_run
+from planted_secrets import SECRETS, files_with_secrets
 
 pytestmark = [pytest.mark.world, pytest.mark.timeout(300)]
 CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -79,21 +81,48 @@ def test_after_a_rank_was_killed_the_run_ends_with_the_losses_of_one_that_was_no
     ]
 
 
-def test_a_rank_that_is_stopped_while_training_is_named(run_file: Path, tmp_path: Path) -> None:
-    output_dir = tmp_path / "run"
-    process = started(run_file, output_dir, "health.hang_timeout_s=4", "train.max_steps=100000")
+@dataclass(frozen=True)
+class HungRun:
+    """A run one of whose ranks was stopped, with secrets in its environment."""
+
+    output_dir: Path
+    ranks: list[int]
+    code: int
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def hung(tiny_gpt2: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> HungRun:
+    folder = tmp_path_factory.mktemp("hung")
+    output_dir = folder / "run"
+    run_file = write_run(folder / "run.yaml", tiny_gpt2, rows_file, output_dir)
+    overrides = ("health.hang_timeout_s=4", "train.max_steps=100000")
+    process = started(run_file, output_dir, *overrides, **SECRETS)
     wait_for_step(process, output_dir, 7)
     ranks = pids(output_dir)
     os.kill(ranks[1], signal.SIGSTOP)
     code, printed = finished(process)
+    return HungRun(output_dir, ranks, code, printed)
 
-    assert code == 75, printed
-    words = " ".join(printed.split())
+
+def test_a_rank_that_is_stopped_while_training_is_named(hung: HungRun) -> None:
+    assert hung.code == 75, hung.printed
+    words = " ".join(hung.printed.split())
     assert "hang: no progress for 4 s. Where it hangs: rank 1 on" in words
     assert "(it does not answer: stopped, or stuck)" in words
-    (bundle,) = (output_dir / "crash").iterdir()
+    (bundle,) = (hung.output_dir / "crash").iterdir()
     assert {"stack-rank-00000.txt", "heartbeats.json", "metrics-tail.jsonl", "env.txt"} <= {
         path.name for path in bundle.iterdir()
     }
     assert "torch/distributed" in (bundle / "stack-rank-00000.txt").read_text()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in hung.ranks)
+
+
+def test_no_secret_of_the_environment_is_in_any_file_of_a_run_its_checkpoints_or_its_crash_bundle(
+    hung: HungRun,
+) -> None:
+    names = {path.name for path in hung.output_dir.rglob("*")}
+    assert {"env.txt", "run.yaml", "metrics.jsonl", "manifest.json", "heartbeats.json"} <= names
+
+    assert files_with_secrets(hung.output_dir) == []
+    assert "planted0" not in hung.printed

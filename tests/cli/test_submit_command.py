@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from command_line import Done, assert_refused, megatune
+from planted_secrets import SECRETS, files_with_secrets
 
 HEAVY = ("torch", "transformers", "datasets", "deepspeed", "accelerate")
 ROOT = Path(__file__).parents[2]
@@ -344,3 +345,17 @@ def test_the_sweep_that_the_tuning_example_names_works(slurm):
     answer = json.loads(submit(slurm, path, *arguments, "--dry-run", "--json").out)
 
     assert len(answer["runs"]) == 6
+
+
+def test_no_secret_of_the_environment_is_in_the_script_or_any_other_file_of_a_submit(
+    slurm: Path, run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+
+    done = submit(slurm, run_file)
+
+    assert done.code == 0, done.err
+    assert (tmp_path / "runs" / "first" / "job.sbatch").is_file()
+    assert files_with_secrets(tmp_path) == []
+    assert "planted0" not in done.text
