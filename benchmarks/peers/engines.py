@@ -55,8 +55,15 @@ def loaded_model(setting: Setting, dtype: torch.dtype | None = None) -> nn.Modul
 
 
 def adamw(parameters: Iterable[nn.Parameter], setting: Setting) -> torch.optim.Optimizer:
-    """The optimizer of all peers that may choose one."""
-    return torch.optim.AdamW(parameters, lr=setting.learning_rate, weight_decay=0.0, fused=True)
+    """The optimizer of all peers that may choose one; its fused kernel wants distributed tensors apart."""
+    every = list(parameters)
+    groups = [[p for p in every if isinstance(p.data, DTensor) is cut] for cut in (False, True)]
+    return torch.optim.AdamW(
+        [{"params": group} for group in groups if group],
+        lr=setting.learning_rate,
+        weight_decay=0.0,
+        fused=True,
+    )
 
 
 def loss_of(model: Callable[..., Any], input_ids: torch.Tensor) -> torch.Tensor:
