@@ -92,6 +92,7 @@ def measure(spec: Spec) -> dict[str, Any]:
         max_grad_norm=MAX_GRAD_NORM,
         weight_decay=0.0,
         seed=spec.seed,
+        bf16=spec.precision == "bf16" and torch.cuda.is_available(),
         deepspeed=trainer_config(spec),
         logging_steps=1,
         save_strategy="no",
