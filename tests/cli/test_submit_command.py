@@ -140,7 +140,14 @@ def test_a_known_gpu_gives_memory_and_times(slurm, run_file, on_a100):
     assert "fits the 40.00 GiB of a100-40gb" in done.out
     assert "tokens/s (the planner's forecast)" in done.out
     assert plan["fits"] is True
-    assert plan["devices"] == {"name": "a100-40gb", "count": 8, "per_node": 4, "links_measured_at": None}
+    devices = {
+        "name": "a100-40gb",
+        "count": 8,
+        "per_node": 4,
+        "links_measured_at": None,
+        "calibrated_at": None,
+    }
+    assert plan["devices"] == devices
     assert (plan["layout"]["tp"], plan["layout"]["dp"], plan["layout"]["accumulation"]) == (2, 4, 4)
     assert plan["forecast"]["total_s"] == pytest.approx(1000 * plan["time"]["step_seconds"])
 
