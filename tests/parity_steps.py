@@ -11,11 +11,12 @@ from tiny_models import VOCABULARY
 
 from megatune.config import BatchShape, Run
 from megatune.engine.accelerator import own_device
+from megatune.engine.base import TrainingEngine
 from megatune.engine.dtypes import DTYPES
+from megatune.engine.make import make_engine
 from megatune.engine.plain import PlainEngine
 from megatune.engine.start import join
 from megatune.engine.world import World, make_world, single_world
-from megatune.engine.zero import ZeroEngine
 from megatune.launch.ranks import discover_rank
 from megatune.model.build import build_model
 from megatune.model.source import open_source
@@ -58,13 +59,13 @@ def world_of(tp: int) -> World:
     return make_world(tp, own_device())
 
 
-def zero_engine(run: Run, world: World, *, micro: int = 1, accumulation: int = 1) -> ZeroEngine:
+def zero_engine(run: Run, world: World, *, micro: int = 1, accumulation: int = 1) -> TrainingEngine:
     """The real engine on the model folder of `run`."""
     batch = BatchShape(
         micro=micro, accumulation=accumulation, global_sequences=micro * accumulation * world.data_parallel
     )
     source = open_source(Path(run.model.model_name_or_path))
-    return ZeroEngine(run, source, world, make_ds_config(run, batch))
+    return make_engine(run, source, world, make_ds_config(run, batch))
 
 
 def plain_engine(run: Run, device: torch.device | None = None) -> PlainEngine:

@@ -25,7 +25,7 @@ from megatune.checkpoint.layout import (
 )
 from megatune.errors import CheckpointError
 
-SCHEMA = 2
+SCHEMA = 3
 _MAX_BYTES = 2**28
 _MAX_RANKS = 2**20
 

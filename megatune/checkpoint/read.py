@@ -118,18 +118,24 @@ def _read_weights(folder: Path) -> dict[str, WeightEntry]:
         raise CheckpointError(f"{folder / WEIGHTS} does not describe weights: {error}.") from error
 
 
-def open_state(found: Found, weights: dict[str, Any], world: World) -> SavedPieces:
-    """This rank's part of `found` under the layout of `world`, for `ZeroEngine.load_state`.
+def open_state(
+    found: Found, weights: dict[str, Any], world: World, *, is_replicated: bool = False
+) -> SavedPieces:
+    """This rank's part of `found` under the layout of `world`, for `TrainingEngine.load_state`.
 
-    `weights`: `describe_weights` of the model that goes on. Raises ResumeError when it is another model.
+    `weights`: `describe_weights` of the model that goes on. `is_replicated`: as the engine says. Raises
+    ResumeError when it is another model.
     """
+    layout, rank = layout_of(world), world.rank
+    if is_replicated:
+        layout, rank = Layout(data_parallel=1, tensor_parallel=world.tensor_parallel), world.tensor_rank
     return SavedPieces(
         folder=found.folder,
         saved_layout=found.manifest.layout,
         saved_weights=found.weights,
-        layout=layout_of(world),
+        layout=layout,
         weights={name: WeightEntry.from_json(entry) for name, entry in weights.items()},
-        rank=world.rank,
+        rank=rank,
     )
 
 

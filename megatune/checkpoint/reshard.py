@@ -3,8 +3,9 @@
 Three coordinates lead from a whole weight to what a rank holds:
   whole   index into the flattened whole weight;
   share   index into the flattened share of a tensor-parallel rank (`Cut.ranges` of one dimension);
-  piece   index into the stretch of that share that one data-parallel rank holds: elements
-          [d * n, d * n + n) of it for data rank d, n = ceil(share / data-parallel ranks), without padding.
+  piece   index into the stretch of that share that one data-parallel rank holds (`Division`), without
+          padding: n = ceil(share / data-parallel ranks) elements from d * n on for data rank d, unless the
+          weights of a buffer are divided together.
 """
 
 import math
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from megatune.checkpoint.layout import Layout
-from megatune.plan.shards import Cut
+from megatune.plan.shards import Cut, Division, divide_evenly
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Placement:
     """Of the whole weight."""
     cut: Cut | None
     layout: Layout
+    divisions: tuple[Division, ...] | None = None
+    """Of each tensor-parallel rank's share over data-parallel ranks; None: evenly, by itself."""
 
     def piece_range(self, rank: int) -> tuple[int, int]:
         """The [start, stop) of its tensor-parallel share that `rank` holds; empty where padding is all.
@@ -53,8 +56,7 @@ class Placement:
         (9, 10)
         """
         data_rank, tensor_rank = divmod(rank, self.layout.tensor_parallel)
-        elements, size = self._share_elements(tensor_rank), self._piece_elements(tensor_rank)
-        return min(data_rank * size, elements), min((data_rank + 1) * size, elements)
+        return self._division(tensor_rank).piece(data_rank, self._share_elements(tensor_rank))
 
     def whole_intervals(self, rank: int) -> Iterator[tuple[int, int]]:
         """The [start, stop) of the flattened whole weight that make up the piece of `rank`, in order."""
@@ -90,9 +92,11 @@ class Placement:
             row = self._local_size(tensor_rank) * self._inner
             offset = outer * row + stretch.local * self._inner + in_stretch
             length = (stretch.stop - stretch.start) * self._inner - in_stretch
-        size = self._piece_elements(tensor_rank)
-        data_rank, start = divmod(offset, size)
-        return data_rank * self.layout.tensor_parallel + tensor_rank, start, min(length, size - start)
+        division = self._division(tensor_rank)
+        data_rank = division.owner(offset)
+        start, stop = division.piece(data_rank, self._share_elements(tensor_rank))
+        rank = data_rank * self.layout.tensor_parallel + tensor_rank
+        return rank, offset - start, min(length, stop - offset)
 
     def _stretch_at(self, index: int) -> _Stretch:
         return self._stretches[bisect_right(self._starts, index) - 1]
@@ -128,9 +132,10 @@ class Placement:
             return math.prod(self.shape)
         return math.prod(self.shape[: self.cut.dim]) * self._local_size(tensor_rank) * self._inner
 
-    def _piece_elements(self, tensor_rank: int) -> int:
-        """Elements of every piece of a share, padding of the last ones included."""
-        return -(-self._share_elements(tensor_rank) // self.layout.data_parallel)
+    def _division(self, tensor_rank: int) -> Division:
+        if self.divisions is not None:
+            return self.divisions[tensor_rank]
+        return divide_evenly(self._share_elements(tensor_rank), self.layout.data_parallel)
 
 
 def copies(old: Placement, new: Placement, rank: int) -> list[Copy]:

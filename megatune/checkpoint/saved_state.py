@@ -99,13 +99,12 @@ class SavedPieces:
         """In the order of the old ranks, so that each of their files is opened once. Kept for the next kind."""
         if self._last_copies[0] != name:
             entry = self.saved_weights[name]
-            old = Placement(entry.shape, entry.cut, self.saved_layout)
-            found = copies(old, self._placement(name), self.rank)
+            found = copies(entry.placement(self.saved_layout), self._placement(name), self.rank)
             self._last_copies = name, sorted(found, key=lambda copy: copy.rank)
         return self._last_copies[1]
 
     def _placement(self, name: str) -> Placement:
-        return Placement(self.weights[name].shape, self.weights[name].cut, self.layout)
+        return self.weights[name].placement(self.layout)
 
     def _file(self, rank: int) -> SliceFile:
         if rank not in self._files:

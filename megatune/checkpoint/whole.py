@@ -35,7 +35,7 @@ class WholeTensors:
             saved_layout=self.manifest.layout,
             saved_weights=self._entries,
             layout=Layout(data_parallel=1, tensor_parallel=1),
-            weights={name: replace(entry, cut=None) for name, entry in self._entries.items()},
+            weights={name: replace(entry, cut=None, divisions=None) for name, entry in self._entries.items()},
             rank=0,
         )
         self.kinds = self._pieces.kinds

@@ -1,4 +1,4 @@
-"""What the training step asks of an engine. Two keep it: `ZeroEngine` and, as reference, `PlainEngine`."""
+"""What training asks of an engine. Two keep it: `ZeroEngine` and `PlainEngine`, which is also the reference."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -7,9 +7,11 @@ from typing import Protocol
 
 import torch
 
+from megatune.engine.state import RankState, SavedState
 from megatune.engine.world import World
 from megatune.model.build import BuiltModel
 from megatune.model.forward import TokenBatch
+from megatune.plan.shards import Division
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,21 @@ class Engine(Protocol):
         their own shares, and one weight at a time is whole, in one place. `master`: the fp32 weights of
         the optimizer instead of the ones the model computes with.
         """
+
+
+class TrainingEngine(Engine, Protocol):
+    """An engine whose training can be saved and gone on with."""
+
+    @property
+    def divisions(self) -> dict[str, tuple[Division, ...]] | None:
+        """How data-parallel ranks divide each tensor-parallel rank's weights in `state`; None: each evenly."""
+
+    @property
+    def is_replicated(self) -> bool:
+        """Every data-parallel rank holds everything: `state` is a part of it, `load_state` wants the whole."""
+
+    def state(self) -> RankState:
+        """This rank's part of the training state; its tensors are views that the next step changes."""
+
+    def load_state(self, state: SavedState) -> None:
+        """Go on from `state`. Raises CheckpointError on all ranks when one cannot read its part."""

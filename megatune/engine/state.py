@@ -1,20 +1,19 @@
-"""The training state of one ZeRO-3 rank as named flat tensors, and back.
+"""The training state of one rank as named flat tensors, and back.
 
-DeepSpeed keeps the fp32 weights and the optimizer's moments of all parameters of a sub-group in one
-flat tensor. A checkpoint must not know sub-groups (they depend on settings and on the layout), so the
-state is cut into one flat piece a parameter: elements [rank * n, rank * n + n) of the flattened share
-of this tensor-parallel rank, n = ceil(elements / data-parallel ranks). DeepSpeed pads the last pieces
-to n with memory that it never sets; a piece here ends where the share does.
+DeepSpeed keeps the fp32 weights and the optimizer's moments of many parameters in one flat tensor. A
+checkpoint must not know which (it depends on settings, on the stage and on the layout), so the state is
+cut into one flat piece a parameter: a stretch of the flattened share of this tensor-parallel rank (see
+`Division`). DeepSpeed pads pieces with memory that it never sets; a piece here ends where the share does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
-from torch import nn
 
+from megatune.engine.masters import Masters, Piece
+from megatune.engine.world import World
 from megatune.errors import CheckpointError
 
 WEIGHT = "weight"
@@ -53,41 +52,62 @@ class SavedState(Protocol):
         """Fill `piece`, flat fp32 in host memory, of `num_elements(name)`. Raises CheckpointError."""
 
 
-def export_state(zero: Any, parameters: dict[str, nn.Parameter]) -> RankState:
-    """The state held by `zero`, DeepSpeed's stage-3 optimizer; the tensors are views of it, not copies."""
+def export_state(masters: Masters, names: Iterable[str]) -> RankState:
+    """The state of this rank; the tensors are views of the optimizer's, not copies."""
     tensors: dict[str, dict[str, torch.Tensor]] = {WEIGHT: {}}
     counters: dict[str, Any] = {}
-    for name, parameter in parameters.items():
-        flat, start, count, _ = _place_of(zero, parameter)
-        tensors[WEIGHT][name] = flat.detach().narrow(0, start, count)
-        for kind, value in zero.optimizer.state.get(flat, {}).items():
-            if torch.is_tensor(value) and value.shape == flat.shape:
-                tensors.setdefault(kind, {})[name] = value.narrow(0, start, count)
+    for name in names:
+        piece = masters.saved(name)
+        tensors[WEIGHT][name] = _stretch(piece.owner.detach(), piece)
+        for kind, value in masters.optimizer.state.get(piece.owner, {}).items():
+            if torch.is_tensor(value) and value.shape == piece.owner.shape:
+                tensors.setdefault(kind, {})[name] = _stretch(value, piece)
             else:
                 counters[kind] = {"value": float(value), "is_tensor": torch.is_tensor(value)}
-    return RankState(tensors, {"optimizer": counters, "loss_scale": _loss_scale_state(zero)})
+    return RankState(tensors, {"optimizer": counters, "loss_scale": _loss_scale_state(masters.loss_scaler)})
 
 
-def import_state(zero: Any, parameters: dict[str, nn.Parameter], state: SavedState) -> None:
-    """Put `state` into the optimizer of this rank alone; `refresh_weights` must follow on all ranks.
+def import_state(masters: Masters, names: Iterable[str], state: SavedState) -> None:
+    """Put `state` into the optimizer of this rank alone; `Masters.refresh` must follow on all ranks.
 
     Beyond the optimizer's own memory it needs at most one piece. Raises CheckpointError when the pieces
     are not those of this model on this layout, or cannot be read.
     """
-    _check_pieces(zero, parameters, state)
-    for name, parameter in parameters.items():
-        flat, start, count, padded = _place_of(zero, parameter)
-        slots = zero.optimizer.state[flat]
+    names = list(names)
+    _check_pieces(masters, names, state)
+    for name in names:
+        piece = masters.held(name)
+        slots = masters.optimizer.state[piece.owner]
         for kind in state.kinds:
-            slot = (
-                flat.data if kind == WEIGHT else slots.setdefault(kind, torch.zeros_like(flat.data))
-            ).narrow(0, start, padded)
-            slot[count:] = 0
-            _fill(slot[:count], state, kind, name)
+            owner = piece.owner.data
+            target = owner if kind == WEIGHT else slots.setdefault(kind, torch.zeros_like(owner))
+            slot = target.view(-1).narrow(0, piece.start, piece.padded)
+            slot[piece.count :] = 0
+            _fill(slot[: piece.count], state, kind, name)
         for kind, counter in state.scalars["optimizer"].items():
-            slots[kind] = _counter(counter, flat.device)
-    _catch_up(zero.optimizer, state.scalars["optimizer"])
-    _restore_loss_scale(zero, state.scalars["loss_scale"])
+            slots[kind] = _counter(counter, piece.owner.device)
+    _catch_up(masters.optimizer, state.scalars["optimizer"])
+    _restore_loss_scale(masters.loss_scaler, state.scalars["loss_scale"])
+
+
+def load_on_all_ranks(masters: Masters, names: Iterable[str], state: SavedState, world: World) -> None:
+    """Go on from `state`. Collective: every rank calls it.
+
+    Raises CheckpointError with every rank's reason, on all ranks, when one cannot read its pieces.
+    """
+    problem = None
+    try:
+        import_state(masters, names, state)
+    except CheckpointError as error:
+        problem = str(error)
+    problems = sorted(set(filter(None, world.gather_objects(problem))))
+    if problems:
+        raise CheckpointError(" ".join(problems))
+    masters.refresh()
+
+
+def _stretch(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
+    return tensor.view(-1).narrow(0, piece.start, piece.count)
 
 
 def _fill(slot: torch.Tensor, state: SavedState, kind: str, name: str) -> None:
@@ -106,22 +126,12 @@ def _counter(saved: dict[str, Any], device: torch.device) -> torch.Tensor | int:
     return int(saved["value"])
 
 
-def _place_of(zero: Any, parameter: nn.Parameter) -> tuple[torch.Tensor, int, int, int]:
-    """The flat tensor of a parameter's sub-group, where this rank's piece begins in it, the piece's
-    elements without and with padding."""
-    group, start, padded = zero.grad_position[zero.get_param_id(parameter)]
-    data_rank = dist.get_rank(group=zero.dp_process_group)
-    numel = int(parameter.ds_numel)  # type: ignore[attr-defined]  # DeepSpeed's: of this rank's share
-    count = min(padded, max(0, numel - data_rank * padded))
-    return zero.fp32_partitioned_groups_flat[group], start, count, padded
-
-
-def _check_pieces(zero: Any, parameters: dict[str, nn.Parameter], state: SavedState) -> None:
-    if state.names != parameters.keys():
-        odd = sorted(state.names ^ parameters.keys())
+def _check_pieces(masters: Masters, names: Sequence[str], state: SavedState) -> None:
+    if state.names != set(names):
+        odd = sorted(state.names ^ set(names))
         raise CheckpointError(f"{len(odd)} parameters differ from this model's, e.g. {', '.join(odd[:3])}.")
-    for name, parameter in parameters.items():
-        count = _place_of(zero, parameter)[2]
+    for name in names:
+        count = masters.held(name).count
         if state.num_elements(name) != count:
             raise CheckpointError(
                 f"{name} has {state.num_elements(name)} elements on this rank, the layout needs {count}."
@@ -144,33 +154,15 @@ def _catch_up(optimizer: Any, counters: Mapping[str, Any]) -> None:
         )
 
 
-def refresh_weights(zero: Any) -> None:
-    """Copy the fp32 weights into the low-precision partitions, as DeepSpeed's own loading does.
-
-    Collective: every rank calls it. Source:
-    `_rigid_load_state_dict` and the end of `load_state_dict`, deepspeed/runtime/zero/stage3.py.
-    """
-    for group, master in enumerate(zero.fp32_partitioned_groups_flat):
-        flat = zero.fp16_partitioned_groups_flat[group]
-        flat.data.copy_(master.data)
-        updated = zero.unflatten(flat, zero.fp16_partitioned_groups[group])
-        for partition, value in zip(zero.fp16_partitioned_groups[group], updated, strict=True):
-            partition.data = value.data
-    if zero.persistent_parameters:
-        zero.persistent_parameters[0].partition(zero.persistent_parameters)
-        zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-
-
-def _loss_scale_state(zero: Any) -> dict[str, float]:
+def _loss_scale_state(scaler: Any) -> dict[str, float]:
     """Counters of DeepSpeed's dynamic loss scaler; {} without fp16."""
-    scaler = zero.loss_scaler
     names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
     return {name: getattr(scaler, name) for name in names if hasattr(scaler, name)}
 
 
-def _restore_loss_scale(zero: Any, saved: Mapping[str, float]) -> None:
+def _restore_loss_scale(scaler: Any, saved: Mapping[str, float]) -> None:
     """Nothing where the kind of scaler has changed: the scale of fp16 would multiply the loss of bf16."""
-    if saved.keys() != _loss_scale_state(zero).keys():
+    if saved.keys() != _loss_scale_state(scaler).keys():
         return
     for name, value in saved.items():
-        setattr(zero.loss_scaler, name, value)
+        setattr(scaler, name, value)

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: ZeRO-3 partitions over the data-parallel ranks of tensor-parallel shares."""
+"""The DeepSpeed engine: ZeRO 1, 2 or 3 over the data-parallel ranks of tensor-parallel shares."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,20 +13,27 @@ from torch import nn
 from megatune.config import Run
 from megatune.engine.base import StepOutcome
 from megatune.engine.dtypes import DTYPES
+from megatune.engine.leave_out import overflowing
+from megatune.engine.masters import FlatGroups, StageThree
 from megatune.engine.optimizers import make_optimizer, parameter_groups
-from megatune.engine.state import RankState, SavedState, export_state, import_state, refresh_weights
+from megatune.engine.partitioning import expected_partitioning, partitioning
+from megatune.engine.state import RankState, SavedState, export_state, load_on_all_ranks
+from megatune.engine.whole import whole_weights
 from megatune.engine.world import World
-from megatune.errors import CheckpointError, ConfigError, MegatuneError
+from megatune.errors import ConfigError, MegatuneError
 from megatune.model.build import BuiltModel, build_model
 from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments
-from megatune.model.shares import join_shares
 from megatune.model.source import ModelSource
+from megatune.plan.shards import Division
 
 
 def _build(run: Run, source: ModelSource, world: World, ds_config: dict[str, Any]) -> BuiltModel:
     dtype = DTYPES[run.precision]
 
     def partition(module: nn.Module) -> None:
+        if run.parallel.zero_stage < 3:
+            module.to(world.device)
+            return
         deepspeed.zero.Init(
             module=module,
             data_parallel_group=world.data_group,
@@ -47,7 +54,7 @@ def _build(run: Run, source: ModelSource, world: World, ds_config: dict[str, Any
     )
 
 
-def _check_precision(run: Run, world: World) -> None:
+def refuse_precision(run: Run, world: World) -> None:
     """Raise ConfigError where DeepSpeed would refuse fp16, before any weight is read."""
     if run.precision == "fp16" and not get_accelerator().is_fp16_supported():
         raise ConfigError(
@@ -59,14 +66,14 @@ def _check_precision(run: Run, world: World) -> None:
 
 
 class ZeroEngine:
-    """Trains a model of `build_model` under DeepSpeed ZeRO stage 3."""
+    """Trains a model of `build_model` under DeepSpeed ZeRO stage 1, 2 or 3."""
 
     def __init__(self, run: Run, source: ModelSource, world: World, ds_config: dict[str, Any]) -> None:
         self.world, self._run = world, run
-        _check_precision(run, world)
+        refuse_precision(run, world)
         self.built = _build(run, source, world, ds_config)
         model = self.built.model
-        if run.parallel.leaf_modules:
+        if run.parallel.leaf_modules and run.parallel.zero_stage == 3:
             set_z3_leaf_modules(model, [self.built.block_class])
         on_host = run.parallel.offload != "none"
         groups = parameter_groups(model.parameters(), run.train.weight_decay)
@@ -80,6 +87,18 @@ class ZeroEngine:
         self._engine.train()
         self._parameters = dict(model.named_parameters())
         self._check_active()
+        zero = self._engine.optimizer
+        kind = StageThree if run.parallel.zero_stage == 3 else FlatGroups
+        self._masters: StageThree | FlatGroups = kind(zero, self._parameters)
+        self._divisions = self._ask_divisions()
+
+    @property
+    def divisions(self) -> dict[str, tuple[Division, ...]] | None:
+        return self._divisions
+
+    @property
+    def is_replicated(self) -> bool:
+        return False
 
     @property
     def description(self) -> str:
@@ -111,28 +130,11 @@ class ZeroEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         skipped_before = self._engine.skipped_steps
-        with self._overflowing() if leave_out else nullcontext():
+        with overflowing(self._engine.optimizer) if leave_out else nullcontext():
             self._engine.step()
         skipped = self._engine.skipped_steps > skipped_before
         norm = self._engine.get_global_grad_norm()
         return StepOutcome(grad_norm=None if skipped or norm is None else float(norm), skipped=skipped)
-
-    @contextmanager
-    def _overflowing(self) -> Iterator[None]:
-        """Have DeepSpeed take the gradients for overflowed, which it clears without touching anything else."""
-        optimizer = self._engine.optimizer
-        check = optimizer._overflow_check_and_loss_scale_update
-
-        def find_overflow(*args: Any, **kwargs: Any) -> bool:
-            check(*args, **kwargs)
-            optimizer.overflow = True
-            return True
-
-        optimizer._overflow_check_and_loss_scale_update = find_overflow
-        try:
-            yield
-        finally:
-            del optimizer._overflow_check_and_loss_scale_update
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -144,32 +146,19 @@ class ZeroEngine:
             self._engine.train()
 
     def weights(self, *, master: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, parameter in self._parameters.items():
-            with self._gathered(parameter, master) as local:
-                whole = self._join_shares(name, local)
-            yield (
-                name,
-                whole.t().contiguous() if whole.dim() == 2 and name in self.built.transposed else whole,
-            )
+        shares = ((name, self._gathered(p, master)) for name, p in self._parameters.items())
+        yield from whole_weights(shares, self.built, self.world)
 
     def state(self) -> RankState:
         """This rank's training state; its tensors are views that the next step changes."""
-        return export_state(self._engine.optimizer, self._parameters)
+        return export_state(self._masters, self._parameters)
 
     def load_state(self, state: SavedState) -> None:
         """Go on from `state`. Collective: every rank calls it.
 
         Raises CheckpointError with every rank's reason, on all ranks, when one cannot read its pieces.
         """
-        problem = None
-        try:
-            import_state(self._engine.optimizer, self._parameters, state)
-        except CheckpointError as error:
-            problem = str(error)
-        problems = sorted(set(filter(None, self.world.gather_objects(problem))))
-        if problems:
-            raise CheckpointError(" ".join(problems))
-        refresh_weights(self._engine.optimizer)
+        load_on_all_ranks(self._masters, self._parameters, state, self.world)
 
     @contextmanager
     def _gathered(self, parameter: nn.Parameter, master: bool) -> Iterator[torch.Tensor]:
@@ -180,21 +169,21 @@ class ZeroEngine:
         with deepspeed.zero.GatheredParameters([parameter]):
             yield parameter.detach()
 
-    def _join_shares(self, name: str, local: torch.Tensor) -> torch.Tensor:
-        """The shares of rank 0's tensor-parallel group as one tensor on rank 0; an empty one elsewhere."""
-        if self.world.data_rank != 0:
-            return local.new_empty(0, device="cpu")  # all groups hold the same
-        cut, group = self.built.cuts.get(name), self.world.tensor_group
-        if cut is not None and group.size > 1:
-            return join_shares(local, cut, group)
-        return local.to("cpu", copy=True) if self.world.is_first else local.new_empty(0, device="cpu")
+    def _ask_divisions(self) -> dict[str, tuple[Division, ...]] | None:
+        """How every tensor-parallel rank's parameters are divided. Collective: every rank calls it."""
+        if isinstance(self._masters, StageThree):
+            return None
+        everybody = self.world.tensor_group.gather_objects(self._masters.divisions)
+        return {name: tuple(one[name] for one in everybody) for name in self._parameters}
 
     def _check_active(self) -> None:
         """Stop when DeepSpeed did not give what was asked: a silent fallback would be a wrong claim."""
-        stage = self._engine.zero_optimization_stage()
-        partitioned = sum(hasattr(parameter, "ds_id") for parameter in self._parameters.values())
-        if stage != 3 or partitioned != len(self._parameters):
+        asked, stage = self._run.parallel.zero_stage, self._engine.zero_optimization_stage()
+        found = partitioning(
+            self._engine.optimizer, list(self._parameters.values()), self.world.data_parallel
+        )
+        if stage != asked or found != expected_partitioning(asked):
             raise MegatuneError(
-                f"asked for ZeRO stage 3; DeepSpeed runs stage {stage} with {partitioned} of "
-                f"{len(self._parameters)} parameters partitioned. This is a bug: please report it."
+                f"asked for ZeRO stage {asked}; DeepSpeed runs stage {stage} with {found} in "
+                f"{type(self._engine.optimizer).__name__}. This is a bug: please report it."
             )

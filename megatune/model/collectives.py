@@ -23,6 +23,14 @@ class TensorGroup:
         default=None, repr=False
     )
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """`value` of every rank of the group, in rank order. Collective."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.process_group)
+        return found
+
     def enter(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` unchanged; its gradient is summed over the group.
 

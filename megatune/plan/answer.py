@@ -46,8 +46,6 @@ def notes(question: Question, chosen: Assessment) -> list[str]:
     """What else the reader must know of this layout."""
     layout, model = chosen.layout, question.work.model
     found = []
-    if layout.zero_stage != 3:
-        found.append(f"ZeRO stage {layout.zero_stage} is judged only: this version trains under stage 3.")
     if layout.global_sequences != question.global_sequences:
         found.append(
             f"this layout takes {layout.global_sequences} sequences a step, the run file {question.global_sequences}."

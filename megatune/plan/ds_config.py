@@ -56,11 +56,6 @@ def read_policy(path: Path | None) -> Json:
 def _refuse_unproven(run: Run) -> None:
     """Settings of the run file whose results no test holds yet are refused, not tried."""
     problems = []
-    if run.parallel.zero_stage != 3:
-        problems.append(
-            f"parallel.zero_stage = {run.parallel.zero_stage}: this version trains, saves and resumes under "
-            "stage 3 only. Set parallel.zero_stage=3."
-        )
     if run.parallel.offload.startswith("nvme:"):
         problems.append(
             f"parallel.offload = {run.parallel.offload}: offloading to a local disk is not proven yet. Use "
@@ -80,6 +75,11 @@ def _contradictions(run: Run, policy: Mapping[str, Any]) -> Iterator[str]:
                 f"{run.precision}. Set precision={precision}, or take another policy."
             )
     zero = policy.get("zero_optimization")
+    if zero and run.parallel.zero_stage == 0:
+        yield (
+            "zero_optimization is in the policy file, but parallel.zero_stage is 0, which is plain torch and reads "
+            "none of it. Set parallel.zero_stage to 1, 2 or 3, or take the section out of the policy."
+        )
     needed = {"offload_optimizer": ("optimizer", "all"), "offload_param": ("all",)}
     for key, offloads in needed.items():
         section = zero.get(key) if isinstance(zero, Mapping) else None

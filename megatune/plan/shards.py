@@ -70,3 +70,37 @@ class Cut:
         segments = stored["segments"]
         assert isinstance(segments, Sequence), "written by to_json"
         return cls(dim=int(str(stored["dim"])), segments=tuple(Segment(int(n), int(s)) for n, s in segments))
+
+
+@dataclass(frozen=True)
+class Division:
+    """How data-parallel ranks divide the flattened share that one tensor-parallel rank has of a weight.
+
+    The share lies `offset` elements into a buffer of several weights, and the buffer is cut every `size`
+    elements: ZeRO stages 1 and 2 do that. Stage 3 divides each weight by itself (`evenly`).
+    """
+
+    offset: int
+    size: int
+
+    def piece(self, data_rank: int, num_elements: int) -> tuple[int, int]:
+        """The [start, stop) of a share of `num_elements` that `data_rank` holds.
+
+        >>> [Division(offset=3, size=4).piece(rank, 6) for rank in range(3)]
+        [(0, 1), (1, 5), (5, 6)]
+        """
+        start, stop = data_rank * self.size - self.offset, (data_rank + 1) * self.size - self.offset
+        return min(max(start, 0), num_elements), min(max(stop, 0), num_elements)
+
+    def owner(self, index: int) -> int:
+        """The data-parallel rank that holds the element `index` of the share."""
+        return (self.offset + index) // self.size
+
+
+def divide_evenly(num_elements: int, data_parallel: int) -> Division:
+    """A share divided by itself, the last pieces shorter or empty.
+
+    >>> divide_evenly(10, 4)
+    Division(offset=0, size=3)
+    """
+    return Division(offset=0, size=-(-num_elements // data_parallel))

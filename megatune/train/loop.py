@@ -8,7 +8,7 @@ from megatune.config import BatchShape, Run
 from megatune.data.batches import step_batches
 from megatune.data.prepared import PreparedSet
 from megatune.data.sampler import next_position, num_steps_per_epoch
-from megatune.engine.zero import ZeroEngine
+from megatune.engine.base import TrainingEngine
 from megatune.evaluate.heldout import held_out_loss
 from megatune.launch.heartbeat import Heart
 from megatune.launch.run_folder import RunFolder
@@ -38,7 +38,7 @@ class TrainingLoop:
     def __init__(
         self,
         run: Run,
-        engine: ZeroEngine,
+        engine: TrainingEngine,
         batch: BatchShape,
         train: PreparedSet,
         validation: PreparedSet | None,

@@ -6,10 +6,11 @@ from megatune.checkpoint.export import replace_export
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
 from megatune.config.slurm import SlurmSection
 from megatune.data.prepared import PreparedSet
+from megatune.engine.base import TrainingEngine
 from megatune.engine.dtypes import DTYPES
+from megatune.engine.make import make_engine
 from megatune.engine.start import join, leave, seed_everything
 from megatune.engine.world import World, check_degrees
-from megatune.engine.zero import ZeroEngine
 from megatune.evaluate.packing_check import refuse_leaking_packing
 from megatune.launch.environment import environment_report
 from megatune.launch.heartbeat import Heart
@@ -88,7 +89,7 @@ def _train(
 ) -> int:
     seed_everything(run.train.seed, world)
     load_started = time.monotonic()
-    engine = ZeroEngine(run, inputs.source, world, ds_config)
+    engine = make_engine(run, inputs.source, world, ds_config)
     steps = total_steps(run, inputs.train.num_rows, batch.global_sequences)
     reporter = Reporter(run, folder, steps, world)
     try:
@@ -150,7 +151,7 @@ def _stopping(run: Run, stop: StopRequest, place: Place, reporter: Reporter, wor
 def _describe(
     run: Run,
     batch: BatchShape,
-    engine: ZeroEngine,
+    engine: TrainingEngine,
     inputs: Inputs,
     steps: int,
     reporter: Reporter,

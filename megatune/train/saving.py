@@ -12,7 +12,7 @@ from megatune.checkpoint.weights_index import describe_weights
 from megatune.checkpoint.write import Shared, save_checkpoint
 from megatune.config import BatchShape, Run
 from megatune.data.prepared import PreparedSet
-from megatune.engine.zero import ZeroEngine
+from megatune.engine.base import TrainingEngine
 from megatune.errors import SaveError
 from megatune.launch.run_folder import RunFolder
 from megatune.report.records import ResumeRecord, SaveFailedRecord, SaveRecord
@@ -31,7 +31,7 @@ class Checkpoints:
     def __init__(
         self,
         run: Run,
-        engine: ZeroEngine,
+        engine: TrainingEngine,
         batch: BatchShape,
         train: PreparedSet,
         *,
@@ -153,7 +153,9 @@ class Checkpoints:
         )
         for change in changed:
             self._reporter.note(f"changed since the checkpoint: {change}")
-        saved = open_state(found, describe_weights(self._engine.built), world)
+        engine = self._engine
+        weights = describe_weights(engine.built, engine.divisions)
+        saved = open_state(found, weights, world, is_replicated=engine.is_replicated)
         self._engine.load_state(saved)
         restore_generators(found, world)
         state = TrainingState.from_json(
@@ -209,7 +211,7 @@ class Checkpoints:
         return Shared(
             step=state.step,
             training={"state": state.to_json(), "identity": self._identity},
-            weights=describe_weights(self._engine.built),
+            weights=describe_weights(self._engine.built, self._engine.divisions),
             write_model=self._engine.built.source.copy_without_weights,
             accumulation=self._batch.accumulation,
             config_hash=identity_hash(self._identity),

@@ -11,7 +11,7 @@ from megatune.checkpoint.read import find_checkpoint, open_state, restore_genera
 from megatune.checkpoint.saved_state import SavedPieces
 from megatune.checkpoint.weights_index import describe_weights
 from megatune.checkpoint.write import Shared, save_checkpoint
-from megatune.engine.zero import ZeroEngine
+from megatune.engine.base import TrainingEngine
 from megatune.errors import CheckpointError
 
 
@@ -27,7 +27,7 @@ def resume_engines(
     }
 
 
-def _engine(folder: str, tp: int, sections: dict[str, Any]) -> ZeroEngine:
+def _engine(folder: str, tp: int, sections: dict[str, Any]) -> TrainingEngine:
     world = world_of(tp)
     return zero_engine(tiny_run(folder, tp, **sections), world, micro=SEQUENCES // world.data_parallel)
 
@@ -46,7 +46,7 @@ def _resume(folder: str, tp: int, sections: dict[str, Any], checkpoints: Path) -
     return {"went on": went_on, "resumed": again, "unequal": unequal, "kinds": sorted(state.kinds)}
 
 
-def save(engine: ZeroEngine, checkpoints: Path, step: int) -> Path:
+def save(engine: TrainingEngine, checkpoints: Path, step: int) -> Path:
     """Save `engine` as the training loop does."""
     path, _ = save_checkpoint(
         checkpoints, world=engine.world, state=engine.state(), shared=shared(engine, step)
@@ -54,29 +54,30 @@ def save(engine: ZeroEngine, checkpoints: Path, step: int) -> Path:
     return path
 
 
-def load(engine: ZeroEngine, saved: Path) -> SavedPieces:
+def load(engine: TrainingEngine, saved: Path) -> SavedPieces:
     """Put what `saved` holds into `engine`, whatever layout it has, as the training loop does."""
     found, _ = find_checkpoint(saved.parent, str(saved), engine.world)
     assert found is not None
-    state = open_state(found, describe_weights(engine.built), engine.world)
+    weights = describe_weights(engine.built, engine.divisions)
+    state = open_state(found, weights, engine.world, is_replicated=engine.is_replicated)
     engine.load_state(state)
     restore_generators(found, engine.world)
     return state
 
 
-def shared(engine: ZeroEngine, step: int, **changes: Any) -> Shared:
+def shared(engine: TrainingEngine, step: int, **changes: Any) -> Shared:
     """What the first rank adds to the ranks' pieces."""
     values = {
         "step": step,
         "training": {},
-        "weights": describe_weights(engine.built),
+        "weights": describe_weights(engine.built, engine.divisions),
         "write_model": engine.built.source.copy_without_weights,
         **changes,
     }
     return Shared(**values)
 
 
-def _masters(engine: ZeroEngine) -> dict[str, torch.Tensor]:
+def _masters(engine: TrainingEngine) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in engine.weights(master=True)}
 
 

@@ -14,7 +14,6 @@ from worlds import Worlds
 
 from megatune.checkpoint.layout import Layout, rank_file, read_json
 from megatune.checkpoint.manifest import read_manifest
-from megatune.checkpoint.reshard import Placement
 from megatune.checkpoint.weights_index import WeightEntry
 
 pytestmark = pytest.mark.world
@@ -64,7 +63,7 @@ def whole_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
                 continue
             entry, offset = entries[name], 0
             whole = found.setdefault(key, torch.full((math.prod(entry.shape),), math.nan))
-            for start, stop in Placement(entry.shape, entry.cut, layout).whole_intervals(rank):
+            for start, stop in entry.placement(layout).whole_intervals(rank):
                 whole[start:stop] = piece[offset : offset + stop - start]
                 offset += stop - start
             assert offset == piece.numel(), "no padding is saved"
@@ -112,8 +111,7 @@ def test_each_rank_reads_its_own_part_once_and_no_byte_more(
     saved_again = Path(results.resumed[model, before, after][0])
     stored = json.loads((saved_again / "weights.json").read_text())
     places = [
-        Placement(entry.shape, entry.cut, layout)
-        for entry in (WeightEntry.from_json(value) for value in stored.values())
+        entry.placement(layout) for entry in (WeightEntry.from_json(value) for value in stored.values())
     ]
 
     for rank, bytes_read in enumerate(results.bytes_read[model, before, after]):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from megatune.checkpoint.layout import Layout
 from megatune.checkpoint.reshard import Placement, copies
 from megatune.model.shares import part_shape
-from megatune.plan.shards import Cut, Segment
+from megatune.plan.shards import Cut, Division, Segment, divide_evenly
 
 LAYOUTS = st.builds(
     lambda dp, tp: Layout(data_parallel=dp, tensor_parallel=tp), st.integers(1, 5), st.integers(1, 4)
@@ -28,6 +28,20 @@ def weights(draw: st.DrawFn) -> tuple[tuple[int, ...], Cut]:
     return (*others[:dim], size, *others[dim:]), Cut(dim=dim, segments=segments)
 
 
+@st.composite
+def flat_divisions(
+    draw: st.DrawFn, shape: tuple[int, ...], cut: Cut | None, layout: Layout
+) -> tuple[Division, ...]:
+    """Of each tensor-parallel rank's share, as ZeRO stages 1 and 2 divide: other weights before and behind it."""
+    found = []
+    for tensor_rank in range(layout.tensor_parallel):
+        offset, behind = draw(st.integers(0, 50)), draw(st.integers(0, 50))
+        local = share(torch.empty(shape), cut, tensor_rank, layout.tensor_parallel).numel()
+        size = divide_evenly(offset + local + behind, layout.data_parallel).size
+        found.append(Division(offset=offset, size=size))
+    return tuple(found)
+
+
 def share(whole: torch.Tensor, cut: Cut | None, tensor_rank: int, degree: int) -> torch.Tensor:
     if cut is None:
         return whole
@@ -43,6 +57,21 @@ def pieces(whole: torch.Tensor, cut: Cut | None, layout: Layout) -> list[torch.T
         flat = share(whole, cut, tensor_rank, layout.tensor_parallel).flatten()
         size = -(-flat.numel() // layout.data_parallel)
         found.append(flat[data_rank * size : (data_rank + 1) * size])
+    return found
+
+
+def divided(whole: torch.Tensor, place: Placement) -> list[torch.Tensor]:
+    """What each rank holds of a share that lies in a buffer: the buffer is made, and cut."""
+    assert place.divisions is not None
+    found, layout = [], place.layout
+    for rank in range(layout.num_ranks):
+        data_rank, tensor_rank = divmod(rank, layout.tensor_parallel)
+        division = place.divisions[tensor_rank]
+        flat = share(whole, place.cut, tensor_rank, layout.tensor_parallel).flatten()
+        buffer = torch.full((division.size * layout.data_parallel,), -2)
+        buffer[division.offset : division.offset + flat.numel()] = flat
+        mine = buffer[data_rank * division.size : (data_rank + 1) * division.size]
+        found.append(mine[mine != -2])
     return found
 
 
@@ -70,6 +99,24 @@ def test_every_element_of_every_new_piece_comes_from_where_the_old_layout_has_it
 
     for rank, expected in enumerate(pieces(whole, new.cut, after)):
         assert torch.equal(moved(sources, old, new, rank), expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(weights(), LAYOUTS, LAYOUTS, st.data())
+def test_weights_divided_in_one_buffer_are_found_and_filled(
+    weight: tuple[tuple[int, ...], Cut], before: Layout, after: Layout, data: st.DataObject
+) -> None:
+    shape, cut = weight
+    whole = torch.arange(math.prod(shape)).view(shape)
+    flat_old = Placement(shape, cut, before, data.draw(flat_divisions(shape, cut, before)))
+    flat_new = Placement(shape, cut, after, data.draw(flat_divisions(shape, cut, after)))
+    even_old, even_new = Placement(shape, cut, before), Placement(shape, cut, after)
+
+    for rank, expected in enumerate(divided(whole, flat_new)):
+        assert torch.equal(moved(divided(whole, flat_old), flat_old, flat_new, rank), expected)
+        assert torch.equal(moved(pieces(whole, cut, before), even_old, flat_new, rank), expected)
+    for rank, expected in enumerate(pieces(whole, cut, after)):
+        assert torch.equal(moved(divided(whole, flat_old), flat_old, even_new, rank), expected)
 
 
 @settings(max_examples=100, deadline=None)

@@ -245,7 +245,7 @@ def break_checkpoint(folder: Path, damage: str) -> str:
         (folder / "rank-00000.json").unlink()
         return "rank-00000.json is missing"
     if damage == "another schema":
-        manifest.write_text(manifest.read_text().replace('"schema": 2', '"schema": 99'))
+        manifest.write_text(manifest.read_text().replace('"schema": 3', '"schema": 99'))
         return "its schema is 99"
     manifest.write_text(manifest.read_text()[:-20])
     return "manifest.json cannot be read"

@@ -9,7 +9,6 @@ import xxhash
 
 from megatune.checkpoint.layout import MANIFEST, TRAINING, WEIGHTS, Layout, folder_name, rank_file
 from megatune.checkpoint.manifest import FileEntry, Manifest, render_manifest
-from megatune.checkpoint.reshard import Placement
 from megatune.checkpoint.rng import rng_scalars, rng_tensors
 from megatune.checkpoint.stream import write_tensor_file
 from megatune.checkpoint.weights_index import WeightEntry
@@ -32,7 +31,7 @@ def whole(kind: str, name: str, weights: dict[str, WeightEntry]) -> torch.Tensor
 
 def piece(kind: str, name: str, weights: dict[str, WeightEntry], layout: Layout, rank: int) -> torch.Tensor:
     """What a rank of `layout` holds of it."""
-    place = Placement(weights[name].shape, weights[name].cut, layout)
+    place = weights[name].placement(layout)
     flat = whole(kind, name, weights)
     return torch.cat([flat[:0], *(flat[start:stop] for start, stop in place.whole_intervals(rank))])
 

@@ -11,6 +11,7 @@ from deepspeed.accelerator import get_accelerator
 from parity_steps import SEQUENCES, Tokens, batches, tiny_run, world_of, zero_engine
 from step_cases import Case, Trace, train_cases
 
+from megatune.engine.base import TrainingEngine
 from megatune.engine.start import seed_everything
 from megatune.engine.zero import ZeroEngine
 from megatune.errors import ConfigError
@@ -55,11 +56,12 @@ def fp16_supported(answer: bool) -> Iterator[None]:
         kind.is_fp16_supported, kind.supported_dtypes = before
 
 
-def train_in_fp16(folder: str, overflows: dict[int, int]) -> dict[str, Any]:
+def train_in_fp16(folder: str, stage: int, overflows: dict[int, int]) -> dict[str, Any]:
     """Train 4 batches in fp16. `overflows`: before batch k, so many steps with an infinite loss on one rank."""
     with fp16_supported(True):
-        engine = zero_engine(tiny_run(folder, precision="fp16"), world_of(1), micro=SEQUENCES // 2)
-        scaler = engine._engine.optimizer.loss_scaler
+        run = tiny_run(folder, precision="fp16", parallel={"zero_stage": stage})
+        engine = zero_engine(run, world_of(1), micro=SEQUENCES // 2)
+        scaler = _loss_scaler(engine)
         steps: list[dict[str, Any]] = []
         for number, tokens in enumerate(batches(4)):
             for overflow in [True] * overflows.get(number, 0) + [False]:
@@ -98,11 +100,15 @@ def train_offloaded(
     return train_cases(folders, cases, False)
 
 
-def _masters(engine: ZeroEngine) -> dict[str, torch.Tensor]:
+def _loss_scaler(engine: TrainingEngine) -> Any:
+    return engine._engine.optimizer.loss_scaler if isinstance(engine, ZeroEngine) else engine.loss_scaler  # type: ignore[attr-defined]
+
+
+def _masters(engine: TrainingEngine) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in engine.weights(master=True)}
 
 
-def _step(engine: ZeroEngine, tokens: Tokens, overflow: bool) -> tuple[float, Any]:
+def _step(engine: TrainingEngine, tokens: Tokens, overflow: bool) -> tuple[float, Any]:
     world, rows = engine.world, SEQUENCES // engine.world.data_parallel
     part = slice(world.data_rank * rows, (world.data_rank + 1) * rows)
     loss = engine.loss(Tokens(tokens.input_ids[part], tokens.position_ids[part], tokens.labels[part]))

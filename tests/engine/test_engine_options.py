@@ -118,13 +118,13 @@ def drift(one: dict[str, Any], other: dict[str, Any]) -> float:
     return max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
 
 
-@pytest.fixture(scope="module")
-def fp16(worlds: Worlds, session_folder: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=[0, 1, 2, 3], ids=lambda stage: f"stage {stage}")
+def fp16(request: pytest.FixtureRequest, worlds: Worlds, session_folder: Path) -> dict[str, Any]:
     """Two ranks in fp16, without overflows and with three: one before batch 1, two before batch 2."""
     folder = str(write_tiny_model("gpt2", session_folder))
     return {
-        "calm": worlds.run(2, train_in_fp16, folder, {})[0],
-        "overflows": worlds.run(2, train_in_fp16, folder, {1: 1, 2: 2})[0],
+        "calm": worlds.run(2, train_in_fp16, folder, request.param, {})[0],
+        "overflows": worlds.run(2, train_in_fp16, folder, request.param, {1: 1, 2: 2})[0],
     }
 
 

@@ -40,11 +40,17 @@ def test_low_precision_adds_gradients_in_fp32() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"zero_stage": 2}, "Set parallel.zero_stage=3"), ({"offload": "nvme:/local"}, "not proven yet")],
+    [({"offload": "nvme:/local"}, "not proven yet")],
 )
 def test_what_no_test_holds_is_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_ds_config(tiny_run("model", parallel=setting), BATCH)
+
+
+def test_a_policy_has_no_place_under_stage_0() -> None:
+    run = tiny_run("model", parallel={"zero_stage": 0})
+    with pytest.raises(ConfigError, match=r"plain torch.*Set parallel\.zero_stage to 1, 2 or 3"):
+        make_ds_config(run, BATCH, {"zero_optimization": {"reduce_bucket_size": 1000}})
 
 
 def _run_for(policy: Path) -> Run:

@@ -204,7 +204,6 @@ def test_the_rates_are_those_of_the_layouts_own_batch() -> None:
 @pytest.mark.parametrize(
     ("config", "changes", "word"),
     [
-        (GPT2_XL, {"zero_stage": 1}, "trains under stage 3"),
         (GPT2_XL, {"accumulation": 16}, "takes 128 sequences a step, the run file 64"),
         ({**GPT2_XL, "n_positions": 512}, {}, "beyond the model's 512 positions"),
         ({**LLAMA_70B, "model_type": "granite"}, {}, "tp_size 1"),

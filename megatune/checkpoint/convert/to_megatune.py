@@ -27,7 +27,6 @@ from megatune.checkpoint.layout import (
     rank_file,
 )
 from megatune.checkpoint.manifest import FileEntry, Manifest, render_manifest
-from megatune.checkpoint.reshard import Placement
 from megatune.checkpoint.stream import TensorFile, TensorPlan
 from megatune.engine.state import WEIGHT
 from megatune.errors import CheckpointError, ConvertError
@@ -133,7 +132,7 @@ def _write_tensors(
 ) -> dict[str, FileEntry]:
     """All ranks' tensor files at once, so that every tensor is read once."""
     entries, kinds = model.entries(), state.facts.kinds
-    placements = {name: Placement(entry.shape, None, layout) for name, entry in entries.items()}
+    placements = {name: entry.placement(layout) for name, entry in entries.items()}
     with ExitStack() as stack:
         files = []
         for rank in range(layout.num_ranks):

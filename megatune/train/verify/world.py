@@ -11,10 +11,10 @@ from megatune.data.sampler import position_of_step
 from megatune.engine.accelerator import own_device
 from megatune.engine.base import Engine
 from megatune.engine.dtypes import DTYPES
+from megatune.engine.make import make_engine
 from megatune.engine.plain import PlainEngine
 from megatune.engine.start import join, leave
 from megatune.engine.world import single_world
-from megatune.engine.zero import ZeroEngine
 from megatune.errors import MegatuneError
 from megatune.launch.ranks import RankInfo, discover_rank
 from megatune.model.build import build_model
@@ -40,7 +40,7 @@ def run_world(task: WorldTask, rank: RankInfo) -> None:
     source = open_source(Path(task.model), trust_remote_code=run.model.trust_remote_code)
     try:
         engine = (
-            _plain_engine(run, source) if task.is_reference else _zero_engine(run, source, task.batch, rank)
+            _plain_engine(run, source) if task.is_reference else _own_engine(run, source, task.batch, rank)
         )
         _record(engine, run, task)
     finally:
@@ -61,9 +61,9 @@ def _plain_engine(run: Run, source: ModelSource) -> PlainEngine:
     return PlainEngine(built, single_world(device), run.train)
 
 
-def _zero_engine(run: Run, source: ModelSource, batch: BatchShape, rank: RankInfo) -> ZeroEngine:
+def _own_engine(run: Run, source: ModelSource, batch: BatchShape, rank: RankInfo) -> Engine:
     world = join(rank, tensor_parallel=run.parallel.tp_size, timeout_s=run.launch.timeout_s)
-    return ZeroEngine(run, source, world, make_ds_config(run, batch, read_policy(run.deepspeed)))
+    return make_engine(run, source, world, make_ds_config(run, batch, read_policy(run.deepspeed)))
 
 
 def _record(engine: Engine, run: Run, task: WorldTask) -> None:
