@@ -5,6 +5,8 @@ from pathlib import Path
 
 from megatune.cli.train import train_run
 from megatune.launch.devices import count_gpus
+from megatune.launch.fork_server import rank_starts
+from megatune.launch.processes import Start
 
 PROMPTS = ("Are you a robot?", "What is your favorite food?")
 _MAX_NEW_TOKENS = 40
@@ -13,21 +15,26 @@ _RECIPE = "recipes/demo.yaml"
 
 def run_demo(overrides: list[str]) -> int:
     """Fine-tune SmolLM2-135M on dialogues and show what changed. Returns the exit code."""
-    from megatune.config import load_run
     from megatune.data.assets import fetch_asset
-    from megatune.evaluate.generate import answer_prompts
+    from megatune.train.job import PRELOAD
 
     for line in fetch_asset("demo", Path("assets")):
         print(line)
-    with as_file(files("megatune.data") / _RECIPE) as recipe:
-        settings = [*demo_layout(count_gpus()), *overrides]
-        run = load_run(recipe, settings).run
-        before = answer_prompts(
-            Path(run.model.model_name_or_path), list(PROMPTS), chat=True, max_new_tokens=_MAX_NEW_TOKENS
-        )
-        code = train_run(recipe, settings)
-        if code != 0:
-            return code
+    with as_file(files("megatune.data") / _RECIPE) as recipe, rank_starts(PRELOAD) as start:
+        return _tune_between_answers(recipe, [*demo_layout(count_gpus()), *overrides], start)
+
+
+def _tune_between_answers(recipe: Path, settings: list[str], start: Start) -> int:
+    from megatune.config import load_run
+    from megatune.evaluate.generate import answer_prompts
+
+    run = load_run(recipe, settings).run
+    before = answer_prompts(
+        Path(run.model.model_name_or_path), list(PROMPTS), chat=True, max_new_tokens=_MAX_NEW_TOKENS
+    )
+    code = train_run(recipe, settings, start=start)
+    if code != 0:
+        return code
     exported = Path(run.train.output_dir) / "export"
     after = answer_prompts(exported, list(PROMPTS), chat=True, max_new_tokens=_MAX_NEW_TOKENS)
     for prompt, old, new in zip(PROMPTS, before, after, strict=True):

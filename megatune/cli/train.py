@@ -12,7 +12,7 @@ from typing import NoReturn
 from megatune.config import LoadedRun, load_run
 from megatune.launch.launchers import refuse_other_launcher
 from megatune.launch.ports import PortTakenError
-from megatune.launch.processes import STOPPED_BUT_SAVED
+from megatune.launch.processes import STOPPED_BUT_SAVED, Start, name_this_process
 from megatune.launch.rank_info import RankInfo
 from megatune.launch.rank_logs import header
 from megatune.launch.ranks import discover_rank, export_rank, log_title, own_slurm_job
@@ -23,8 +23,10 @@ _ENDS_OTHERS = ("slurm", "mpi")
 """Launchers that end all ranks when one has ended with another code than 0, 75 among them."""
 
 
-def train_run(run_file: Path, overrides: list[str], *, allow_change: bool = False) -> int:
-    """Train as this process's rank, or start the ranks. Returns the exit code."""
+def train_run(
+    run_file: Path, overrides: list[str], *, allow_change: bool = False, start: Start | None = None
+) -> int:
+    """Train as this process's rank, or start the ranks, with `start` if given. Returns the exit code."""
     overrides = [*overrides, _ALLOW_CHANGE] if allow_change else overrides
     title = log_title()
     if title is not None:
@@ -40,7 +42,7 @@ def train_run(run_file: Path, overrides: list[str], *, allow_change: bool = Fals
         in_allocation=own_slurm_job() is not None,
     )
     if rank is None:
-        return _start_ranks(loaded, run_file, overrides)
+        return _start_ranks(loaded, run_file, overrides, start)
     code = _be_rank(loaded, rank)
     if code == STOPPED_BUT_SAVED and rank.launcher in _ENDS_OTHERS:
         _end_at_once(code)
@@ -49,6 +51,7 @@ def train_run(run_file: Path, overrides: list[str], *, allow_change: bool = Fals
 
 def _be_rank(loaded: LoadedRun, rank: RankInfo) -> int:
     export_rank(rank)
+    name_this_process(f"rank {rank.rank}")
     if rank.launcher != "local":
         _print_at_once()
         if rank.rank == 0:  # our own launcher has told them already
@@ -64,12 +67,12 @@ def _be_rank(loaded: LoadedRun, rank: RankInfo) -> int:
         return PORT_TAKEN  # the batch script starts the step again, which meets at another port
 
 
-def _start_ranks(loaded: LoadedRun, run_file: Path, overrides: list[str]) -> int:
+def _start_ranks(loaded: LoadedRun, run_file: Path, overrides: list[str], start: Start | None) -> int:
     from megatune.train.job import interrupted, train_job
 
     _tell(loaded.notices)
     arguments = [str(run_file), *overrides]
-    code = train_job(loaded, arguments)
+    code = train_job(loaded, arguments, start)
     output_dir = Path(loaded.run.train.output_dir)
     if code == 0:
         from megatune.cli.report import report_run

@@ -28,6 +28,9 @@ def join(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
     ranks than GPUs.
     """
     check_degrees(rank.world_size, tensor_parallel)
+    threads = ranks.own_threads()
+    if threads is not None:  # a forked rank has loaded torch before its environment was set
+        torch.set_num_threads(threads)
     _skip_unused_op()
     device = own_device(rank.local_rank, rank.local_world_size)
     if device.index is not None:

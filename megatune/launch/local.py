@@ -11,7 +11,7 @@ from megatune.errors import LaunchError
 from megatune.launch.local_hangs import HangRule, LocalHangs
 from megatune.launch.local_ranks import RanksHere, exit_of, start_ranks
 from megatune.launch.ports import LOOPBACK, reserve_port
-from megatune.launch.processes import RankProcess
+from megatune.launch.processes import RankProcess, Start, start_process
 from megatune.launch.terminal import Screen
 from megatune.launch.verdict import RanksResult, judge
 from megatune.launch.watch import Watch
@@ -32,6 +32,7 @@ def run_ranks(
     echo_rank: int | None = 0,
     first_port: int | None = None,
     hang_rule: HangRule | None = None,
+    start: Start = start_process,
 ) -> RanksResult:
     """Run `command` as `num_ranks` ranks of one job on this machine until all have ended.
 
@@ -40,7 +41,8 @@ def run_ranks(
     are killed after `grace_s` seconds. The first SIGINT, SIGTERM or SIGUSR2 (SIGHUP counts as
     SIGTERM) is passed on to the ranks, which save and stop; the second kills them. After
     `timeout_s` seconds the job is ended as failed. `first_port`: try MASTER_PORT upwards from here.
-    `hang_rule`: end the ranks when one of those that write beats shows no progress.
+    `hang_rule`: end the ranks when one of those that write beats shows no progress. `start`: how a rank
+    is started; that of a `ForkServer` costs no interpreter.
 
     Call it from the main thread. Raises LaunchError when the ranks cannot be started.
     """
@@ -64,6 +66,7 @@ def run_ranks(
                 log_dir=log_dir,
                 extra_env=extra_env or {},
                 echo_rank=echo_rank,
+                start=start,
             )
             return _run(ranks, Watch(grace_s=grace_s, timeout_s=timeout_s), hang_rule)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatune.errors import LaunchError
 from megatune.launch import rank_logs
 from megatune.launch.devices import count_cpus
-from megatune.launch.processes import GOOD_ENDS, RankProcess, start_process
+from megatune.launch.processes import GOOD_ENDS, RankProcess, Start, start_process
 from megatune.launch.ranks import RankInfo, rank_environment, rank_log_environment
 from megatune.launch.terminal import EchoedStream, Target
 from megatune.launch.verdict import RankExit
@@ -33,6 +33,7 @@ class RanksHere:
     extra_env: Mapping[str, str] = field(default_factory=dict)
     echo_rank: int | None = None
     """The rank whose output is shown as well as logged; None, or one of another machine, for none."""
+    start: Start = start_process
 
 
 Targets = Callable[[], tuple[Target, Target]]
@@ -75,7 +76,7 @@ def _start_rank(
         if rank == ranks.echo_rank:
             stdout, stderr = _open_echo(targets(), log_fd, watch, after_start)
         terminal_log = rank_log_environment(log) if os.isatty(stdout) else {}
-        process = start_process(
+        process = ranks.start(
             ranks.command,
             environment=_environment(ranks, local_rank, terminal_log),
             stdout=stdout,

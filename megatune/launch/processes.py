@@ -7,13 +7,14 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from megatune.errors import LaunchError
 
 STOPPED_BUT_SAVED = 75
 GOOD_ENDS = (0, STOPPED_BUT_SAVED)
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: the child may only call it
 
 _SIGNAL_MEANINGS = {
@@ -27,6 +28,27 @@ _SIGNAL_MEANINGS = {
 }
 
 
+class Process(Protocol):
+    """A child that was started; `subprocess.Popen` is one."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal, or None while it runs."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal; harmless once it has ended."""
+
+
+class Start(Protocol):
+    """Starts a command as `start_process` does."""
+
+    def __call__(
+        self, command: Sequence[str], *, environment: Mapping[str, str], stdout: int, stderr: int
+    ) -> Process:
+        """Raises LaunchError when it cannot be started."""
+
+
 @dataclass
 class RankProcess:
     """A running or ended rank. `log_start` is the byte of its log file at which this start begins."""
@@ -34,7 +56,7 @@ class RankProcess:
     rank: int
     log: Path
     log_start: int
-    process: subprocess.Popen[bytes]
+    process: Process
     stopped_by_us: bool = False
     """We told it to end because another rank had failed, so its own end is no cause."""
 
@@ -66,7 +88,7 @@ class RankProcess:
         kill_group(self.process)
 
 
-def kill_group(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: Process) -> None:
     """Kill what `start_process` started, and all in its session; harmless when everything has ended."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -96,7 +118,7 @@ def start_process(
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
-            preexec_fn=_die_with_parent(os.getpid()),
+            preexec_fn=die_with_parent(os.getpid()),
         )
     except OSError as error:
         raise LaunchError(f"cannot start {command[0]}: {error.strerror or error}") from error
@@ -121,7 +143,14 @@ def signal_name(signum: int) -> str:
     return signal.Signals(signum).name if signum in set(signal.Signals) else f"signal {signum}"
 
 
-def _die_with_parent(parent: int) -> Callable[[], None]:
+def name_this_process(name: str) -> None:
+    """Show this process as `name` (15 bytes at most) in ps and top, where forked ranks look like their launcher."""
+    _LIBC.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+def die_with_parent(parent: int) -> Callable[[], None]:
+    """What a process does after its fork from `parent` to be killed by the kernel when that one ends."""
+
     def between_fork_and_exec() -> None:
         if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0 or os.getppid() != parent:
             os._exit(127)  # the parent died before the request was made

@@ -108,6 +108,18 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
+def replace_environment(environment: Mapping[str, str]) -> None:
+    """Make `environment` that of this process: for a fork that takes the place of a new interpreter."""
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def own_threads(environ: Mapping[str, str] = os.environ) -> int | None:
+    """OMP_NUM_THREADS, which its library reads once, when it is loaded; None when it is no number."""
+    value = environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdigit() and int(value) > 0 else None
+
+
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Where megatune keeps what it can make again: MEGATUNE_CACHE, else XDG_CACHE_HOME, else ~/.cache."""
     if environ.get("MEGATUNE_CACHE"):

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from megatune.config import LoadedRun, Run, resolve_batch
@@ -11,9 +12,11 @@ from megatune.engine.world import check_degrees
 from megatune.errors import ConfigError
 from megatune.launch.devices import count_cpus, count_gpus
 from megatune.launch.extensions import ensure_built, extension_folder, needed_ops
+from megatune.launch.fork_server import rank_starts
 from megatune.launch.launchers import start_command
 from megatune.launch.local import run_ranks
 from megatune.launch.local_hangs import HangRule
+from megatune.launch.processes import Start
 from megatune.launch.progress import run_with_restarts
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
@@ -23,18 +26,27 @@ from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.plan.families import find_family
 from megatune.train.inputs import Inputs, open_model, prepare_inputs
 
+PRELOAD = ("megatune.train.rank",)
+"""What the ranks of a training run import."""
 
-def train_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
+
+def train_job(loaded: LoadedRun, arguments: Sequence[str], start: Start | None = None) -> int:
     """Start the ranks, here or over ssh, and wait for them. Returns the exit code.
 
     `arguments`: the run file and overrides, given to each rank again. Everything that can be wrong
-    with the user's input is found here, once, before any rank exists.
+    with the user's input is found here, once, before any rank exists. `start`: as `rank_starts(PRELOAD)`
+    gives it, where this process has computed something before.
     """
     run = loaded.run
     if run.launch.launcher == "ssh":
         from megatune.train.ssh_job import ssh_job  # it takes its checks from here
 
         return ssh_job(loaded, arguments)
+    with nullcontext(start) if start else rank_starts(PRELOAD) as starts:
+        return _train_here(run, arguments, starts)
+
+
+def _train_here(run: Run, arguments: Sequence[str], start: Start) -> int:
     folder = RunFolder(run.train.output_dir)
     num_ranks, _ = check_and_prepare(run, folder)
     limit_s = run.health.hang_timeout_s
@@ -48,6 +60,7 @@ def train_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
             log_dir=folder.logs,
             extra_env=extra_env,
             hang_rule=HangRule(folder=folder, limit_s=limit_s) if limit_s else None,
+            start=start,
         )
 
     result = run_with_restarts(run_once, max_restarts=run.launch.max_restarts, checkpoints=folder.checkpoints)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from command_line import megatune, steps_of
+from command_line import megatune, rank_process, steps_of
 
 pytestmark = [pytest.mark.world, pytest.mark.timeout(300)]
 CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -60,15 +60,6 @@ def train_as_srun_does(
             preexec_fn=limit,
             timeout=200,
         ).returncode
-
-
-def rank_process(launcher: int, rank: int) -> int:
-    """The process id of a rank that `launcher` has started."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    wanted = f"RANK={rank}".encode()
-    return next(
-        int(pid) for pid in children if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    )
 
 
 def test_a_killed_rank_is_named_and_not_the_peer_that_lost_it(run_file: Path, output_dir: Path):

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import assert_nothing_looks_complete, megatune, steps_of, write_model, write_run
+from command_line import (
+    assert_nothing_looks_complete,
+    megatune,
+    rank_process,
+    steps_of,
+    write_model,
+    write_run,
+)
 
 pytestmark = pytest.mark.world
 
@@ -103,7 +110,7 @@ def test_a_killed_rank_ends_the_run_within_seconds_and_is_named(run_file, output
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         _wait_for(lambda: (output_dir / "metrics.jsonl").is_file() and len(steps_of(output_dir)) > 3)
-        os.kill(_rank_process(launcher.pid, 1), signal.SIGKILL)
+        os.kill(rank_process(launcher.pid, 1), signal.SIGKILL)
         killed_at = time.monotonic()
         said = launcher.communicate(timeout=60)[0]
     finally:
@@ -122,16 +129,6 @@ def _wait_for(condition, timeout_s: float = 240) -> None:
     while not condition():
         assert time.monotonic() < last, "the run did not come so far"
         time.sleep(0.2)
-
-
-def _rank_process(launcher: int, rank: int) -> int:
-    """The process among the launcher's children that has RANK=`rank`."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    wanted = f"RANK={rank}".encode()
-    (found,) = [
-        int(pid) for pid in children if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    ]
-    return found
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from launcher_process import Launcher, is_alive
+from launcher_process import FORKING_LAUNCHER, LAUNCHER, Launcher, is_alive
 
 
 @pytest.fixture
@@ -24,11 +24,15 @@ def start_launcher(tmp_path):
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def launch(start_launcher):
-    """`launch(rank_code, **asked) -> Launcher`: two ranks on this machine unless asked otherwise."""
+@pytest.fixture(params=[LAUNCHER, FORKING_LAUNCHER], ids=["interpreters", "forks"])
+def launch(start_launcher, request):
+    """`launch(rank_code, **asked) -> Launcher`: two ranks on this machine unless asked otherwise.
+
+    What is promised of ranks holds for both ways of starting them.
+    """
 
     def start(rank_code: str, *, popen: dict[str, object] | None = None, **asked: object) -> Launcher:
-        return start_launcher(rank_code, {"num_ranks": 2, "grace_s": 1.0, **asked}, **(popen or {}))
+        given = {"num_ranks": 2, "grace_s": 1.0, **asked}
+        return start_launcher(rank_code, given, code=request.param, **(popen or {}))
 
     return start

@@ -13,11 +13,23 @@ import json, sys
 from pathlib import Path
 from megatune.launch.local import run_ranks
 asked = json.loads(sys.argv[1])
-result = run_ranks([sys.executable, "rank.py"], log_dir=Path("logs"), **asked)
+result = run_ranks([sys.executable, "-m", "rank"], log_dir=Path("logs"), **asked)
 Path("result.json").write_text(json.dumps(vars(result)))
 sys.exit(result.exit_code)
 """
 
+FORKING_LAUNCHER = """
+import json, sys
+from pathlib import Path
+from megatune.launch.fork_server import ForkServer
+from megatune.launch.local import run_ranks
+asked = json.loads(sys.argv[1])
+server = ForkServer(["json"])
+result = run_ranks([sys.executable, "-m", "rank"], log_dir=Path("logs"), start=server.start, **asked)
+Path("result.json").write_text(json.dumps(vars(result)))
+server.close()
+sys.exit(result.exit_code)
+"""
 
 RANK_PRELUDE = """
 import os, signal, sys, time

@@ -6,12 +6,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatune.config import LoadedRun, Run, resolve_batch
 from megatune.errors import LaunchError, UserError
+from megatune.launch.fork_server import rank_starts
 from megatune.launch.local import run_ranks
+from megatune.launch.processes import Start
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
 from megatune.train.inputs import Inputs, open_tokenizer
@@ -82,9 +85,11 @@ def verify_job(
     """
     run = loaded.run
     folder = RunFolder(run.train.output_dir)
-    num_ranks, inputs = check_and_prepare(run, folder)
-    global_rows = resolve_batch(run, num_ranks // run.parallel.tp_size).global_sequences
-    with tempfile.TemporaryDirectory(prefix=".verify-", dir=folder.path) as scratch:
+    with ExitStack() as stack:
+        start = stack.enter_context(rank_starts(["megatune.train.verify.world"]))
+        num_ranks, inputs = check_and_prepare(run, folder)
+        global_rows = resolve_batch(run, num_ranks // run.parallel.tp_size).global_sequences
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".verify-", dir=folder.path))
         model, notes = _prepare_model(run, inputs, Path(scratch), shrunken)
         worlds = _Worlds(
             run=run,
@@ -98,6 +103,7 @@ def verify_job(
             scratch=Path(scratch),
             folder=folder,
             progress=progress,
+            start=start,
         )
         rows, reference = worlds.compare_all(_layouts(run, num_ranks, global_rows))
     return Verification(
@@ -169,6 +175,7 @@ class _Worlds:
     scratch: Path
     folder: RunFolder
     progress: Callable[[str], None]
+    start: Start
 
     def compare_all(self, layouts: list[Layout]) -> tuple[list[Row], Trace]:
         """A row a layout, and the trace of the reference, which is the first of them."""
@@ -193,6 +200,7 @@ class _Worlds:
             log_dir=self.folder.logs / f"verify-{layout.name}",
             extra_env=environment,
             echo_rank=None,
+            start=self.start,
         )
         if result.exit_code == UserError.exit_code:
             raise UserError(result.failure_text.removeprefix("megatune: "))
