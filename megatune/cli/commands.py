@@ -43,6 +43,7 @@ def prepare(
     preview: int = typer.Option(
         0, "--preview", help="Show this many rows, with the tokens that are trained."
     ),
+    as_json: bool = AsJson,
 ) -> None:
     """Tokenise and pack the data of a run, without starting it; processes of mpirun share the work.
 
@@ -51,7 +52,7 @@ def prepare(
     before_torch()
     from megatune.cli.prepare import prepare_run
 
-    sys.exit(prepare_run(run_file, overrides or [], preview))
+    sys.exit(prepare_run(run_file, overrides or [], preview, as_json=as_json))
 
 
 def plan(

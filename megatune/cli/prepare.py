@@ -9,12 +9,14 @@ from rich.console import Console
 from megatune.config import LoadedRun, load_run
 from megatune.errors import MegatuneError
 from megatune.launch.run_folder import RunFolder
+from megatune.report.tables import to_json
 
 if TYPE_CHECKING:
+    from megatune.data.prepared import PreparedSet
     from megatune.data.team import Team
 
 
-def prepare_run(run_file: Path, overrides: list[str], preview_rows: int) -> int:
+def prepare_run(run_file: Path, overrides: list[str], preview_rows: int, *, as_json: bool) -> int:
     """Prepare both splits and say what came out; show the first rows if asked. Returns the exit code.
 
     Under mpirun every process calls this: they share the work, and the first one does the talking.
@@ -24,7 +26,7 @@ def prepare_run(run_file: Path, overrides: list[str], preview_rows: int) -> int:
     team = find_team()
     try:
         loaded = team.each(lambda: load_run(run_file, overrides))
-        _prepare(loaded, preview_rows, team)
+        _prepare(loaded, preview_rows, team, as_json)
     except MegatuneError as error:
         if team.rank == 0:
             raise
@@ -32,26 +34,82 @@ def prepare_run(run_file: Path, overrides: list[str], preview_rows: int) -> int:
     return 0
 
 
-def _prepare(loaded: LoadedRun, preview_rows: int, team: "Team") -> None:
+def _prepare(loaded: LoadedRun, preview_rows: int, team: "Team", as_json: bool) -> None:
     from megatune.data.preview import preview
+    from megatune.data.quality_picture import draw_quality
     from megatune.train.inputs import open_tokenizer, prepare_inputs
 
     run = loaded.run
     if team.rank == 0:
         for notice in loaded.notices:
             print(f"megatune: {notice}", file=sys.stderr)
-    inputs = prepare_inputs(run, RunFolder(run.train.output_dir), team)
+    folder = RunFolder(run.train.output_dir)
+    inputs = prepare_inputs(run, folder, team)
     if team.rank != 0:
         return
-    for name, prepared in (("train", inputs.train), ("validation", inputs.validation)):
-        if prepared is None:
-            continue
+    sets = {name: one for name, one in (("train", inputs.train), ("validation", inputs.validation)) if one}
+    num_leaked = _num_leaked(sets)
+    draw_quality(sets, folder.data_picture)
+    if as_json:
         print(
-            f"{name}: {prepared.num_examples} examples in {prepared.num_rows} rows of {run.data.max_seq_length} "
-            f"tokens, {prepared.num_tokens} tokens of which {prepared.num_targets} are trained, "
-            f"{prepared.report.fill_ratio:.1%} of the room filled: {prepared.folder}"
+            to_json(
+                {
+                    "schema": 1,
+                    "splits": {name: _as_object(one) for name, one in sets.items()},
+                    "validation_rows_in_train": num_leaked,
+                    "picture": str(folder.data_picture),
+                }
+            )
         )
-        for notice in prepared.report.notices(run.data.max_seq_length):
-            print(f"{name}: {notice}")
+    else:
+        for name, prepared in sets.items():
+            print("\n".join(_told(name, prepared)))
+        if num_leaked:
+            print(
+                f"validation: {num_leaked} rows say what a training row says: the scores on them show memory"
+            )
+        print(f"picture: {folder.data_picture}")
     if preview_rows:
-        Console().print(preview(inputs.train, open_tokenizer(run, inputs.source), preview_rows))
+        Console(stderr=as_json).print(preview(inputs.train, open_tokenizer(run, inputs.source), preview_rows))
+
+
+def _num_leaked(sets: "dict[str, PreparedSet]") -> int | None:
+    """Validation rows that are also training rows; None without validation."""
+    from megatune.data.duplicates import num_shared
+
+    if "validation" not in sets:
+        return None
+    return num_shared(sets["validation"].row_hashes, sets["train"].row_hashes)
+
+
+def _told(name: str, prepared: "PreparedSet") -> list[str]:
+    from megatune.data.quality import report_lines
+
+    longest, report = prepared.max_seq_length, prepared.report
+    return [
+        f"{name}: {prepared.num_examples} examples in {prepared.num_rows} rows of {longest} tokens, "
+        f"{prepared.num_tokens} tokens of which {prepared.num_targets} are trained, "
+        f"{report.fill_ratio:.1%} of the room filled: {prepared.folder}",
+        *(f"{name}: {notice}" for notice in report.notices(longest)),
+        *report_lines(name, report, longest),
+    ]
+
+
+def _as_object(prepared: "PreparedSet") -> dict[str, object]:
+    from dataclasses import asdict
+
+    counts = (
+        "fingerprint",
+        "num_rows",
+        "num_examples",
+        "num_tokens",
+        "num_targets",
+        "max_seq_length",
+        "packed",
+    )
+    return {
+        "folder": str(prepared.folder),
+        **{name: getattr(prepared, name) for name in counts},
+        "report": asdict(prepared.report),
+        "notices": prepared.report.notices(prepared.max_seq_length),
+    }

@@ -16,7 +16,12 @@ def report_run(run: Path, *, as_json: bool) -> None:
     if not folder.metrics.is_file():
         raise DataError(f"{run} is no run folder: it has no {folder.metrics.name}. Give a train.output_dir.")
     summary = summarise(folder.metrics)
-    places = {"metrics": folder.metrics, "checkpoints": folder.checkpoints, "export": folder.export}
+    places = {
+        "metrics": folder.metrics,
+        "checkpoints": folder.checkpoints,
+        "export": folder.export,
+        "data": folder.data_picture,
+    }
     found = {name: str(path) for name, path in places.items() if path.exists()}
     lines = [Text(f"{name}: {path}") for name, path in found.items()]
     show({**summary.as_object(), "paths": found}, *summary_tables(summary), *lines, as_json=as_json)

@@ -15,6 +15,7 @@ def check_run(run: Run, *, source: str = "the run file") -> None:
     """
     rules = (
         _batch,
+        _data,
         _offload,
         _precision,
         _optimizer,
@@ -49,6 +50,19 @@ def _batch(run: Run) -> Iterator[str]:
         )
 
 
+def _data(run: Run) -> Iterator[str]:
+    data = run.data
+    if data.val_size is not None and data.validation is not None:
+        yield "data.val_size takes validation rows out of data.train, but data.validation is given too; keep one."
+    if data.stopping_strategy == "first_exhausted" and data.train.weights is None:
+        yield (
+            "data.stopping_strategy = first_exhausted is for a mixture with weights: give data.train as a "
+            "list of sections, each with a path and a weight, or take it out."
+        )
+    if data.long_rows == "chunk" and data.task != "text":
+        yield f"data.long_rows = chunk divides whole texts, but data.task is {data.task}; use truncate or drop."
+
+
 def _offload(run: Run) -> Iterator[str]:
     offload, stage = run.parallel.offload, run.parallel.zero_stage
     needed = {"none": 0, "optimizer": 1}.get(offload, 3)
@@ -79,10 +93,10 @@ def _optimizer(run: Run) -> Iterator[str]:
 
 def _evaluation(run: Run) -> Iterator[str]:
     evaluate = run.evaluate
-    if run.data.validation is None:
+    if run.data.validation is None and run.data.val_size is None:
         for key in ("eval_steps", "early_stopping_patience", "max_eval_rows"):
             if getattr(evaluate, key) is not None:
-                yield f"evaluate.{key} is given, but there are no rows to evaluate on; give data.validation."
+                yield f"evaluate.{key} is given, but there are no rows for it; give data.validation or val_size."
     if evaluate.early_stopping_patience is not None and evaluate.eval_steps is None:
         yield "evaluate.early_stopping_patience counts evaluations during training; give evaluate.eval_steps."
 

@@ -69,6 +69,13 @@ def _warmup(steps: float) -> float:
     return steps
 
 
+def _val_size(value: object) -> object:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and (0 < value < 1 or (value >= 1 and value == int(value))):  # type: ignore[operator, call-overload]
+        return value
+    raise ValueError("a share above 0 and below 1, or a whole number of rows")
+
+
 def _number_as_text(value: object) -> object:
     """Slurm takes bare numbers where YAML sees integers (`time: 90`, `mem: 4000`)."""
     return str(value) if type(value) is int else value
@@ -112,6 +119,7 @@ Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
 Warmup = Annotated[NonNegative, AfterValidator(_warmup)]
+ValSize = Annotated[float, BeforeValidator(_val_size)]
 ZeroStage = Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_flag)]
 Offload = Annotated[Text, AfterValidator(_offload)]
 SlurmTime = Annotated[Text, BeforeValidator(_number_as_text), AfterValidator(_slurm_time)]

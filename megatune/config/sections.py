@@ -19,6 +19,7 @@ from megatune.config.fields import (
     Section,
     Share,
     Text,
+    ValSize,
     Warmup,
     ZeroStage,
 )
@@ -74,8 +75,29 @@ class DataSection(Section):
     validation: DataSource | None = Field(
         default=None, description="Held-out rows, in the same forms.", examples=["data/valid.jsonl"]
     )
+    val_size: ValSize | None = Field(
+        default=None,
+        description="Rows taken out of data.train for validation: a share below 1, or a number of rows. Equal rows "
+        "are never on both sides.",
+        examples=[0.05],
+    )
+    stopping_strategy: Literal["all_exhausted", "first_exhausted"] = Field(
+        default="all_exhausted",
+        description="An epoch of a mixture with weights: every row at least once (small sources repeat), or no row "
+        "twice (large sources are drawn from).",
+    )
     max_seq_length: int = Field(
-        default=1024, strict=True, ge=2, le=2**24, description="Tokens in a sequence; longer rows are cut."
+        default=1024, strict=True, ge=2, le=2**24, description="Tokens in a sequence."
+    )
+    long_rows: Literal["truncate", "chunk", "drop"] = Field(
+        default="truncate",
+        description="Rows longer than max_seq_length: cut them, or drop them, or divide whole texts into several.",
+    )
+    truncation_side: Literal["right", "left"] = Field(
+        default="right", description="The end of a long row that is cut off."
+    )
+    preprocessing_num_workers: Count | Literal["auto"] = Field(
+        default="auto", description="Processes that tokenise; auto: one a core, fewer for little data."
     )
     packing: Flag = Field(
         default=True, description="Put several rows into one sequence, without attention between them."

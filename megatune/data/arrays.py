@@ -1,9 +1,9 @@
-"""Arrays on disk: written piece by piece, read memory-mapped."""
+"""Arrays on disk: written piece by piece, read piece by piece or memory-mapped."""
 
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ class ArrayWriter:
         self._file.write(np.ascontiguousarray(array).data)
         self.length += len(array)
 
-    def __enter__(self) -> "ArrayWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -46,6 +46,37 @@ class ArrayWriter:
         header = {"descr": described, "fortran_order": False, "shape": (self.length,)}
         np.lib.format.write_array_header_1_0(self._file, header)
         return self._file.tell()
+
+
+class ArrayReader:
+    """Reads pieces of a one-dimensional .npy file into memory.
+
+    A mapped file would do, but each page of it that was touched counts as memory of the process
+    until the system wants it back, and grows with the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        version = np.lib.format.read_magic(self._file)
+        assert version == (1, 0), "as ArrayWriter writes"
+        shape, _, self._dtype = np.lib.format.read_array_header_1_0(self._file)
+        self.length: int = shape[0]
+        self._first_byte = self._file.tell()
+        self._at = 0
+
+    def read(self, start: int, count: int) -> npt.NDArray[Any]:
+        """The values `start : start + count`."""
+        self._file.seek(self._first_byte + start * self._dtype.itemsize)
+        self._at = start + count
+        return np.fromfile(self._file, dtype=self._dtype, count=count)
+
+    def next(self, count: int) -> npt.NDArray[Any]:
+        """The `count` values behind those that were read last."""
+        return self.read(self._at, count)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def write_array(path: Path, values: npt.NDArray[Any], dtype: npt.DTypeLike) -> None:

@@ -1,35 +1,97 @@
-"""A name for prepared data that changes whenever what it was made from changes."""
+"""A name for prepared data that changes whenever what it was made from changes, and what it was that changed."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import xxhash
 
-from megatune.data.read import Source
+from megatune.data.folders import expand, is_data_set
+from megatune.data.opened import plain_suffix
+from megatune.data.read import Source, is_local
 from megatune.files import hash_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def fingerprint(
-    source: Source, tokenizer: "PreTrainedTokenizerBase", settings: Mapping[str, object], *, split_name: str
-) -> str:
-    """32 hexadecimal digits over the bytes of the data, the tokenizer and `settings`.
+@dataclass(frozen=True, kw_only=True)
+class MadeFrom:
+    """All that decides what is in a prepared set."""
 
-    A data set of the hub enters by its id and split, not by its content, so that a node without a
-    network can use what was prepared elsewhere: pin `owner/name@revision` where it may change.
-    """
-    described = {
-        "paths": [_path_identity(path) for path in source.paths],
-        "split": source.split or split_name,
-        "columns": dict(source.columns),
-        "tokenizer": tokenizer_identity(tokenizer),
-        "settings": dict(settings),
-    }
-    return xxhash.xxh3_128_hexdigest(json.dumps(described, sort_keys=True).encode())
+    files: tuple[tuple[str, str], ...]
+    """Path and hash of each, in the order in which they are read. A data set of the hub enters by its id,
+    not by its content, so that a node without a network can use what was prepared elsewhere: pin
+    `owner/name@revision` where it may change."""
+    settings: Mapping[str, object]
+    """By their names in the run file, and the tokenizer by a hash."""
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits. Where the files lie is no part of it."""
+        files = [(plain_suffix(Path(path)), found) for path, found in self.files]
+        return xxhash.xxh3_128_hexdigest(json.dumps([files, dict(self.settings)], sort_keys=True).encode())
+
+    def as_fields(self) -> dict[str, Any]:
+        """For a manifest."""
+        return {"files": [list(entry) for entry in self.files], "settings": dict(self.settings)}
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """What `as_fields` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        return cls(files=tuple((path, found) for path, found in fields["files"]), settings=fields["settings"])
+
+
+def made_from(
+    sources: Sequence[Source],
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: Mapping[str, object],
+    *,
+    split_name: str,
+) -> MadeFrom:
+    """What a set of `sources` would be made from. Reads all files to hash them."""
+    files: list[tuple[str, str]] = []
+    described = []
+    for source in sources:
+        found = [entry for path in source.paths for entry in _identities(path, source, split_name)]
+        files += found
+        described.append(
+            {
+                "num_files": len(found),
+                "columns": dict(source.columns),
+                "split": source.split or split_name,
+                "max_samples": source.max_samples,
+            }
+        )
+    named = {"tokenizer": tokenizer_identity(tokenizer), f"data.{split_name}": described}
+    # As JSON gives it back: it is compared with what a manifest holds.
+    return MadeFrom(files=tuple(files), settings=json.loads(json.dumps({**settings, **named})))
+
+
+def changes(before: MadeFrom, now: MadeFrom) -> list[str]:
+    """What differs, in words; the files first."""
+    old, new = dict(before.files), dict(now.files)
+    found = [f"{path} was added" for path in new if path not in old]
+    found += [f"{path} was taken out" for path in old if path not in new]
+    found += [f"{path} changed" for path in new if path in old and old[path] != new[path]]
+    if not found and before.files != now.files:
+        found.append("the files come in another order")
+    for name in {**before.settings, **now.settings}:
+        then, today = before.settings.get(name), now.settings.get(name)
+        if then != today:
+            text = (
+                "the tokenizer changed"
+                if name == "tokenizer"
+                else f"{name} was {_text(then)} and is {_text(today)}"
+            )
+            found.append(text)
+    return found
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -54,12 +116,11 @@ def _vocabulary(tokenizer: "PreTrainedTokenizerBase") -> object:
     return [tokenizer.name_or_path, tokenizer.get_vocab()]
 
 
-def _path_identity(path: str) -> object:
-    file = Path(path)
-    if file.is_file():
-        return [file.suffix, hash_file(file)]
-    return [[str(inner.relative_to(file)), hash_file(inner)] for inner in _files(file)] or path
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    yield from sorted(inner for inner in folder.rglob("*") if inner.is_file())
+def _identities(path: str, source: Source, split_name: str) -> list[tuple[str, str]]:
+    if not is_local(path):
+        return [(path, "hub")]
+    if is_data_set(Path(path)):
+        files = sorted(inner for inner in Path(path).rglob("*") if inner.is_file())
+    else:
+        files = expand(path, source.split or split_name, is_asked=source.split is not None)
+    return [(str(file), hash_file(file)) for file in files]

@@ -9,11 +9,12 @@ import numpy.typing as npt
 import xxhash
 
 from megatune.data.arrays import map_array, sync
+from megatune.data.quality import Report, report_from
 from megatune.data.tokenize import Example
 from megatune.errors import DataError
 from megatune.files import hash_file
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised when the files or what is written into them change; older sets are then prepared anew."""
 MANIFEST = "manifest.json"
 ARRAYS = {
@@ -22,44 +23,11 @@ ARRAYS = {
     "example_offsets": "int64",
     "row_examples": "int32",
     "row_offsets": "int64",
+    "row_hashes": "uint64",
 }
 """Example e holds tokens example_offsets[e] : [e + 1]; row r holds the examples
-row_examples[row_offsets[r] : [r + 1]]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What became of the user's rows; what the user should be told."""
-
-    num_rows_read: int
-    num_truncated: int
-    """Examples that are trained on, but without their end."""
-    num_tokens_cut: int
-    """Tokens that were left out of those."""
-    num_empty: int
-    """Rows dropped because they hold nothing to train on."""
-    num_too_long: int
-    """Rows dropped because all there was to train on lay beyond the maximum length."""
-    fill_ratio: float
-    """The share of the rows, at full length, that is tokens and not padding."""
-
-    def notices(self, max_seq_length: int) -> list[str]:
-        """One sentence for each thing that a user would want to know."""
-        every = self.num_rows_read
-        found = []
-        if self.num_truncated:
-            found.append(
-                f"{self.num_truncated} of {every} rows were cut at data.max_seq_length = {max_seq_length} "
-                f"({self.num_tokens_cut} tokens left out)"
-            )
-        if self.num_too_long:
-            found.append(
-                f"{self.num_too_long} of {every} rows were dropped: what is to be learned begins after "
-                f"{max_seq_length} tokens"
-            )
-        if self.num_empty:
-            found.append(f"{self.num_empty} of {every} rows were dropped: they hold nothing to learn")
-        return found
+row_examples[row_offsets[r] : [r + 1]]. row_hashes has one value for each row of the user's data that is
+in the set: rows that say the same have the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +59,7 @@ class PreparedSet:
             if manifest.pop("xxh3") != _own_hash(manifest):
                 raise ValueError(f"{MANIFEST} changed since it was written")
             arrays = {name: _checked_array(folder, name, manifest) for name in ARRAYS}
-            report = Report(**manifest["report"])
+            report = report_from(manifest["report"])
             return cls(folder=folder, report=report, arrays=arrays, **manifest["set"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _unusable(folder, str(error)) from error
@@ -108,6 +76,11 @@ class PreparedSet:
         start, end = self.arrays["example_offsets"][number : number + 2]
         return Example(self.arrays["tokens"][start:end], self.arrays["is_target"][start:end])
 
+    @property
+    def row_hashes(self) -> Path:
+        """The file of the hashes of what the rows say."""
+        return _array_file(self.folder, "row_hashes")
+
     def verify(self) -> None:
         """Read all files and compare their hashes; DataError names those that changed or cannot be read."""
         try:
@@ -123,7 +96,7 @@ def write_manifest(folder: Path, *, counts: dict[str, Any], report: Report, abou
     """Describe the arrays that stand in `folder` and see the description to the disk.
 
     counts: the fields of PreparedSet that are neither folder, report nor arrays. about: what the
-    set was made from, for people; nothing reads it.
+    set was made from: see `fingerprint.changes`.
     """
     paths = [_array_file(folder, name) for name in ARRAYS]
     files = {path.name: {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths}

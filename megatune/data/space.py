@@ -3,13 +3,17 @@
 import errno
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from megatune.errors import DataError
 from megatune.units import format_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+_PREPARED_FIX = (
+    "It takes 5 bytes a token, twice while it is made, and as much as the source again for hub data. Free some, or "
+    "choose another train.output_dir"
+)
 
 
 @contextmanager
@@ -25,6 +29,11 @@ def full_disk_named(what: str, folder: Path, *, fix: str) -> Iterator[None]:
             raise
         free = f"{_free(folder)} free; a quota may be lower"
         raise DataError(f"no space left to {what} in {folder.resolve()} ({free}). {fix}") from error
+
+
+def writing_prepared(folder: Path) -> AbstractContextManager[None]:
+    """A block in which prepared data is written to `folder`."""
+    return full_disk_named("prepare data", folder, fix=_PREPARED_FIX)
 
 
 def _free(folder: Path) -> str:

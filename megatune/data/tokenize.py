@@ -1,8 +1,8 @@
 """Text segments -> token ids with their loss mask."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 import numpy as np
@@ -34,7 +34,22 @@ class Tokenized:
 
     example: Example
     num_cut: int
-    """Tokens beyond the maximum length, dropped at the right."""
+    """Tokens of the row that are in no example."""
+
+
+LongRows = Literal["truncate", "chunk", "drop"]
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """How long an example may be, and what becomes of a longer row."""
+
+    max_length: int
+    long_rows: LongRows = "truncate"
+    """chunk: a row that is learned as a whole becomes several examples; others are truncated."""
+    side: Side = "right"
+    """The end that is cut off."""
 
 
 def chat_renderer(tokenizer: "PreTrainedTokenizerBase") -> RenderChat | None:
@@ -74,9 +89,9 @@ def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def tokenize(
-    rows: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", *, max_length: int
-) -> list[Tokenized]:
-    """One example for each row of segments; a row without segments gives an empty example.
+    rows: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", limit: Limit
+) -> list[list[Tokenized]]:
+    """The examples of each row of segments: one, several of a row that is divided, none of one without segments.
 
     The text of a row is tokenised as a whole, as the model will meet it: tokenised piece by piece,
     " Paris" after "is" becomes other tokens than "is Paris". A token belongs to the segment of its
@@ -85,42 +100,53 @@ def tokenize(
     BOS is added as the tokenizer does to plain text, EOS at the end, trained like the text before
     it; neither where the chat template wrote the text, because it has written its own.
     """
-    encoded = _with_offsets if tokenizer.is_fast else _piece_by_piece
-    found: list[Tokenized] = [_cut([], [], max_length)] * len(rows)
+    encoded = _fast if tokenizer.is_fast else _piece_by_piece
+    found: list[list[Tokenized]] = [[] for _ in rows]
     for plain in (True, False):
         chosen = [i for i, row in enumerate(rows) if row and row[0].templated is not plain]
         batch = [rows[i] for i in chosen]
         for i, (ids, targets) in zip(chosen, encoded(batch, tokenizer, plain), strict=True):
-            _end(ids, targets, rows[i][-1], tokenizer)
-            found[i] = _cut(ids, targets, max_length)
+            ids, targets = _ended(ids, targets, rows[i][-1], tokenizer)
+            found[i] = _fitted(ids, targets, limit, tokenizer.bos_token_id)
     return found
 
 
-_Encoded = tuple[list[int], list[bool]]
+_Encoded = tuple[Ids, Mask]
 
 
-def _with_offsets(
+def _fast(
     rows: list[list[Segment]], tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool
-) -> list[_Encoded]:
-    if not rows:
-        return []
-    encoded: Any = tokenizer(
-        ["".join(segment.text for segment in row) for row in rows],
-        add_special_tokens=add_special_tokens,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        return_attention_mask=False,
-        verbose=False,  # no warning about long rows: they are cut and counted here
-    )
-    parts = zip(encoded.input_ids, encoded.offset_mapping, encoded.special_tokens_mask, strict=True)
-    return [
-        (list(ids), _targets(row, offsets, added))
-        for row, (ids, offsets, added) in zip(rows, parts, strict=True)
-    ]
+) -> Iterator[_Encoded]:
+    """By the library below the tokenizer: what transformers puts on top takes longer than the tokens."""
+    library: Any = tokenizer.backend_tokenizer
+    library.no_truncation()
+    library.no_padding()
+    texts = ["".join(segment.text for segment in row) for row in rows]
+    whole = [row[0].is_target if len({segment.is_target for segment in row}) == 1 else None for row in rows]
+    # Where all of a row is alike no offsets are needed, and without them it goes faster.
+    simple = iter(_encodings(library, texts, whole, add_special_tokens, needs_offsets=False))
+    mixed = iter(_encodings(library, texts, whole, add_special_tokens, needs_offsets=True))
+    for row, is_target in zip(rows, whole, strict=True):
+        encoding = next(mixed if is_target is None else simple)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        added = np.array(encoding.special_tokens_mask, dtype=np.bool_)
+        if is_target is None:
+            yield ids, _targets(row, encoding.offsets) & ~added
+        else:
+            yield ids, np.full(len(ids), is_target) & ~added
 
 
-def _targets(row: list[Segment], offsets: list[tuple[int, int]], added: list[int]) -> list[bool]:
-    """Whether each token's last character lies in a target segment; never for tokens added around the text.
+def _encodings(
+    library: Any, texts: list[str], whole: list[bool | None], add_special_tokens: bool, *, needs_offsets: bool
+) -> list[Any]:
+    encode = library.encode_batch if needs_offsets else library.encode_batch_fast
+    chosen = [text for text, alike in zip(texts, whole, strict=True) if (alike is None) is needs_offsets]
+    found: list[Any] = encode(chosen, add_special_tokens=add_special_tokens) if chosen else []
+    return found
+
+
+def _targets(row: list[Segment], offsets: list[tuple[int, int]]) -> Mask:
+    """Whether each token's last character lies in a target segment.
 
     The last character, because a byte-level tokenizer may leave the blank before a word out of its
     offsets: a token that is nothing but such a blank has the offsets (end, end).
@@ -128,18 +154,21 @@ def _targets(row: list[Segment], offsets: list[tuple[int, int]], added: list[int
     ends = np.cumsum([len(segment.text) for segment in row])
     last = np.array([max(end - 1, 0) for _, end in offsets], dtype=np.int64)
     segment_of = np.minimum(np.searchsorted(ends, last, side="right"), len(row) - 1)
-    is_target = np.array([segment.is_target for segment in row])[segment_of]
-    found: list[bool] = (is_target & ~np.array(added, dtype=bool)).tolist()
+    found: Mask = np.array([segment.is_target for segment in row])[segment_of]
     return found
 
 
 def _piece_by_piece(
     rows: list[list[Segment]], tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool
-) -> list[_Encoded]:
-    return [_pieces(row, tokenizer, add_special_tokens) for row in rows]
+) -> Iterator[_Encoded]:
+    for row in rows:
+        ids, targets = _pieces(row, tokenizer, add_special_tokens)
+        yield np.array(ids, dtype=np.int32), np.array(targets, dtype=np.bool_)
 
 
-def _pieces(row: list[Segment], tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool) -> _Encoded:
+def _pieces(
+    row: list[Segment], tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool
+) -> tuple[list[int], list[bool]]:
     ids: list[int] = []
     targets: list[bool] = []
     for segment in row:
@@ -154,19 +183,35 @@ def _pieces(row: list[Segment], tokenizer: "PreTrainedTokenizerBase", add_specia
     return whole, [False] * before + targets + [False] * after
 
 
-def _end(ids: list[int], targets: list[bool], last: Segment, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Close a row of plain text with EOS, trained as the text before it, unless it is there already."""
+def _ended(ids: Ids, targets: Mask, last: Segment, tokenizer: "PreTrainedTokenizerBase") -> _Encoded:
+    """A row of plain text closed with EOS, trained as the text before it, unless it is there already."""
     if last.templated:
-        return
-    if not ids or ids[-1] != tokenizer.eos_token_id:
-        ids.append(end_id(tokenizer))
-        targets.append(last.is_target)
+        return ids, targets
+    if not len(ids) or ids[-1] != tokenizer.eos_token_id:
+        ids, targets = np.append(ids, np.int32(end_id(tokenizer))), np.append(targets, last.is_target)
     targets[-1] = last.is_target
+    return ids, targets
 
 
-def _cut(ids: list[int], targets: list[bool], max_length: int) -> Tokenized:
-    example = Example(
-        np.array(ids[:max_length], dtype=np.int32), np.array(targets[:max_length], dtype=np.bool_)
-    )
-    example.is_target[:1] = False
-    return Tokenized(example, num_cut=max(0, len(ids) - max_length))
+def _fitted(ids: Ids, targets: Mask, limit: Limit, bos_id: object) -> list[Tokenized]:
+    """The examples of a row. What is cut at the left is the text: BOS stays in front of what is left."""
+    too_many = len(ids) - limit.max_length
+    if too_many <= 0:
+        return [_example(ids, targets, 0)]
+    if limit.long_rows == "drop":
+        return [Tokenized(Example(ids[:0], targets[:0]), num_cut=len(ids))]
+    has_bos = bool(ids[0] == bos_id)
+    if limit.long_rows == "chunk" and targets[has_bos:].all():
+        starts = range(0, len(ids), limit.max_length)
+        pieces = [slice(start, start + limit.max_length) for start in starts]
+        return [_example(ids[piece], targets[piece], 0) for piece in pieces]
+    if limit.side == "right":
+        return [_example(ids[: limit.max_length], targets[: limit.max_length], too_many)]
+    kept = np.r_[0:has_bos, too_many + has_bos : len(ids)]
+    return [_example(ids[kept], targets[kept], too_many)]
+
+
+def _example(ids: Ids, targets: Mask, num_cut: int) -> Tokenized:
+    targets = targets.copy()  # pieces of one row are views of it
+    targets[:1] = False
+    return Tokenized(Example(ids, targets), num_cut)

@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "prepared"
 
     @property
+    def data_picture(self) -> Path:
+        """What the rows are like, drawn by `megatune prepare`."""
+        return self.path / "data.png"
+
+    @property
     def export(self) -> Path:
         """The Hugging Face folder."""
         return self.path / "export"

@@ -1,21 +1,18 @@
 """What a run reads: the model folder, its tokenizer, the prepared splits. No process group is needed."""
 
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from megatune.config import Run
-from megatune.data.prepare import prepare
+from megatune.config import DataSource, Run
+from megatune.data.prepare import Preparation, Settings
 from megatune.data.prepared import PreparedSet
-from megatune.data.read import Source
+from megatune.data.progress import SILENT, Spoken
 from megatune.data.team import ALONE, Team
 from megatune.errors import ConfigError, ModelError
 from megatune.launch.run_folder import RunFolder
 from megatune.model.source import ModelSource, open_source, resolve_model
-from megatune.units import format_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,26 +63,6 @@ def open_tokenizer(run: Run, source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-class RowsProgress:
-    """Told how many rows of a split have been read, says so on standard error every few seconds."""
-
-    def __init__(self, split: str, every_s: float = 5.0) -> None:
-        self._split, self._every_s = split, every_s
-        self._begun = self._said = time.monotonic()
-
-    def __call__(self, num_rows: int) -> None:
-        now = time.monotonic()
-        if now - self._said < self._every_s:
-            return
-        self._said = now
-        rate = num_rows / (now - self._begun)
-        print(
-            f"megatune: preparing {self._split}: {format_count(num_rows)} rows, {rate:.0f} a second",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
 def prepare_inputs(run: Run, folder: RunFolder, team: Team = ALONE) -> Inputs:
     """Tokenise and pack both splits, or find them done. Call it before any process group exists.
 
@@ -94,28 +71,45 @@ def prepare_inputs(run: Run, folder: RunFolder, team: Team = ALONE) -> Inputs:
     source = team.each(lambda: open_model(run))
     tokenizer = team.each(lambda: open_tokenizer(run, source))
 
-    def prepared(split: str, rows: Source) -> PreparedSet:
-        return prepare(
-            rows,
+    def preparation(split: str, rows: DataSource, val_size: float | None) -> Preparation:
+        workers = run.data.preprocessing_num_workers
+        return Preparation(
+            sources=rows.parts,
             split_name=split,
-            task=run.data.task,
+            settings=_settings(run, rows, val_size),
             tokenizer=tokenizer,
             tokenizer_name=run.model.tokenizer or run.model.model_name_or_path,
-            max_seq_length=run.data.max_seq_length,
-            packing=run.data.packing,
-            completion_only=run.data.completion_only_loss,
-            seed=run.train.seed,
             folder=folder.prepared,
             vocab_size=source.shape.vocab_size,
-            on_rows=RowsProgress(split) if team.rank == 0 else lambda _: None,
+            num_workers=None if workers == "auto" else workers,
+            progress=Spoken(split) if team.rank == 0 else SILENT,
             team=team,
         )
 
-    validation = run.data.validation
+    if run.data.val_size is not None:
+        train, validation = preparation("train", run.data.train, run.data.val_size).prepare_both()
+        return Inputs(source=source, train=train, validation=validation)
+    held_out = run.data.validation
     return Inputs(
         source=source,
-        train=prepared("train", run.data.train),
-        validation=prepared("validation", validation) if validation is not None else None,
+        train=preparation("train", run.data.train, None).prepare(),
+        validation=preparation("validation", held_out, None).prepare() if held_out is not None else None,
+    )
+
+
+def _settings(run: Run, rows: DataSource, val_size: float | None) -> Settings:
+    weights = rows.weights
+    return Settings(
+        task=run.data.task,
+        max_seq_length=run.data.max_seq_length,
+        packing=run.data.packing,
+        completion_only=run.data.completion_only_loss,
+        long_rows=run.data.long_rows,
+        truncation_side=run.data.truncation_side,
+        weights=None if weights is None else tuple(weights),
+        no_row_twice=run.data.stopping_strategy == "first_exhausted",
+        val_size=val_size,
+        seed=run.train.seed,
     )
 
 

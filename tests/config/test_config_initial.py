@@ -82,4 +82,5 @@ def test_the_json_schema_knows_every_key_of_the_initial_file_and_no_other_key():
 def test_the_json_schema_takes_all_three_forms_of_a_data_source():
     source = run_schema()["$defs"]["DataSource"]
     assert [form["type"] for form in source["anyOf"]] == ["string", "array", "object"]
-    assert set(source["anyOf"][2]["properties"]) == {"path", "paths", "split", "columns"}
+    keys = {"path", "paths", "split", "columns", "max_samples", "mixture"}
+    assert set(source["anyOf"][2]["properties"]) == keys

@@ -5,27 +5,19 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sources import Source, preparation
 from tiny_tokenizers import byte_level, fast
 
 from megatune.data import arrays
 from megatune.data import prepare as preparing
-from megatune.data.prepare import prepare
 from megatune.data.prepared import PreparedSet
 from megatune.errors import DataError
 
 ROWS = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(9) for b in range(9)]
-
-
-@dataclass
-class Source:
-    paths: list[str]
-    split: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
 
 
 @pytest.fixture
@@ -34,11 +26,9 @@ def prepared_from(tmp_path, gpt2_like):
 
     def run(rows, *, columns=None, **changed):
         (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        settings = {"task": "text", "tokenizer": gpt2_like, "max_seq_length": 64, "packing": True}
-        settings |= {"split_name": "train", "tokenizer_name": "tiny", "completion_only": True, "seed": 1}
-        settings |= {"folder": tmp_path / "prepared"}
         source = Source([str(tmp_path / "train.jsonl")], columns=columns or {})
-        return prepare(source, **(settings | changed))
+        changed = {"tokenizer": gpt2_like, "folder": tmp_path / "prepared"} | changed
+        return preparation([source], **changed).prepare()
 
     return run
 
@@ -101,7 +91,7 @@ def test_what_was_cut_and_dropped_is_counted_and_told(prepared_from, gpt2_like):
 
 def test_a_set_that_is_there_is_used_without_reading_the_rows_again(prepared_from, monkeypatch):
     first = prepared_from(ROWS)
-    monkeypatch.setattr(preparing, "write_tokens", None)
+    monkeypatch.setattr(preparing, "build_set", None)
     assert prepared_from(ROWS).folder == first.folder
 
 
@@ -150,7 +140,7 @@ def test_a_chat_template_is_part_of_the_tokenizer(prepared_from):
         (
             [{"text": " "}, {"text": "a" * 9}],
             {"max_seq_length": 1},
-            "of 2 rows 1 hold no text.* in 1 it begins",
+            "of 2 rows 1 hold no text.* and 1 are too long",
         ),
         (
             [ROWS[0], {"body": "x"}],
@@ -218,17 +208,16 @@ def test_two_processes_may_prepare_the_same_set_at_once(tmp_path, gpt2_like):
     gpt2_like.save_pretrained(tmp_path / "tok")
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS * 50))
     script = """
-from pathlib import Path; from types import SimpleNamespace as Source
+from pathlib import Path; from data_sources import preparation
 from transformers import AutoTokenizer
-from megatune.data.prepare import prepare
-made = prepare(Source(paths=["train.jsonl"], split=None, columns={}), split_name="train", task="text",
-    tokenizer=AutoTokenizer.from_pretrained("tok"), tokenizer_name="tok", max_seq_length=64, packing=True,
-    completion_only=True, seed=0, folder=Path("prepared"))
+made = preparation(["train.jsonl"], AutoTokenizer.from_pretrained("tok"), Path("prepared")).prepare()
 made.verify()
 print(made.fingerprint)
 """
     start = [sys.executable, "-c", script]
-    both = [subprocess.Popen(start, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    pipes = {"stdout": subprocess.PIPE, "text": True, "env": environ}
+    both = [subprocess.Popen(start, cwd=tmp_path, **pipes) for _ in range(2)]
     printed = {process.communicate()[0].strip() for process in both}
     assert [process.returncode for process in both] == [0, 0]
     assert left_in(tmp_path / "prepared") == list(printed)
@@ -269,7 +258,7 @@ def of_another_type(folder: Path) -> None:
     ("damage", "problem"),
     [
         (cut_short, r"tokens\.npy has \d+ bytes, its manifest says"),
-        (of_another_schema, "its schema is 0, this version reads 2"),
+        (of_another_schema, "its schema is 0, this version reads 3"),
         (of_another_count, r"manifest\.json changed since it was written"),
         (of_another_type, r"is_target\.npy holds int8"),
         (lambda folder: (folder / "manifest.json").unlink(), "No such file"),

@@ -2,13 +2,12 @@
 
 import io
 import json
-from types import SimpleNamespace
 
 import pytest
+from data_sources import preparation
 from rich.console import Console
 from tiny_tokenizers import byte_level, fast
 
-from megatune.data.prepare import prepare
 from megatune.data.preview import preview, preview_text
 
 
@@ -16,10 +15,8 @@ from megatune.data.preview import preview, preview_text
 def prepared_from(tmp_path):
     def run(rows, tokenizer, task="text"):
         (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        source = SimpleNamespace(paths=[str(tmp_path / "train.jsonl")], split=None, columns={})
-        same = {"split_name": "train", "tokenizer_name": "tiny", "max_seq_length": 64, "packing": False}
-        same |= {"completion_only": True, "seed": 0, "folder": tmp_path / "prepared"}
-        return prepare(source, task=task, tokenizer=tokenizer, **same)
+        file = tmp_path / "train.jsonl"
+        return preparation([file], tokenizer, tmp_path / "prepared", task=task, packing=False).prepare()
 
     return run
 

@@ -3,19 +3,13 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from data_sources import Source
+from data_sources import rows_of as read_rows
 
-from megatune.data.read import read_rows
 from megatune.errors import DataError
-
-
-@dataclass
-class Source:
-    paths: list[str]
-    split: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
 
 
 @pytest.fixture
@@ -25,7 +19,7 @@ def rows_of(tmp_path, monkeypatch):
 
     def read(name, content, **options):
         (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
-        return list(read_rows(Source([name], **options), split_name="train", cache_folder=tmp_path / "cache"))
+        return read_rows(Source([name], **options), tmp_path / "scratch")
 
     return read
 
@@ -82,14 +76,12 @@ def test_parquet_rows_are_read_without_a_file_in_the_home(tmp_path):
     pd.DataFrame({"text": ["one", "2020-01-01"]}).to_parquet(tmp_path / "a.parquet")
     (tmp_path / "home").mkdir()
     script = (
-        "from pathlib import Path; from types import SimpleNamespace as Source\n"
-        "from megatune.data.read import read_rows\n"
-        "source = Source(paths=['a.parquet'], split=None, columns={})\n"
-        "for row in read_rows(source, split_name='train', cache_folder=Path('cache')):\n"
+        "from pathlib import Path; from data_sources import Source, rows_of\n"
+        "for row in rows_of(Source(['a.parquet']), Path('scratch')):\n"
         "    print(row.where, row.values)"
     )
     run = [sys.executable, "-c", script]
-    home = {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin"}
+    home = {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(run, cwd=tmp_path, env=home, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1] == "a.parquet (row 2) {'text': '2020-01-01'}"
@@ -100,7 +92,7 @@ def test_several_files_are_read_in_the_order_given(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
     source = Source([str(tmp_path / "b.jsonl"), str(tmp_path / "a.jsonl")])
-    assert texts(read_rows(source, split_name="train", cache_folder=tmp_path)) == ["b", "a"]
+    assert texts(read_rows(source, tmp_path)) == ["b", "a"]
 
 
 def test_a_folder_gives_the_split_that_was_asked_for(tmp_path):
@@ -108,13 +100,9 @@ def test_a_folder_gives_the_split_that_was_asked_for(tmp_path):
     (tmp_path / "set" / "train.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "set" / "test.jsonl").write_text('{"text": "two"}\n')
     source = Source([str(tmp_path / "set")], split="test")
-    assert texts(read_rows(source, split_name="train", cache_folder=tmp_path / "cache")) == ["two"]
-    with pytest.raises(DataError, match=r"set\[nope\].*Should be one of \['train', 'test'\]"):
-        list(
-            read_rows(
-                Source([str(tmp_path / "set")], split="nope"), split_name="train", cache_folder=tmp_path
-            )
-        )
+    assert texts(read_rows(source, tmp_path / "cache")) == ["two"]
+    with pytest.raises(DataError, match="has no split 'nope'; its file names tell test, train"):
+        read_rows(Source([str(tmp_path / "set")], split="nope"), tmp_path)
 
 
 def test_a_folder_written_by_save_to_disk_is_read(tmp_path):
@@ -123,9 +111,9 @@ def test_a_folder_written_by_save_to_disk_is_read(tmp_path):
     one = datasets.Dataset.from_dict({"text": ["one"]})
     datasets.DatasetDict({"train": one}).save_to_disk(tmp_path / "set")
     source = Source([str(tmp_path / "set")])
-    assert texts(read_rows(source, split_name="train", cache_folder=tmp_path / "cache")) == ["one"]
+    assert texts(read_rows(source, tmp_path / "cache")) == ["one"]
     with pytest.raises(DataError, match="no split 'validation'; it has train"):
-        list(read_rows(source, split_name="validation", cache_folder=tmp_path / "cache"))
+        read_rows(source, tmp_path / "cache", "validation")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +158,7 @@ def test_all_missing_files_are_named_at_once_with_near_names(tmp_path, monkeypat
     (tmp_path / "data" / "train.jsonl").touch()
     source = Source(["data/trian.jsonl", "data/train", "nowhere/train.jsonl"])
     with pytest.raises(DataError) as caught:
-        list(read_rows(source, split_name="validation", cache_folder=tmp_path))
+        read_rows(source, tmp_path, "validation")
     first, second, third = str(caught.value).splitlines()
     assert first.startswith("data.validation: data/trian.jsonl does not exist; in ")
     assert first.endswith("there is train.jsonl")

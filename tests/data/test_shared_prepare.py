@@ -6,17 +6,17 @@ The processes are threads here; `test_prepare_with_mpi` starts real ones.
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
+from data_sources import preparation
 
-from megatune.data import build, shared_prepare
-from megatune.data.prepare import prepare
+from megatune.data import jsonfiles, shared
 from megatune.data.team import ALONE
 from megatune.errors import DataError
 
 ROWS = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(9) for b in range(9)]
-BATCH = 5
+BLOCK_BYTES = 200
+"""About five of the rows."""
 
 
 class ThreadTeam:
@@ -36,8 +36,11 @@ class ThreadTeam:
     def gather(self, act):
         try:
             self._answers[self.rank] = (act(), None)
-        except DataError as error:
-            self._answers[self.rank] = (None, str(error))
+        except Exception as error:
+            self._answers[self.rank] = (
+                None,
+                f"{'' if isinstance(error, DataError) else 'unexpected: '}{error}",
+            )
         self._barrier.wait(timeout=60)
         found = list(self._answers)
         self._barrier.wait(timeout=60)
@@ -53,9 +56,8 @@ def teams(size):
 
 
 @pytest.fixture(autouse=True)
-def small_batches(monkeypatch):
-    monkeypatch.setattr(build, "BATCH_ROWS", BATCH)
-    monkeypatch.setattr(shared_prepare, "BATCH_ROWS", BATCH)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(jsonfiles, "BLOCK_BYTES", BLOCK_BYTES)
 
 
 @pytest.fixture
@@ -65,13 +67,10 @@ def prepared_by(tmp_path, gpt2_like):
     def run(size, lines, **changed):
         file = tmp_path / "train.jsonl"
         file.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
-        source = SimpleNamespace(paths=[str(file)], split=None, columns={})
-        settings = {"task": "text", "tokenizer": gpt2_like, "max_seq_length": 64, "packing": True}
-        settings |= {"split_name": "train", "tokenizer_name": "tiny", "completion_only": True, "seed": 1}
 
         def one(team):
             try:
-                return prepare(source, folder=tmp_path / str(size), team=team, **{**settings, **changed})
+                return preparation([file], gpt2_like, tmp_path / str(size), team=team, **changed).prepare()
             except DataError as error:
                 return str(error)
 
@@ -88,7 +87,7 @@ def files_of(prepared):
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 30])
-@pytest.mark.parametrize("num_rows", [3, BATCH, len(ROWS)])
+@pytest.mark.parametrize("num_rows", [3, 5, len(ROWS)])
 def test_the_files_are_those_of_one_process(prepared_by, tmp_path, size, num_rows):
     rows = [*ROWS[: num_rows - 1], {"prompt": "a", "completion": ""}]  # one that is dropped
     (alone,) = prepared_by(1, rows)
@@ -130,7 +129,7 @@ def test_the_complaint_is_that_of_one_process_on_all_and_nothing_stays(prepared_
 
 def test_a_set_that_is_there_is_used_without_reading_the_rows_again(prepared_by, monkeypatch):
     first = prepared_by(2, ROWS)
-    monkeypatch.setattr(shared_prepare, "Share", None)
+    monkeypatch.setattr(shared, "write_part", None)
     assert [again.folder for again in prepared_by(2, ROWS)] == [one.folder for one in first]
 
 

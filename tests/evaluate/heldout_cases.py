@@ -8,7 +8,8 @@ import numpy as np
 from parity_steps import plain_engine, tiny_run, world_of, zero_engine
 from tiny_models import VOCABULARY
 
-from megatune.data.prepared import PreparedSet, Report
+from megatune.data.prepared import PreparedSet
+from megatune.data.quality import Report
 from megatune.evaluate.heldout import held_out_loss
 
 NUM_ROWS = 9
@@ -32,14 +33,7 @@ def rows_of(num_rows: int) -> PreparedSet:
         max_seq_length=32,
         packed=False,
         pad_id=0,
-        report=Report(
-            num_rows_read=num_rows,
-            num_truncated=0,
-            num_tokens_cut=0,
-            num_empty=0,
-            num_too_long=0,
-            fill_ratio=1.0,
-        ),
+        report=Report(**dict.fromkeys(Report.__dataclass_fields__, 0)),  # nothing here reads it
         arrays={
             "tokens": np.random.default_rng(3).integers(0, VOCABULARY, sum(lengths), dtype=np.int32),
             "is_target": is_target,

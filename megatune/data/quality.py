@@ -1,0 +1,192 @@
+"""What a set of rows looks like: collected while it is written, told before anybody trains on it."""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from megatune.data.part import Tally
+from megatune.data.pool import PoolBlock, Values
+from megatune.units import format_ratio
+
+NUM_BINS = 20
+_NUM_LONGEST = 10
+_LOPSIDED = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What became of the user's rows; what the user should be told."""
+
+    num_rows_read: int
+    """Those that were dropped included; validation rows that were taken out are not."""
+    num_truncated: int
+    """Examples that are trained on, but without their end."""
+    num_tokens_cut: int
+    """Tokens that were left out of those."""
+    num_divided: int
+    """Rows that became several examples."""
+    num_empty: int
+    """Rows dropped because they hold nothing to train on."""
+    num_too_long: int
+    """Rows dropped because of their length, or because all there was to train on lay beyond the maximum."""
+    num_without_input: int
+    """Rows with an answer and an empty question."""
+    num_duplicates: int
+    """Rows that say what a row before them says."""
+    num_unknown: int
+    """Tokens that stand for what the tokenizer has no token for."""
+    num_usable: int
+    """Rows that are trained on, each once."""
+    fill_ratio: float
+    """The share of the rows, at full length, that is tokens and not padding."""
+    target_ratio: float
+    """The share of the tokens that a loss is taken on."""
+    length_counts: list[int]
+    """Examples by their length before anything was cut: NUM_BINS equal steps up to the maximum, and longer ones."""
+    longest: list[tuple[int, str]]
+    """Tokens and place of the longest rows, before anything was cut."""
+    labels: dict[str, int] | None
+    """How often each answer comes, where they are few and short; None elsewhere."""
+
+    def notices(self, max_seq_length: int) -> list[str]:
+        """One sentence for each thing that a user would want to know."""
+        every = self.num_rows_read
+        found = []
+        if self.num_truncated:
+            found.append(
+                f"{self.num_truncated} of {every} rows were cut at data.max_seq_length = {max_seq_length} "
+                f"({self.num_tokens_cut} tokens left out)"
+            )
+        if self.num_divided:
+            found.append(
+                f"{self.num_divided} of {every} rows were divided into examples of {max_seq_length} tokens"
+            )
+        if self.num_too_long:
+            found.append(
+                f"{self.num_too_long} of {every} rows were dropped: longer than data.long_rows allows, or what is to "
+                f"be learned begins after {max_seq_length} tokens"
+            )
+        if self.num_empty:
+            found.append(f"{self.num_empty} of {every} rows were dropped: they hold nothing to learn")
+        if self.num_without_input:
+            found.append(f"{self.num_without_input} of {every} rows have an answer, but an empty question")
+        if self.num_duplicates:
+            found.append(f"{self.num_duplicates} of {every} rows say the same as a row before them")
+        if self.num_unknown:
+            found.append(
+                f"{self.num_unknown} tokens are unknown to the tokenizer, and stand for all it cannot write"
+            )
+        if self.labels and max(self.labels.values()) >= _LOPSIDED * min(self.labels.values()):
+            most, least = (choose(self.labels, key=lambda label: self.labels[label]) for choose in (max, min))  # type: ignore[index]
+            found.append(
+                f"the answers are lopsided: {most!r} comes {self.labels[most]} times, {least!r} {self.labels[least]}"
+            )
+        return found
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """Collects what a report says, example by example, in memory that does not grow with them."""
+
+    max_seq_length: int
+    labels_of_files: Sequence[str]
+    num_examples: int = 0
+    num_usable: int = 0
+    num_tokens: int = 0
+    num_targets: int = 0
+    num_truncated: int = 0
+    num_tokens_cut: int = 0
+    num_divided: int = 0
+    num_unknown: int = 0
+    length_counts: Values = field(default_factory=lambda: np.zeros(NUM_BINS + 1, dtype=np.int64))
+    _longest: list[tuple[int, int, str]] = field(default_factory=list)
+
+    def see(self, block: PoolBlock, chosen: Values) -> None:
+        """Count the `chosen` records of a block."""
+        lengths, cut = chosen["length"].astype(np.int64), chosen["cut"]
+        self.num_examples += len(chosen)
+        self.num_usable += int((chosen["piece"] == 0).sum())
+        self.num_divided += int((chosen["piece"] == 1).sum())
+        self.num_tokens += int(lengths.sum())
+        self.num_targets += int(chosen["targets"].sum())
+        self.num_truncated += int((cut > 0).sum())
+        self.num_tokens_cut += int(cut.sum())
+        self.num_unknown += int(chosen["unknown"].sum())
+        whole = lengths + cut
+        step = self.max_seq_length / NUM_BINS
+        bins = np.minimum(np.ceil(whole / step).astype(np.int64) - 1, NUM_BINS)
+        self.length_counts += np.bincount(bins, minlength=NUM_BINS + 1)
+        self._see_longest(block, chosen, whole)
+
+    def _see_longest(self, block: PoolBlock, chosen: Values, whole: Values) -> None:
+        shortest = self._longest[0][0] if len(self._longest) == _NUM_LONGEST else 0
+        longer = np.flatnonzero(whole > shortest)
+        for at in longer[np.argsort(-whole[longer], kind="stable")[:_NUM_LONGEST]].tolist():
+            line = int(chosen["line"][at])
+            place = f":{block.lines_before + line}" if line else ""
+            row = block.rows_before + int(chosen["row"][at])
+            where = f"{self.labels_of_files[block.file]}{place} (row {row})"
+            entry = (int(whole[at]), -self.num_examples - at, where)  # of equal ones the first is kept
+            if len(self._longest) < _NUM_LONGEST:
+                heapq.heappush(self._longest, entry)
+            elif entry > self._longest[0]:
+                heapq.heapreplace(self._longest, entry)
+
+    def report(self, tally: Tally, *, num_duplicates: int, num_rows: int, num_packed_tokens: int) -> Report:
+        """The report of a set of `num_rows` rows with `num_packed_tokens` in them."""
+        longest = sorted(self._longest, reverse=True)
+        return Report(
+            num_rows_read=self.num_usable + tally.num_empty + tally.num_too_long,
+            num_truncated=self.num_truncated,
+            num_tokens_cut=self.num_tokens_cut,
+            num_divided=self.num_divided,
+            num_empty=tally.num_empty,
+            num_too_long=tally.num_too_long,
+            num_without_input=tally.num_without_input,
+            num_duplicates=num_duplicates,
+            num_unknown=self.num_unknown,
+            num_usable=self.num_usable,
+            fill_ratio=num_packed_tokens / (num_rows * self.max_seq_length),
+            target_ratio=self.num_targets / self.num_tokens,
+            length_counts=self.length_counts.tolist(),
+            longest=[(length, where) for length, _, where in longest],
+            labels=None
+            if tally.labels is None
+            else dict(sorted(tally.labels.items(), key=lambda one: (-one[1], one[0]))),
+        )
+
+
+def report_from(fields: Mapping[str, Any]) -> Report:
+    """The report that a manifest holds. Raises TypeError where it is none."""
+    longest = [(int(length), str(where)) for length, where in fields["longest"]]
+    return Report(**{**fields, "longest": longest})
+
+
+def report_lines(name: str, report: Report, max_seq_length: int) -> list[str]:
+    """The report for people: a histogram of lengths, the longest rows, the answers."""
+    lines = [
+        f"{name}: {format_ratio(report.target_ratio)} of the tokens are trained; lengths of the examples in tokens:"
+    ]
+    most = max(report.length_counts)
+    for number, count in enumerate(report.length_counts):
+        if count:
+            bar = "█" * max(1, round(40 * count / most))
+            lines.append(f"  {_bin_name(number, max_seq_length):>15} {count:>9}  {bar}")
+    lines.append("  longest: " + "; ".join(f"{length} {where}" for length, where in report.longest[:3]))
+    if report.labels:
+        total = sum(report.labels.values())
+        shown = list(report.labels.items())[:12]
+        lines.append(
+            "  answers: " + ", ".join(f"{label!r} {format_ratio(count / total)}" for label, count in shown)
+        )
+    return lines
+
+
+def _bin_name(number: int, max_seq_length: int) -> str:
+    step = max_seq_length / NUM_BINS
+    if number == NUM_BINS:
+        return f"over {max_seq_length}"
+    return f"{int(number * step) + 1} - {int((number + 1) * step)}"

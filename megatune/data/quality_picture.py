@@ -1,0 +1,52 @@
+"""The report on prepared data as a picture: lengths, and answers where there are few."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatune.data.prepared import PreparedSet
+from megatune.data.quality import NUM_BINS
+from megatune.units import format_ratio
+
+_MOST_ANSWERS = 15
+
+
+def draw_quality(sets: Mapping[str, PreparedSet], target: Path) -> None:
+    """Write a PNG of `sets`, by their names, to `target`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and no display is needed
+    from matplotlib.figure import Figure
+
+    labels = {name: prepared.report.labels for name, prepared in sets.items() if prepared.report.labels}
+    figure = Figure(figsize=(6 * (1 + bool(labels)), 3 * len(sets)), layout="constrained")
+    axes: Any = figure.subplots(len(sets), 1 + bool(labels), squeeze=False)
+    for row, (name, prepared) in zip(axes, sets.items(), strict=True):
+        _draw_lengths(row[0], name, prepared)
+        if labels:
+            _draw_answers(row[1], name, prepared.report.labels)
+    FigureCanvasAgg(figure)
+    figure.savefig(target)
+
+
+def _draw_lengths(axis: Any, name: str, prepared: PreparedSet) -> None:
+    counts, longest = prepared.report.length_counts, prepared.max_seq_length
+    step = longest / NUM_BINS
+    edges = [(number + 0.5) * step for number in range(NUM_BINS + 1)]
+    axis.bar(edges, counts, width=0.9 * step, color=["tab:blue"] * NUM_BINS + ["tab:red"])
+    axis.axvline(longest, color="black", linewidth=0.8)
+    axis.set_xlabel(f"tokens before anything is cut (red: over {longest})")
+    axis.set_ylabel("examples")
+    axis.set_title(
+        f"{name}: {prepared.num_examples} examples, {format_ratio(prepared.report.target_ratio)} of the tokens trained"
+    )
+
+
+def _draw_answers(axis: Any, name: str, labels: Mapping[str, int] | None) -> None:
+    shown = list((labels or {}).items())[:_MOST_ANSWERS][::-1]
+    axis.barh([_short(label) for label, _ in shown], [count for _, count in shown])
+    axis.set_title(f"{name}: answers")
+
+
+def _short(text: str) -> str:
+    """Without what matplotlib would take for a formula."""
+    text = text.replace("$", r"\$")
+    return text if len(text) <= 24 else f"{text[:23]}…"

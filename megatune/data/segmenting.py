@@ -1,0 +1,62 @@
+"""Rows -> segments of text, with every complaint naming the place of its row; and a hash of what is said."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from megatune.data.rows import Row
+from megatune.errors import DataError
+from megatune.tasks import TASKS, MissingColumnsError, RenderChat, RowError, Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmenting:
+    """How rows become text."""
+
+    task: str
+    completion_only: bool
+    columns: Mapping[str, str]
+    split_name: str
+
+    def segments(self, row: Row, render_chat: RenderChat | None) -> list[Segment]:
+        """The segments of `row`; render_chat as tasks want it. Raises DataError with its place."""
+        try:
+            return TASKS[self.task].segments(
+                row.values,
+                columns=self.columns,
+                completion_only=self.completion_only,
+                render_chat=render_chat,
+            )
+        except MissingColumnsError as missing:
+            raise DataError(f"{row.where} {missing}. {self._mapping_hint(missing.found)}") from None
+        except RowError as error:
+            raise DataError(f"{row.where} {error}") from None
+
+    def _mapping_hint(self, found: list[str]) -> str:
+        ours, theirs = TASKS[self.task].forms[0][0], found[0] if found else "your_column"
+        return (
+            f"Say which of your columns to read with data.{self.split_name}.columns, "
+            f"for example {{{ours}: {theirs}}}"
+        )
+
+
+def content_hash(segments: Sequence[Segment], row: Row) -> int:
+    """64 bits that are equal for rows which read and learn the same text, whatever else is in their columns.
+
+    Raises DataError where the text is none that could be written as UTF-8.
+    """
+    try:
+        if len(segments) == 1:
+            return xxhash.xxh3_64_intdigest(segments[0].text.encode())
+        digest = xxhash.xxh3_64()
+        for segment in segments:
+            text = segment.text.encode()
+            digest.update(b"%d:%d:" % (segment.is_target, len(text)))
+            digest.update(text)
+        return digest.intdigest()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{row.where} holds half of a character (\\u{ord(error.object[error.start]):04x} without its other "
+            "half): it was cut in two before it was written. Remove it, or write the row anew"
+        ) from None
