@@ -79,7 +79,7 @@ def _parsed(path: Path, numbered: list[tuple[int, bytes]], before: int) -> Calla
 
 def _object(line: bytes, place: Place, offset: int | None) -> dict[str, object]:
     try:
-        found = json.loads(line.rstrip(b"\r\n"))
+        found = json.loads(line.decode())
     except ValueError:  # not UTF-8, a mark before the text, or not JSON: find out which
         found = _explained(line, place, offset)
     if isinstance(found, dict):

@@ -101,13 +101,14 @@ def tokenize(
     it; neither where the chat template wrote the text, because it has written its own.
     """
     encoded = _fast if tokenizer.is_fast else _piece_by_piece
+    # Asked once: transformers looks special tokens up anew each time, which takes as long as a short row.
+    eos, bos_id = np.array([end_id(tokenizer)], dtype=np.int32), tokenizer.bos_token_id
     found: list[list[Tokenized]] = [[] for _ in rows]
     for plain in (True, False):
         chosen = [i for i, row in enumerate(rows) if row and row[0].templated is not plain]
         batch = [rows[i] for i in chosen]
         for i, (ids, targets) in zip(chosen, encoded(batch, tokenizer, plain), strict=True):
-            ids, targets = _ended(ids, targets, rows[i][-1], tokenizer)
-            found[i] = _fitted(ids, targets, limit, tokenizer.bos_token_id)
+            found[i] = _fitted(*_ended(ids, targets, rows[i][-1], eos), limit, bos_id)
     return found
 
 
@@ -183,12 +184,15 @@ def _pieces(
     return whole, [False] * before + targets + [False] * after
 
 
-def _ended(ids: Ids, targets: Mask, last: Segment, tokenizer: "PreTrainedTokenizerBase") -> _Encoded:
+_ONE_MORE = np.zeros(1, dtype=np.bool_)
+
+
+def _ended(ids: Ids, targets: Mask, last: Segment, eos: Ids) -> _Encoded:
     """A row of plain text closed with EOS, trained as the text before it, unless it is there already."""
     if last.templated:
         return ids, targets
-    if not len(ids) or ids[-1] != tokenizer.eos_token_id:
-        ids, targets = np.append(ids, np.int32(end_id(tokenizer))), np.append(targets, last.is_target)
+    if not len(ids) or ids[-1] != eos[0]:
+        ids, targets = np.concatenate((ids, eos)), np.concatenate((targets, _ONE_MORE))
     targets[-1] = last.is_target
     return ids, targets
 
