@@ -28,7 +28,7 @@ def test_every_problem_is_reported_at_once_with_line_found_allowed_and_fix(refus
     expected = [
         "model.initialize is zeros (line 3); it must be one of pretrained, random.",
         "data.train has no key 'colums' (line 5). Did you mean data.train.columns? "
-        "Keys of data.train: columns, path, paths, split.",
+        "Keys of data.train: columns, max_samples, mixture, path, paths, split.",
         "data.max_seq_length is 1 (line 6); it must be a whole number from 2 to 16777216.",
         "train.output_dir is missing. Run folder: checkpoints, metrics, logs, export. "
         "For example: runs/first",
