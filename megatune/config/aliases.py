@@ -104,6 +104,8 @@ ALIASES: tuple[Alias, ...] = (
     Alias("disable_gradient_checkpointing", "model.gradient_checkpointing", _inverted, ("train",)),
     *_named("data.train", "train_file", "train_dataset", "dataset_name"),
     *_named("data.validation", "validation_file", "eval_dataset"),
+    *_named("data.test", "test_file", "test_dataset"),
+    *_named("data.labels", "label_list"),
     *_named(
         "data.max_seq_length",
         "sequence_len",
@@ -151,6 +153,9 @@ ALIASES: tuple[Alias, ...] = (
     Alias("eval_strategy", "evaluate.eval_steps", _strategy("evaluate.eval_steps"), ("train",)),
     *_named("evaluate.per_device_eval_batch_size", "eval_batch_size"),
     *_named("evaluate.early_stopping_patience", "early_stopping_steps"),
+    *_named("evaluate.early_stopping_min_delta", "early_stopping_threshold"),
+    *_named("evaluate.max_new_tokens", "generation_max_length"),
+    *_named("evaluate.num_beams", "generation_num_beams"),
     *_named("evaluate.max_eval_rows", "max_eval_samples"),
     Alias("save_strategy", "checkpoint.save_steps", _strategy("checkpoint.save_steps"), ("train",)),
     *_named("checkpoint.save_total_limit", "keep_last_n_checkpoints", "keep_latest_k"),

@@ -19,6 +19,8 @@ def check_run(run: Run, *, source: str = "the run file") -> None:
         _offload,
         _precision,
         _optimizer,
+        _task,
+        _head,
         _evaluation,
         _checkpoints,
         _health,
@@ -91,14 +93,74 @@ def _optimizer(run: Run) -> Iterator[str]:
         )
 
 
+_TASKS_OF: dict[str, tuple[str, ...]] = {
+    "labels": ("classification", "ner"),
+    "multi_label": ("classification",),
+    "tag_scheme": ("ner",),
+    "source_lang": ("translation",),
+    "target_lang": ("translation",),
+    "template": ("classification", "ner", "qa", "summarization", "translation"),
+    "chat": ("classification", "ner", "qa", "summarization", "translation"),
+}
+"""Keys of `data` that only some tasks read."""
+
+
+def _task(run: Run) -> Iterator[str]:
+    data = run.data
+    for key, tasks in _TASKS_OF.items():
+        is_given = getattr(data, key) != type(data).model_fields[key].get_default(call_default_factory=True)
+        if is_given and data.task not in tasks:
+            yield f"data.{key} is read by data.task {', '.join(tasks)}, but that is {data.task}; take it out."
+    twice = sorted({label for label in data.labels if data.labels.count(label) > 1})
+    if twice:
+        yield f"data.labels names {', '.join(map(repr, twice))} more than once."
+
+
+_TASKS_WITH_HEADS = ("classification", "ner", "qa")
+
+
+def _head(run: Run) -> Iterator[str]:
+    if run.model.head == "lm":
+        if run.train.class_weights != "none":
+            yield "train.class_weights is for model.head = classifier; take it out, or change the head."
+        return
+    if run.data.task not in _TASKS_WITH_HEADS:
+        yield (
+            f"model.head = classifier is for data.task {', '.join(_TASKS_WITH_HEADS)}, but that is {run.data.task}; "
+            "use model.head = lm."
+        )
+    if "packing" in run.data.model_fields_set and run.data.packing:
+        yield "data.packing = true, but model.head = classifier reads one row at a time; take it out."
+    if run.data.chat:
+        yield "data.chat is for model.head = lm, which writes answers; take it out."
+    if run.data.template is not None and run.data.task != "classification":
+        yield "data.template is not read by model.head = classifier but for classification; take it out."
+    weighs = run.train.class_weights != "none"
+    if weighs and (run.data.task == "qa" or run.data.multi_label):
+        yield "train.class_weights is for one class a text or word; take it out."
+
+
 def _evaluation(run: Run) -> Iterator[str]:
-    evaluate = run.evaluate
+    evaluate, checkpoint = run.evaluate, run.checkpoint
     if run.data.validation is None and run.data.val_size is None:
-        for key in ("eval_steps", "early_stopping_patience", "max_eval_rows"):
-            if getattr(evaluate, key) is not None:
+        for key in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
+            if getattr(evaluate, key):
                 yield f"evaluate.{key} is given, but there are no rows for it; give data.validation or val_size."
+        if evaluate.max_eval_rows is not None and run.data.test is None:
+            yield "evaluate.max_eval_rows is given, but there are no rows for it; give data.validation or val_size."
     if evaluate.early_stopping_patience is not None and evaluate.eval_steps is None:
         yield "evaluate.early_stopping_patience counts evaluations during training; give evaluate.eval_steps."
+    if evaluate.early_stopping_min_delta and evaluate.early_stopping_patience is None:
+        yield "evaluate.early_stopping_min_delta is for early stopping; give evaluate.early_stopping_patience."
+    if evaluate.load_best_model_at_end:
+        every, saved = evaluate.eval_steps, checkpoint.save_steps
+        if every is None or saved is None or saved % every:
+            yield (
+                f"evaluate.load_best_model_at_end needs checkpoints at evaluated steps: checkpoint.save_steps "
+                f"({saved}) must be a multiple of evaluate.eval_steps ({every}); give both."
+            )
+    if evaluate.do_sample and evaluate.num_beams > 1:
+        yield "evaluate.do_sample draws answers and evaluate.num_beams searches for them; use one of them."
 
 
 def _checkpoints(run: Run) -> Iterator[str]:

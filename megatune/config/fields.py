@@ -33,6 +33,13 @@ def one_line(text: str) -> str:
     return text
 
 
+def _block_text(text: str) -> str:
+    odd = (char for char in text if unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t")
+    if not text.strip() or any(odd):
+        raise ValueError("text that is not empty, without control characters but line breaks and tabs")
+    return text
+
+
 def path_text(text: str) -> str:
     """`text` itself. Raises ValueError where the text is no usable path."""
     one_line(text)
@@ -110,6 +117,8 @@ class Section(BaseModel):
 
 
 Text = Annotated[str, Strict(), AfterValidator(one_line)]
+Metric = Annotated[Text, AfterValidator(lambda name: name.removeprefix("eval_"))]
+BlockText = Annotated[str, Strict(), AfterValidator(_block_text)]
 PathText = Annotated[str, Strict(), AfterValidator(path_text)]
 RunPath = Annotated[Path, BeforeValidator(_as_path)]
 Flag = Annotated[bool, Strict()]

@@ -44,6 +44,11 @@ class Run(Section):
         examples=["ds_configs/zero3_bf16.json"],
     )
 
+    @property
+    def packs(self) -> bool:
+        """Whether several rows share a sequence; a classifier head reads one at a time."""
+        return self.data.packing and self.model.head == "lm"
+
     @field_validator("report_to", mode="before")
     @classmethod
     def _accept_bare_name(cls, value: object) -> object:

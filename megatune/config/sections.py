@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict
 
 from megatune.config.fields import (
+    BlockText,
     Count,
     CountOrZero,
     Flag,
+    Metric,
     NonNegative,
     Offload,
     PathText,
@@ -25,11 +27,16 @@ from megatune.config.fields import (
 )
 from megatune.config.source import DataSource
 
-Task = Literal["text", "dialogue"]
+Task = Literal["text", "dialogue", "classification", "ner", "qa", "summarization", "translation"]
 
 TASK_ROWS: dict[str, str] = {
     "text": "rows with `text`, or with `prompt` and `completion`",
     "dialogue": "rows with `messages`, a list of {role, content}",
+    "classification": "rows with `text` and `label`; with multi_label `text` and a list `labels`",
+    "ner": "rows with `tokens` and `tags`, lists of equal length (B-PER, I-PER, O)",
+    "qa": "rows with `question` and `answer` or a list `answers`, and a `context` if there is one",
+    "summarization": "rows with `document` and `summary`",
+    "translation": "rows with `source` and `target`, or `translation: {en: ..., de: ...}`",
 }
 """What a row of each task holds, in words."""
 
@@ -42,6 +49,10 @@ class ModelSection(Section):
     )
     initialize: Literal["pretrained", "random"] = Field(
         default="pretrained", description="Take the weights, or draw them from config.json (benchmarks)."
+    )
+    head: Literal["lm", "classifier"] = Field(
+        default="lm",
+        description="Write answers with the language model, or train a classifier head for classification, ner or qa.",
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         default="auto",
@@ -85,6 +96,33 @@ class DataSection(Section):
         default="all_exhausted",
         description="An epoch of a mixture with weights: every row at least once (small sources repeat), or no row "
         "twice (large sources are drawn from).",
+    )
+    test: DataSource | None = Field(
+        default=None,
+        description="Rows for the scores before and after training, which decide nothing.",
+        examples=["data/test.jsonl"],
+    )
+    template: BlockText | None = Field(
+        default=None,
+        description="Prompt of a task's rows in jinja2, in place of the task's own (docs/tasks.md).",
+        examples=["{{ text }} Topic:"],
+    )
+    chat: Flag = Field(
+        default=False,
+        description="Put a task's prompt and answer through the chat template, as one exchange.",
+    )
+    labels: list[Text] = Field(
+        default_factory=list,
+        description="Labels of a classification, or entity types of ner; otherwise those of the training rows.",
+        examples=[["positive", "negative"]],
+    )
+    multi_label: Flag = Field(default=False, description="Rows of a classification have a list of labels.")
+    tag_scheme: Literal["bio", "bioes"] = Field(default="bio", description="How the tags of ner are written.")
+    source_lang: Text | None = Field(
+        default=None, description="Language that a translation starts from.", examples=["en"]
+    )
+    target_lang: Text | None = Field(
+        default=None, description="Language that a translation ends in.", examples=["de"]
     )
     max_seq_length: int = Field(
         default=1024, strict=True, ge=2, le=2**24, description="Tokens in a sequence."
@@ -149,6 +187,10 @@ class TrainSection(Section):
     adam_beta2: Share = Field(default=0.999, description="Decay of Adam's second moment.")
     adam_epsilon: Positive = Field(default=1e-8, description="Added to Adam's denominator.")
     momentum: Share = Field(default=0.0, description="Momentum of sgd.")
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none",
+        description="Losses of a classifier head: equal, or with the same share for every class.",
+    )
     max_grad_norm: NonNegative = Field(
         default=1.0, description="Gradients are scaled down to this global norm; 0 switches it off."
     )
@@ -175,7 +217,7 @@ class ParallelSection(Section):
 
 
 class EvaluateSection(Section):
-    """Evaluation on data.validation; it always runs before the first and after the last step."""
+    """Evaluation on data.validation, always before the first and after the last step too; on data.test only then."""
 
     eval_steps: Count | None = Field(
         default=None,
@@ -187,14 +229,41 @@ class EvaluateSection(Section):
         description="Sequences a rank evaluates at once; otherwise as in training.",
         examples=[4],
     )
-    metric_for_best_model: Literal["loss"] = Field(
-        default="loss", description="What makes a checkpoint the best one."
+    metric_for_best_model: Metric = Field(
+        default="loss",
+        description="What makes a checkpoint the best one: loss, perplexity, or a metric of the task (docs/tasks.md).",
+    )
+    greater_is_better: Flag | None = Field(
+        default=None,
+        description="Whether more of it is better; without it what the metric is known for.",
+        examples=[True],
     )
     early_stopping_patience: Count | None = Field(
         default=None, description="Stop after so many evaluations without a better metric.", examples=[3]
     )
+    early_stopping_min_delta: NonNegative = Field(
+        default=0.0, description="How much better the metric must be to count as better."
+    )
+    load_best_model_at_end: Flag = Field(
+        default=False, description="Score and export the best checkpoint instead of the last."
+    )
     max_eval_rows: Count | None = Field(
         default=None, description="Evaluate on the first rows only.", examples=[1000]
+    )
+    answers: Flag = Field(
+        default=True, description="Score the answers to a task's rows; false measures the loss alone."
+    )
+    max_new_tokens: Count = Field(default=64, description="Longest answer that is written, in tokens.")
+    num_beams: Count = Field(default=1, description="Beams of the search for an answer; 1 is greedy.")
+    do_sample: Flag = Field(default=False, description="Draw answers instead of taking the likeliest.")
+    temperature: Positive = Field(default=1.0, description="Of drawing: below 1 likelier tokens gain.")
+    top_k: CountOrZero = Field(default=0, description="Draw among so many likeliest tokens; 0 is all.")
+    top_p: Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        default=1.0, description="Draw among the likeliest tokens that together have this probability."
+    )
+    gather_weights: Literal["auto", "once", "per_token"] = Field(
+        default="auto",
+        description="Make weights whole once for all answers, or at every token; auto: once where they fit.",
     )
 
 

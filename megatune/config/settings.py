@@ -16,7 +16,7 @@ from megatune.config.source import source_fields
 from megatune.errors import ConfigError
 
 COMMAND_LINE = "command line"
-_SOURCES: tuple[Key, ...] = (("data", "train"), ("data", "validation"))
+_SOURCES: tuple[Key, ...] = (("data", "train"), ("data", "validation"), ("data", "test"))
 _DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
 

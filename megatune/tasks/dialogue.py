@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from megatune.tasks import completion
 from megatune.tasks.chat import Message, assistant_segments, read_messages, whole_conversation
 from megatune.tasks.columns import RowError, choose_form, text_of
-from megatune.tasks.segments import RenderChat, Segment, Task
+from megatune.tasks.options import DEFAULTS, TaskOptions
+from megatune.tasks.segments import RenderChat, Segment
+from megatune.tasks.task import Task
 
 FORMS = (("messages",), completion.FORM)
 
@@ -16,6 +18,7 @@ def segments(
     columns: Mapping[str, str],
     completion_only: bool,
     render_chat: RenderChat | None,
+    options: TaskOptions = DEFAULTS,  # noqa: ARG001  (all tasks are called alike)
 ) -> list[Segment]:
     """A conversation, or prompt + completion as one exchange of user and assistant.
 

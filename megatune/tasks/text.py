@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 from megatune.tasks import completion
 from megatune.tasks.columns import MissingColumnsError, RowError, choose_form, text_of
-from megatune.tasks.segments import RenderChat, Segment, Task
+from megatune.tasks.options import DEFAULTS, TaskOptions
+from megatune.tasks.segments import RenderChat, Segment
+from megatune.tasks.task import Task
 
 FORMS = (("text",), completion.FORM)
 
@@ -15,6 +17,7 @@ def segments(
     columns: Mapping[str, str],
     completion_only: bool,
     render_chat: RenderChat | None,  # noqa: ARG001  (all tasks are called alike)
+    options: TaskOptions = DEFAULTS,  # noqa: ARG001
 ) -> list[Segment]:
     """A `text` is trained on as a whole; of prompt + completion the completion, or both."""
     values = _values(row, columns)

@@ -1,0 +1,45 @@
+"""Bootstrap intervals of metrics that are functions of sums over rows (Efron, 1979)."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from megatune.tasks.scores import Interval
+
+Numbers = npt.NDArray[np.float64]
+NUM_SAMPLES = 1000
+_SEED = 12345
+_DRAWN_AT_ONCE = 2**22
+
+
+def bootstrap(statistics: Numbers, metrics: Callable[[Numbers], dict[str, Numbers]]) -> dict[str, Interval]:
+    """95 % percentile intervals from 1000 samples of the rows with replacement; the same at every call.
+
+    statistics: (rows, k), what each row adds. metrics: (samples, k) sums -> name -> (samples,) values.
+    No intervals for fewer than two rows.
+    """
+    num_rows = len(statistics)
+    if num_rows < 2:
+        return {}
+    draw = np.random.default_rng(_SEED)
+    at_once = max(1, _DRAWN_AT_ONCE // num_rows)
+    sums = []
+    for start in range(0, NUM_SAMPLES, at_once):
+        counts = draw.multinomial(
+            num_rows, np.full(num_rows, 1 / num_rows), size=min(at_once, NUM_SAMPLES - start)
+        )
+        sums.append(counts @ statistics)
+    values = metrics(np.concatenate(sums))
+    return {name: _middle(found) for name, found in values.items()}
+
+
+def f1_of(hits: Numbers, answered: Numbers, wanted: Numbers) -> Numbers:
+    """F1 from counts of right, given and wanted answers; 0 where there are neither."""
+    both = answered + wanted
+    return np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
+
+
+def _middle(values: Numbers) -> Interval:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,179 @@
+"""Scores are those of the reference libraries on the same answers, and their intervals are what they say."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from seqeval.metrics import f1_score as entity_f1
+from seqeval.scheme import IOB2, IOBES
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+from megatune.tasks import TASKS
+from megatune.tasks.metrics.bleu import translation_scores
+from megatune.tasks.metrics.bootstrap import bootstrap
+from megatune.tasks.metrics.classification import multi_label_scores, single_label_scores
+from megatune.tasks.metrics.entities import entity_scores
+from megatune.tasks.metrics.rouge import rouge_scores
+from megatune.tasks.metrics.squad import squad_scores, token_f1
+from megatune.tasks.scores import greater_is_better
+from megatune.tasks.tags import Span, read_spans, write_tags
+
+LABELS = ["acq", "crude", "earn", "trade"]
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "far"]
+
+
+def drawn(choices: Sequence[str], number: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    return [draw.choice(choices) for _ in range(number)]
+
+
+def texts(number: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(3, 9))) for _ in range(number)]
+
+
+def tag_rows(number: int, scheme: str, seed: int) -> list[list[str]]:
+    draw, rows = random.Random(seed), []
+    for _ in range(number):
+        spans, at = [], 0
+        while at < 9:
+            start = at + draw.randint(0, 3)
+            stop = min(10, start + draw.randint(1, 3))
+            if start < stop:
+                spans.append(Span(start, stop, draw.choice(["PER", "LOC"])))
+            at = stop + draw.randint(0, 1)
+        rows.append(write_tags(spans, 10, scheme))
+    return rows
+
+
+def test_label_scores_are_those_of_scikit_learn() -> None:
+    gold, answers = drawn(LABELS, 200, 1), drawn(LABELS[:3], 200, 2)
+
+    scores = single_label_scores(gold, answers, LABELS)
+
+    assert scores.metrics["accuracy"] == accuracy_score(gold, answers)
+    for average in ("macro", "micro", "weighted"):
+        expected = f1_score(gold, answers, average=average, zero_division=0)
+        assert scores.metrics[f"{average}_f1"] == pytest.approx(expected, abs=1e-12)
+    confusion = scores.details["confusion"]
+    assert confusion["rows_gold_columns_answer"] == confusion_matrix(gold, answers, labels=LABELS).tolist()
+    assert next(iter(scores.metrics)) == "accuracy"
+
+
+def test_scores_of_several_labels_are_those_of_scikit_learn() -> None:
+    draw = random.Random(3)
+    gold, answers = ([sorted(draw.sample(LABELS, draw.randint(0, 3))) for _ in range(100)] for _ in range(2))
+    binary = [[[label in row for label in LABELS] for row in rows] for rows in (gold, answers)]
+
+    scores = multi_label_scores(gold, answers, LABELS)
+
+    for average in ("macro", "micro"):
+        expected = f1_score(*binary, average=average, zero_division=0)
+        assert scores.metrics[f"{average}_f1"] == pytest.approx(expected, abs=1e-12)
+    assert scores.metrics["exact_match"] == accuracy_score(*binary)
+
+
+@pytest.mark.parametrize(("scheme", "library"), [("bio", IOB2), ("bioes", IOBES)])
+def test_entity_scores_are_those_of_seqeval_in_strict_mode(scheme: str, library: type) -> None:
+    gold, answers = tag_rows(40, scheme, 4), tag_rows(40, scheme, 5)
+    answers[3] = ["I-PER", *answers[3][1:]]  # breaks both schemes, and counts for nothing
+
+    scores = entity_scores(gold, answers, scheme)
+
+    expected = entity_f1(gold, answers, mode="strict", scheme=library)
+    assert scores.metrics["f1"] == pytest.approx(expected, abs=1e-12)
+    assert 0 < scores.metrics["f1"] < 1
+    low, high = scores.intervals["f1"]
+    assert low < scores.metrics["f1"] < high
+
+
+def test_rows_without_any_entity_score_zero_and_say_so_in_numbers() -> None:
+    scores = entity_scores([["O"], ["O", "O"]], [["O"], ["O", "O"]], "bio")
+
+    assert scores.metrics == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "token_accuracy": 1.0}
+
+
+@pytest.mark.parametrize("scheme", ["bio", "bioes"])
+def test_tags_are_read_as_the_spans_they_were_written_from(scheme: str) -> None:
+    spans = [Span(0, 1, "PER"), Span(1, 4, "PER"), Span(6, 8, "LOC")]
+
+    assert read_spans(write_tags(spans, 9, scheme), scheme) == spans
+
+
+def test_short_answers_are_scored_as_by_the_squad_script() -> None:
+    """Worked by hand from the rules of the script: case, articles and punctuation do not count."""
+    gold = [["Paris", "the city of Paris"], ["4"], ["an old dog"], []]
+    answers = ["city of paris!", "four", "old cat", ""]
+
+    scores = squad_scores(gold, answers)
+
+    assert scores.metrics["exact_match"] == pytest.approx(2 / 4)
+    assert scores.metrics["f1"] == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+    assert token_f1("a", "the") == 1.0, "both are empty once articles are gone"
+
+
+def test_rouge_is_that_of_rouge_score() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    gold, answers = texts(30, 6), texts(30, 7)
+    scorer = RougeScorer(["rouge2", "rougeLsum"], use_stemmer=True)
+    expected = [scorer.score(one, other) for one, other in zip(gold, answers, strict=True)]
+
+    scores = rouge_scores(gold, answers)
+
+    for name in ("rouge2", "rougeLsum"):
+        assert scores.metrics[name] == pytest.approx(np.mean([row[name].fmeasure for row in expected]))
+
+
+def test_bleu_is_that_of_sacrebleu_and_comes_with_its_signature() -> None:
+    import sacrebleu
+
+    gold, answers = texts(30, 8), texts(30, 9)
+
+    scores = translation_scores(gold, answers)
+
+    assert scores.metrics["bleu"] == sacrebleu.corpus_bleu(answers, [gold]).score
+    assert scores.metrics["chrf"] == sacrebleu.corpus_chrf(answers, [gold]).score
+    assert scores.metrics["ter"] == sacrebleu.corpus_ter(answers, [gold]).score
+    assert "tok:13a" in scores.details["signatures"]["bleu"]
+    assert scores.intervals["bleu"][0] < scores.metrics["bleu"] < scores.intervals["bleu"][1]
+
+
+def test_the_interval_of_a_share_is_as_wide_as_the_binomial_one() -> None:
+    rows = np.array([[1.0, 1.0]] * 300 + [[0.0, 1.0]] * 100)
+
+    low, high = bootstrap(rows, lambda sums: {"share": sums[:, 0] / sums[:, 1]})["share"]
+
+    half = 1.96 * (0.75 * 0.25 / 400) ** 0.5
+    assert low == pytest.approx(0.75 - half, abs=0.01)
+    assert high == pytest.approx(0.75 + half, abs=0.01)
+
+
+def test_one_row_has_a_score_and_no_interval() -> None:
+    scores = squad_scores([["4"]], ["4"])
+
+    assert (scores.metrics["exact_match"], scores.intervals) == (1.0, {})
+
+
+def test_of_losses_lower_is_better_and_of_scores_higher() -> None:
+    assert [greater_is_better(name) for name in ("f1", "accuracy", "bleu", "rouge1", "exact_match")] == [
+        True
+    ] * 5
+    assert not any(greater_is_better(name) for name in ("loss", "word_perplexity", "ter", "hamming_loss"))
+
+
+def test_every_task_names_all_its_scores() -> None:
+    tags = [["B-PER", "O"]]
+    single = single_label_scores(["a"], ["b"], LABELS).metrics
+    found = {
+        "classification": {**single, **multi_label_scores([["acq"]], [[]], LABELS).metrics},
+        "ner": entity_scores(tags, tags, "bio").metrics,
+        "qa": squad_scores([["a"]], ["b"]).metrics,
+        "summarization": rouge_scores(["a"], ["b"]).metrics,
+        "translation": translation_scores(["a"], ["b"]).metrics,
+    }
+    for name, task in TASKS.items():
+        assert (task.answers is None) == (name not in found)
+        if task.answers is not None:
+            assert task.answers.metrics == set(found[name])
