@@ -28,9 +28,10 @@ class Batch:
     """(batch, seq), int64. From 0 in each document, and in the padding."""
     labels: torch.Tensor
     """(batch, seq), int64. The token that comes next; -100 where no loss is taken: outside the targets,
-    at the last token of a document, in the padding. Already shifted: logits and labels line up."""
+    at the last token of a document, in the padding. Already shifted: logits and labels line up. For a
+    classifier head as in `labelled.py`."""
     num_targets: int
-    """Labels that a loss is taken on."""
+    """Losses that are taken: labels, or for a classifier head rows or words."""
     num_tokens: int
     """Tokens without the padding."""
     sum_squared_lengths: int
@@ -58,7 +59,7 @@ def collate(
         input_ids=torch.from_numpy(ids),
         position_ids=torch.from_numpy(positions),
         labels=torch.from_numpy(labels),
-        num_targets=int((labels != IGNORED).sum()),
+        num_targets=_num_targets(rows, labels),
         num_tokens=sum(lengths),
         sum_squared_lengths=sum(length * length for length in lengths),
     )
@@ -117,6 +118,15 @@ def _batch(prepared: PreparedSet, numbers: RowNumbers, pad_to_multiple_of: int) 
     return collate(rows, pad_id=prepared.pad_id, pad_to_multiple_of=pad_to_multiple_of)
 
 
+def _num_targets(
+    rows: Sequence[Sequence[Example]], labels: "np.ndarray[tuple[int, int], np.dtype[np.int64]]"
+) -> int:
+    """A span head has labels at every token it may choose, and one loss a row."""
+    if any(document.labels is not None for row in rows for document in row):
+        return sum(int(document.is_target.sum()) for row in rows for document in row)
+    return int((labels != IGNORED).sum())
+
+
 _Line = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
@@ -127,6 +137,9 @@ def _place(documents: Sequence[Example], ids: _Line, positions: _Line, labels: _
         end = start + len(document.input_ids)
         ids[start:end] = document.input_ids
         positions[start:end] = np.arange(end - start)
-        labels[start : end - 1] = np.where(document.is_target[1:], document.input_ids[1:], IGNORED)
+        if document.labels is not None:
+            labels[start:end] = document.labels  # of the token itself, not of the next one
+        else:
+            labels[start : end - 1] = np.where(document.is_target[1:], document.input_ids[1:], IGNORED)
         start = end
     positions[start:] = np.arange(len(positions) - start)

@@ -12,9 +12,9 @@ from megatune.data.arrays import ArrayReader, ArrayWriter
 from megatune.data.duplicates import num_duplicates
 from megatune.data.mixture import Mixture
 from megatune.data.pack import pack
-from megatune.data.part import Tally
+from megatune.data.part import LABELS, Tally
 from megatune.data.pool import Pool, Side
-from megatune.data.prepared import ARRAYS
+from megatune.data.prepared import TYPES
 from megatune.data.quality import Findings, Report
 from megatune.errors import DataError
 
@@ -65,8 +65,9 @@ def build_set(
         "max_seq_length": settings.max_seq_length,
         "packed": settings.packing,
         # Some tokenizers pad with an id that was never given a row in the embedding; one that is in
-        # the data has a row for certain, and a filler may be any.
-        "pad_id": min(pad_id, tally.max_token_id),
+        # the data has a row for certain, and a filler may be any. A classifier head finds the end of a text by
+        # it, so there it stays.
+        "pad_id": pad_id if pool.labels else min(pad_id, tally.max_token_id),
     }
     return described, findings.report(
         tally,
@@ -83,7 +84,7 @@ def _write_examples(pool: Pool, side: Side, folder: Path, findings: Findings) ->
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(array_writer(folder, name))
-            for name in ("tokens", "is_target", "example_offsets", "row_hashes")
+            for name in ("tokens", "is_target", "example_offsets", "row_hashes", *pool.labels)
         }
         writers["example_offsets"].append(np.zeros(1, dtype=np.int64))
         for block in pool.blocks():
@@ -96,6 +97,8 @@ def _write_examples(pool: Pool, side: Side, folder: Path, findings: Findings) ->
             is_token = np.repeat(is_chosen, block.records["length"])
             writers["tokens"].append(block.tokens[is_token])
             writers["is_target"].append(block.is_target[is_token])
+            if block.labels is not None:
+                writers[LABELS].append(block.labels[is_token])
             ends = num_tokens + np.cumsum(chosen["length"], dtype=np.int64)
             writers["example_offsets"].append(ends)
             num_tokens = int(ends[-1])
@@ -172,4 +175,4 @@ def _pages(num_examples: int) -> Iterator[tuple[int, int]]:
 
 def array_writer(folder: Path, name: str) -> ArrayWriter:
     """Writes the array `name` of a prepared set."""
-    return ArrayWriter(folder / f"{name}.npy", ARRAYS[name])
+    return ArrayWriter(folder / f"{name}.npy", TYPES[name])

@@ -15,13 +15,13 @@ Conversation = list[str]
 """Turns, the user's first: question, answer, question, answer."""
 
 
-def chatterbot_conversations(corpus_folder: Path) -> list[Conversation]:
-    """All conversations of the YAML files in a folder, by file name, each as whole exchanges.
+def chatterbot_conversations(corpus_folder: Path, names: Sequence[str] = ()) -> list[Conversation]:
+    """All conversations of the YAML files in a folder, or of `names`, by file name, each as whole exchanges.
 
     A last turn without an answer and blank turns are left out; what is written twice is kept once.
     Raises DataError when there are no such files or one is not as expected.
     """
-    files = sorted(corpus_folder.glob("*.yml"))
+    files = sorted(file for file in corpus_folder.glob("*.yml") if not names or file.name in names)
     if not files:
         raise DataError(f"{corpus_folder} holds no .yml files; fetch the corpus first")
     found = {tuple(turns): turns for file in files for turns in map(_exchanges, _conversations(file))}

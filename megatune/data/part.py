@@ -14,6 +14,7 @@ import numpy as np
 
 from megatune.data.arrays import ArrayWriter
 from megatune.data.jsonfiles import RangeRows
+from megatune.data.labelled import labeller
 from megatune.data.read import FileBlock
 from megatune.data.rows import Row
 from megatune.data.segmenting import Segmenting, content_hash
@@ -48,6 +49,8 @@ BLOCK = np.dtype(
     ]
 )
 PART_ARRAYS = {"tokens": np.dtype("i4"), "is_target": np.dtype("?"), "examples": EXAMPLE, "blocks": BLOCK}
+LABELS = "labels"
+"""Of each token, beside `tokens`, in parts that are made for a classifier head."""
 _MOST_LABELS = 200
 _LONGEST_LABEL_CHARS = 80
 
@@ -126,6 +129,13 @@ class PartSettings:
     """One for each source."""
     limit: Limit
     vocab_size: int | None
+    head: str = "lm"
+    """lm, or classifier: then tokens have labels beside them."""
+
+    @property
+    def arrays(self) -> dict[str, np.dtype[Any]]:
+        """The arrays of a part, and what they hold."""
+        return PART_ARRAYS if self.head == "lm" else {**PART_ARRAYS, LABELS: np.dtype("i4")}
 
 
 OnBlock = Callable[[int, int], None]
@@ -153,7 +163,7 @@ def write_part(
     with ExitStack() as stack:
         arrays = {
             name: stack.enter_context(ArrayWriter(folder / f"{name}.npy", kind))
-            for name, kind in PART_ARRAYS.items()
+            for name, kind in settings.arrays.items()
         }
         try:
             for at, found in enumerate(blocks):
@@ -188,8 +198,14 @@ def _write_block(
     rows = found.block.rows()
     render_chat = chat_renderer(tokenizer)
     num_examples = arrays["examples"].length
-    for batch in _batches(rows, settings.segmenting[found.source], render_chat):
-        _write_batch(batch, arrays, tokenizer, settings, tally)
+    segmenting = settings.segmenting[found.source]
+    label = None if settings.head == "lm" else labeller(segmenting.task, tokenizer)
+    for batch in _batches(rows, segmenting, render_chat):
+        if label is None:
+            examples = tokenize([segments for _, segments, _ in batch], tokenizer, settings.limit)
+        else:
+            examples = [segmenting.labelled(row, label, settings.limit) for row, _, _ in batch]
+        _write_batch(batch, examples, arrays, tokenizer, settings, tally)
     counted = (rows.num_rows, rows.num_lines) if isinstance(rows, RangeRows) else (0, 0)
     written = arrays["examples"].length - num_examples
     arrays["blocks"].append(np.array([(found.source, found.file, written, *counted)], dtype=BLOCK))
@@ -215,22 +231,24 @@ def _batches(rows: Iterable[Row], segmenting: Segmenting, render_chat: RenderCha
 
 def _write_batch(
     batch: _Batch,
+    examples: list[list[Tokenized]],
     arrays: dict[str, ArrayWriter],
     tokenizer: "PreTrainedTokenizerBase",
     settings: PartSettings,
     tally: Tally,
 ) -> None:
-    found = tokenize([segments for _, segments, _ in batch], tokenizer, settings.limit)
     unknown_id = _unknown_id(tokenizer)
     ids: list[Any] = []
     masks: list[Any] = []
+    labels: list[Any] = []
     records = []
-    for (row, segments, hashed), pieces in zip(batch, found, strict=True):
+    for (row, segments, hashed), pieces in zip(batch, examples, strict=True):
         kept = _kept(pieces, segments, tally)
         for piece, item in enumerate(kept):
             example = item.example
             ids.append(example.input_ids)
             masks.append(example.is_target)
+            labels.append(example.labels)
             largest = int(example.input_ids.max())
             if largest > tally.max_token_id:
                 tally.max_token_id = largest
@@ -244,6 +262,8 @@ def _write_batch(
     if records:
         arrays["tokens"].append(np.concatenate(ids))
         arrays["is_target"].append(np.concatenate(masks))
+        if LABELS in arrays:
+            arrays[LABELS].append(np.concatenate(labels))
         arrays["examples"].append(np.array(records, dtype=EXAMPLE))
 
 

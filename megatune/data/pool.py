@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from megatune.data.arrays import ArrayReader
 from megatune.data.pack import mixed
-from megatune.data.part import PART_ARRAYS
+from megatune.data.part import LABELS, PART_ARRAYS
 from megatune.errors import DataError
 
 Values = npt.NDArray[Any]
@@ -31,6 +31,8 @@ class PoolBlock:
     """(examples,), of the type `part.EXAMPLE`."""
     tokens: Values
     is_target: Values
+    labels: Values | None = None
+    """Of each token, for a classifier head."""
 
 
 class Pool:
@@ -38,10 +40,12 @@ class Pool:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = folders
+        self.labels = (LABELS,) if (folders[0] / f"{LABELS}.npy").exists() else ()
+        """The array of labels that the parts have, if they are for a classifier head."""
 
     def blocks(self, *, with_tokens: bool = True) -> Iterator[PoolBlock]:
         """All blocks, in the order of the rows. Without tokens their arrays are empty."""
-        names = PART_ARRAYS if with_tokens else ("examples", "blocks")
+        names = (*PART_ARRAYS, *self.labels) if with_tokens else ("examples", "blocks")
         parts = [{n: ArrayReader(folder / f"{n}.npy") for n in names} for folder in self._folders]
         before: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
         try:
@@ -56,7 +60,8 @@ class Pool:
                 )
                 seen = before[int(block["file"])]
                 place = int(block["source"]), int(block["file"]), seen[0], seen[1]
-                yield PoolBlock(*place, records, tokens, targets)
+                labels = part[LABELS].next(num_tokens) if self.labels and with_tokens else None
+                yield PoolBlock(*place, records, tokens, targets, labels)
                 seen[0] += int(block["rows"])
                 seen[1] += int(block["lines"])
         finally:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ from megatune.data.tokenize import Side as CutSide
 from megatune.errors import DataError
 from megatune.files import sync_folder
 from megatune.launch.devices import count_cpus
-from megatune.tasks import TASKS
+from megatune.tasks import DEFAULTS, TASKS, TaskOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,6 +53,8 @@ class Settings:
     no_row_twice: bool = False
     val_size: float | None = None
     seed: int = 0
+    options: TaskOptions = DEFAULTS
+    head: str = "lm"
 
     def named(self, *, is_validation: bool) -> dict[str, object]:
         """Those that make a difference, by their names in the run file."""
@@ -69,6 +71,8 @@ class Settings:
             "data.stopping_strategy": self.no_row_twice if is_weighted else None,
             "data.val_size": self.val_size,
             "train.seed": self.seed if is_drawn else None,
+            "model.head": self.head,
+            **{f"data.{name}": value for name, value in asdict(self.options).items()},
             "schema": SCHEMA,
         }
 
@@ -79,7 +83,7 @@ class Preparation:
 
     sources: Sequence[Source]
     split_name: str
-    """`train` or `validation`: for messages, and the default split."""
+    """`train`, `validation` or `test`: for messages, and the default split."""
     settings: Settings
     tokenizer: "PreTrainedTokenizerBase"
     tokenizer_name: str
@@ -155,13 +159,16 @@ class Preparation:
                 completion_only=settings.completion_only,
                 columns=source.columns,
                 split_name=self.split_name,
+                options=settings.options,
             )
             for source in files
         )
         limit = Limit(
             max_length=settings.max_seq_length, long_rows=settings.long_rows, side=settings.truncation_side
         )
-        part = PartSettings(segmenting=segmenting, limit=limit, vocab_size=self.vocab_size)
+        part = PartSettings(
+            segmenting=segmenting, limit=limit, vocab_size=self.vocab_size, head=settings.head
+        )
         return Job(sources=files, tokenizer=self.tokenizer, settings=part, scratch=scratch)
 
     def _tokenise(self, job: Job) -> list[Tally]:
@@ -263,7 +270,7 @@ def _check_columns(source: Source, task: str, split_name: str) -> None:
     """Raises DataError for a mapped name that the task does not read."""
     if task not in TASKS:
         raise DataError(f"there is no task {task!r}; tasks are {', '.join(TASKS)}")
-    readable = {name for form in TASKS[task].forms for name in form}
+    readable = TASKS[task].columns
     unknown = sorted(set(source.columns) - readable)
     if unknown:
         raise DataError(

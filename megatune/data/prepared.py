@@ -9,6 +9,7 @@ import numpy.typing as npt
 import xxhash
 
 from megatune.data.arrays import map_array, sync
+from megatune.data.part import LABELS
 from megatune.data.quality import Report, report_from
 from megatune.data.tokenize import Example
 from megatune.errors import DataError
@@ -28,6 +29,10 @@ ARRAYS = {
 """Example e holds tokens example_offsets[e] : [e + 1]; row r holds the examples
 row_examples[row_offsets[r] : [r + 1]]. row_hashes has one value for each row of the user's data that is
 in the set: rows that say the same have the same."""
+
+OPTIONAL_ARRAYS = {LABELS: "int32"}
+"""Beside `tokens`, in sets that are made for a classifier head."""
+TYPES = {**ARRAYS, **OPTIONAL_ARRAYS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,10 @@ class PreparedSet:
                 raise ValueError(f"its schema is {manifest['schema']}, this version reads {SCHEMA}")
             if manifest.pop("xxh3") != _own_hash(manifest):
                 raise ValueError(f"{MANIFEST} changed since it was written")
-            arrays = {name: _checked_array(folder, name, manifest) for name in ARRAYS}
+            optional = [
+                name for name in OPTIONAL_ARRAYS if _array_file(folder, name).name in manifest["files"]
+            ]
+            arrays = {name: _checked_array(folder, name, manifest) for name in (*ARRAYS, *optional)}
             report = report_from(manifest["report"])
             return cls(folder=folder, report=report, arrays=arrays, **manifest["set"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -74,7 +82,8 @@ class PreparedSet:
     def example(self, number: int) -> Example:
         """One document."""
         start, end = self.arrays["example_offsets"][number : number + 2]
-        return Example(self.arrays["tokens"][start:end], self.arrays["is_target"][start:end])
+        labels = self.arrays[LABELS][start:end] if LABELS in self.arrays else None
+        return Example(self.arrays["tokens"][start:end], self.arrays["is_target"][start:end], labels)
 
     @property
     def row_hashes(self) -> Path:
@@ -98,7 +107,7 @@ def write_manifest(folder: Path, *, counts: dict[str, Any], report: Report, abou
     counts: the fields of PreparedSet that are neither folder, report nor arrays. about: what the
     set was made from: see `fingerprint.changes`.
     """
-    paths = [_array_file(folder, name) for name in ARRAYS]
+    paths = [path for name in TYPES if (path := _array_file(folder, name)).exists() or name in ARRAYS]
     files = {path.name: {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths}
     manifest = {"schema": SCHEMA, "set": counts, "report": asdict(report), "about": about, "files": files}
     manifest["xxh3"] = _own_hash(manifest)
@@ -124,9 +133,9 @@ def _checked_array(folder: Path, name: str, manifest: dict[str, Any]) -> npt.NDA
     if found != expected:
         raise ValueError(f"{path.name} has {found} bytes, its manifest says {expected}")
     array = map_array(path)
-    if array.dtype != ARRAYS[name] or array.ndim != 1:
+    if array.dtype != TYPES[name] or array.ndim != 1:
         raise ValueError(
-            f"{path.name} holds {array.dtype} in {array.ndim} dimensions, not {ARRAYS[name]} in 1"
+            f"{path.name} holds {array.dtype} in {array.ndim} dimensions, not {TYPES[name]} in 1"
         )
     return array
 

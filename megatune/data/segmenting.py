@@ -1,13 +1,26 @@
 """Rows -> segments of text, with every complaint naming the place of its row; and a hash of what is said."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import xxhash
 
+from megatune.data.labelled import Labeller
 from megatune.data.rows import Row
+from megatune.data.tokenize import Limit, Tokenized
 from megatune.errors import DataError
-from megatune.tasks import TASKS, MissingColumnsError, RenderChat, RowError, Segment
+from megatune.tasks import (
+    DEFAULTS,
+    TASKS,
+    MissingColumnsError,
+    RenderChat,
+    RowError,
+    Segment,
+    TaskOptions,
+)
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,16 +31,32 @@ class Segmenting:
     completion_only: bool
     columns: Mapping[str, str]
     split_name: str
+    options: TaskOptions = DEFAULTS
 
     def segments(self, row: Row, render_chat: RenderChat | None) -> list[Segment]:
         """The segments of `row`; render_chat as tasks want it. Raises DataError with its place."""
-        try:
-            return TASKS[self.task].segments(
+        return self.located(
+            row,
+            lambda: TASKS[self.task].segments(
                 row.values,
                 columns=self.columns,
                 completion_only=self.completion_only,
                 render_chat=render_chat,
-            )
+                options=self.options,
+            ),
+        )
+
+    def labelled(self, row: Row, label: Labeller, limit: Limit) -> list[Tokenized]:
+        """The example that a classifier head learns from. Raises DataError with the place of `row`."""
+        found = self.located(row, lambda: label(row.values, self.columns, self.options))
+        example = found.tokenized(limit.max_length)
+        is_dropped = example.num_cut > 0 and limit.long_rows == "drop"
+        return [found.tokenized(0) if is_dropped else example]
+
+    def located(self, row: Row, make: Callable[[], Made]) -> Made:
+        """What `make` makes of `row`. Raises DataError, with the place of the row, for what RowError says."""
+        try:
+            return make()
         except MissingColumnsError as missing:
             raise DataError(f"{row.where} {missing}. {self._mapping_hint(missing.found)}") from None
         except RowError as error:

@@ -26,6 +26,8 @@ class Example:
     """(length,), int32."""
     is_target: Mask
     """(length,). Never true for the first token, which nothing predicts: its sum is the number of losses."""
+    labels: Ids | None = None
+    """(length,), for a classifier head: see `labelled.py`. Then `is_target` counts losses and no more."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,37 @@
+"""The labels that the rows of a task have, where the run file does not name them."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from megatune.data.each_row import each_row
+from megatune.data.read import Source
+from megatune.data.segmenting import Segmenting
+from megatune.errors import DataError
+from megatune.tasks import TASKS, TaskOptions
+
+
+def with_labels(
+    options: TaskOptions, task: str, sources: Sequence[Source], *, split_name: str
+) -> TaskOptions:
+    """`options` with the labels of all rows of `sources`, sorted, unless it names some or the task has none.
+
+    Raises DataError for a row without a usable label, and when there are fewer than two of a classification.
+    """
+    answers = TASKS[task].answers
+    if answers is None or answers.labels_of is None or options.labels:
+        return options
+    labels_of = answers.labels_of
+    found: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix="megatune-labels-") as scratch:
+        for row, columns in each_row(sources, split_name=split_name, scratch=Path(scratch)):
+            place = Segmenting(task=task, completion_only=True, columns=columns, split_name=split_name)
+            found.update(place.located(row, partial(labels_of, row.values, columns, options)))
+    if task == "classification" and len(found) < 2 and not options.multi_label:
+        raise DataError(
+            f"data.{split_name} has {len(found)} label(s) ({', '.join(sorted(found)) or 'none'}); a classification "
+            "needs two or more. Name all that there can be in data.labels"
+        )
+    return replace(options, labels=tuple(sorted(found)))
