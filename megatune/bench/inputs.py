@@ -127,5 +127,5 @@ def _prepared(run_file: Path) -> Path:
     run = load_run(run_file, []).run
     folder = RunFolder(run.train.output_dir)
     folder.create()
-    train, _ = prepared_folders(prepare_inputs(run, folder))
+    train = prepared_folders(prepare_inputs(run, folder))["train"]
     return Path(train)

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from megatune import __version__
-from megatune.cli import bench_commands, cluster_commands, commands, tune_commands
+from megatune.cli import bench_commands, cluster_commands, commands, task_commands, tune_commands
 from megatune.cli.checkpoint_commands import checkpoint_app
 from megatune.errors import MegatuneError
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 commands.register(app)
+task_commands.register(app)
 cluster_commands.register(app)
 tune_commands.register(app)
 bench_commands.register(app)

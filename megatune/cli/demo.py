@@ -26,17 +26,17 @@ def run_demo(overrides: list[str]) -> int:
 
 def _tune_between_answers(recipe: Path, settings: list[str], start: Start) -> int:
     from megatune.config import load_run
-    from megatune.evaluate.generate import answer_prompts
+    from megatune.evaluate.decoding import Decoding
+    from megatune.evaluate.writer import answer_prompts
 
     run = load_run(recipe, settings).run
-    before = answer_prompts(
-        Path(run.model.model_name_or_path), list(PROMPTS), chat=True, max_new_tokens=_MAX_NEW_TOKENS
-    )
+    decoding = Decoding(max_new_tokens=_MAX_NEW_TOKENS)
+    before = answer_prompts(Path(run.model.model_name_or_path), list(PROMPTS), chat=True, decoding=decoding)
     code = train_run(recipe, settings, start=start)
     if code != 0:
         return code
     exported = Path(run.train.output_dir) / "export"
-    after = answer_prompts(exported, list(PROMPTS), chat=True, max_new_tokens=_MAX_NEW_TOKENS)
+    after = answer_prompts(exported, list(PROMPTS), chat=True, decoding=decoding)
     for prompt, old, new in zip(PROMPTS, before, after, strict=True):
         print(f"\n{prompt}\n  before: {_one_line(old)}\n  after:  {_one_line(new)}")
     return code

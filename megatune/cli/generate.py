@@ -2,28 +2,125 @@
 
 import sys
 from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from megatune.errors import ConfigError
+from megatune.launch.run_folder import RunFolder
 from megatune.report.tables import show
+
+if TYPE_CHECKING:
+    from megatune.evaluate.decoding import Decoding
+
+_COMMAND = "megatune generate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What the command line says beside model and prompts."""
+
+    chat: bool
+    tensor_parallel: int
+    as_json: bool
+    stream: bool
 
 
 def generate_answers(
-    model: Path, prompts: list[str], *, chat: bool, max_new_tokens: int, as_json: bool
+    model: Path, prompts: list[str], file: Path | None, decoding: "Decoding", options: GenerateOptions
 ) -> None:
-    """Answer every prompt; without one, each line of standard input is a prompt."""
+    """Answer every prompt; without one hold a conversation, or take each line of standard input for a prompt."""
+    if decoding.do_sample and decoding.num_beams > 1:
+        raise ConfigError(["--sample draws and --beams searches; use one of them"], source=_COMMAND)
+    folder = RunFolder(model).export if RunFolder(model).export.is_dir() else model
+    prompts = [*prompts, *_prompts_of(file)]
     if not prompts and sys.stdin.isatty():
-        raise ConfigError(
-            ["no prompt: give --prompt, or lines on standard input"], source="megatune generate"
-        )
+        _converse(folder, decoding, options)
+        return
     prompts = prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    from megatune.evaluate.generate import answer_prompts
+    if not prompts:
+        raise ConfigError(["no prompt: give --prompt, --file, or lines on standard input"], source=_COMMAND)
+    streams = options.stream and not options.as_json and decoding.num_beams == 1
+    answers = _answers(folder, prompts, decoding, options, streams)
+    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
+    if streams:
+        return
+    lines = [Text(f"> {row['prompt']}\n{row['answer']}\n") for row in rows]
+    show({"schema": 1, "answers": rows}, *lines, as_json=options.as_json)
 
+
+def _answers(
+    folder: Path, prompts: list[str], decoding: "Decoding", options: GenerateOptions, streams: bool
+) -> list[str]:
+    if options.tensor_parallel > 1:
+        from megatune.launch.ask_ranks import ask_ranks
+
+        question = {
+            "tensor_parallel": options.tensor_parallel,
+            "model": str(folder),
+            "prompts": prompts,
+            "chat": options.chat,
+            "decoding": asdict(decoding),
+            "show": streams,
+        }
+        found: list[str] = ask_ranks(
+            "megatune.evaluate.writing_rank", question, num_ranks=options.tensor_parallel, show=streams
+        )["answers"]
+        return found
+    from megatune.evaluate.writer import answer_prompts
+
+    if streams:
+        return answer_prompts(
+            folder,
+            prompts,
+            chat=options.chat,
+            decoding=decoding,
+            before_each=lambda prompt: print(f"> {prompt}"),
+        )
     # Libraries greet on standard output when they are first used; it belongs to the answers alone.
     with redirect_stdout(sys.stderr):
-        answers = answer_prompts(model, prompts, chat=chat, max_new_tokens=max_new_tokens)
-    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
-    lines = [Text(f"> {row['prompt']}\n{row['answer']}\n") for row in rows]
-    show({"schema": 1, "answers": rows}, *lines, as_json=as_json)
+        return answer_prompts(folder, prompts, chat=options.chat, decoding=decoding)
+
+
+def _converse(folder: Path, decoding: "Decoding", options: GenerateOptions) -> None:
+    """Take turns at the terminal until the input ends; with --chat the model sees all that was said."""
+    if options.tensor_parallel > 1:
+        raise ConfigError(
+            ["a conversation runs on one device; give prompts with --prompt or --file for --tp"],
+            source=_COMMAND,
+        )
+    from megatune.evaluate.writer import open_writer
+
+    with open_writer(folder, decoding) as writer:
+        said: list[dict[str, str]] = []
+        print("Ctrl-D ends; an empty line forgets what was said.", file=sys.stderr)
+        while (line := _line()) is not None:
+            if not line.strip():
+                said = []
+                continue
+            said.append({"role": "user", "content": line})
+            answer = writer.answer(said if options.chat else line, show=options.stream)
+            if not options.stream or decoding.num_beams > 1:
+                print(answer)
+            said.append({"role": "assistant", "content": answer})
+
+
+def _line() -> str | None:
+    try:
+        return input("> ")
+    except EOFError:
+        print()
+        return None
+
+
+def _prompts_of(file: Path | None) -> list[str]:
+    """Each line of a file."""
+    if file is None:
+        return []
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"--file {file} cannot be read: {error}"], source=_COMMAND) from error
+    return [line for line in text.splitlines() if line.strip()]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def prepare_run(run_file: Path, overrides: list[str], preview_rows: int, *, as_json: bool) -> int:
-    """Prepare both splits and say what came out; show the first rows if asked. Returns the exit code.
+    """Prepare all splits and say what came out; show the first rows if asked. Returns the exit code.
 
     Under mpirun every process calls this: they share the work, and the first one does the talking.
     """
@@ -47,7 +47,7 @@ def _prepare(loaded: LoadedRun, preview_rows: int, team: "Team", as_json: bool) 
     inputs = prepare_inputs(run, folder, team)
     if team.rank != 0:
         return
-    sets = {name: one for name, one in (("train", inputs.train), ("validation", inputs.validation)) if one}
+    sets = inputs.splits
     num_leaked = _num_leaked(sets)
     draw_quality(sets, folder.data_picture)
     if as_json:

@@ -1,4 +1,7 @@
-"""What training asks of an engine. Two keep it: `ZeroEngine` and `PlainEngine`, which is also the reference."""
+"""What training and evaluation ask of an engine.
+
+`ZeroEngine` and `PlainEngine`, which is also the reference, train; `InferenceEngine` predicts only.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -7,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from megatune.engine.speaker import Gather, Speaker
 from megatune.engine.state import RankState, SavedState
 from megatune.engine.world import World
 from megatune.model.build import BuiltModel
@@ -24,21 +28,34 @@ class StepOutcome:
     """True when fp16 gradients overflowed and the weights were left as they were."""
 
 
-class Engine(Protocol):
-    """A model that can be trained. All methods are collective: every rank calls them."""
+class Predictor(Protocol):
+    """A model that predicts. All methods are collective: every rank calls them."""
 
     world: World
     built: BuiltModel
-
-    @property
-    def description(self) -> str:
-        """What is really active, for people: asserted from the running objects, not from the settings."""
 
     def loss(self, batch: TokenBatch) -> torch.Tensor:
         """Sum of the token losses of this rank's micro-batch: fp32 scalar, with graph in training mode."""
 
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Logits of every position, (batch, seq, this rank's vocabulary); call it inside `evaluating`."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """No dropout and no gradients inside."""
+
+    def speaking(self, gather: Gather = "auto") -> AbstractContextManager[Speaker]:
+        """The model as it is now, ready to predict; its weights are whole inside, where they fit.
+
+        `auto`: once where every rank has the memory, else per token.
+        """
+
+
+class Engine(Predictor, Protocol):
+    """A model that can be trained."""
+
+    @property
+    def description(self) -> str:
+        """What is really active, for people: asserted from the running objects, not from the settings."""
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Add the gradient of `loss`, summed over data-parallel ranks. `is_last`: of the step's batches."""
@@ -48,9 +65,6 @@ class Engine(Protocol):
 
         All ranks must say the same.
         """
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """No dropout and no gradients inside."""
 
     def weights(self, *, master: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Whole weights by their Hugging Face names, on the CPU, one after another.

@@ -3,7 +3,7 @@ several ranks it is ZeRO stage 0: every data-parallel rank holds weights, gradie
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -11,20 +11,20 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from megatune.config.sections import TrainSection
 from megatune.engine.base import StepOutcome
+from megatune.engine.inference import InferenceEngine
 from megatune.engine.masters import Piece
 from megatune.engine.optimizers import make_optimizer, parameter_groups
 from megatune.engine.state import RankState, SavedState, export_state, load_on_all_ranks
 from megatune.engine.whole import whole_weights
 from megatune.engine.world import World
 from megatune.model.build import BuiltModel
-from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments
 from megatune.plan.shards import Division, divide_evenly
 
 _BUCKET_ELEMENTS = 2**25
 """Gradients in one all-reduce: 128 MiB. A larger weight goes by itself."""
 
 
-class PlainEngine:
+class PlainEngine(InferenceEngine):
     """Keeps fp32 master weights beside low-precision ones, as ZeRO does, and adds gradients in fp32."""
 
     def __init__(
@@ -36,9 +36,9 @@ class PlainEngine:
         loss_scaler: DynamicLossScaler | None = None,
     ) -> None:
         """`loss_scaler`: for fp16, whose gradients would vanish without."""
-        self.built, self.world, self._train = built, world, train
+        super().__init__(built, world)
+        self._train = train
         self.loss_scaler = loss_scaler
-        built.model.to(world.device)  # type: ignore[arg-type]
         built.model.train()
         self._parameters = dict(built.model.named_parameters())
         self._masters = {
@@ -66,14 +66,6 @@ class PlainEngine:
     def is_replicated(self) -> bool:
         return True
 
-    def loss(self, batch: TokenBatch) -> torch.Tensor:
-        return loss_of_batch(self.built.model, self.built, batch, self.world.device)
-
-    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        device = self.world.device
-        arguments = model_arguments(self.built.model, input_ids.to(device), position_ids.to(device))
-        return self.built.model(**arguments).logits  # type: ignore[no-any-return]
-
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         (loss if self.loss_scaler is None else loss * self.loss_scaler.cur_scale).backward()
         for name, parameter in self._parameters.items():
@@ -99,15 +91,6 @@ class PlainEngine:
         self.optimizer.zero_grad()
         self.refresh()
         return StepOutcome(grad_norm=norm.item(), skipped=False)
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        self.built.model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.built.model.train()
 
     def weights(self, *, master: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         held = self._masters if master else self._parameters

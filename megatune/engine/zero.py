@@ -17,6 +17,7 @@ from megatune.engine.leave_out import overflowing
 from megatune.engine.masters import FlatGroups, StageThree
 from megatune.engine.optimizers import make_optimizer, parameter_groups
 from megatune.engine.partitioning import expected_partitioning, partitioning
+from megatune.engine.speaker import Gather, Speaker, speaking, whole_weights_fit
 from megatune.engine.state import RankState, SavedState, export_state, load_on_all_ranks
 from megatune.engine.whole import whole_weights
 from megatune.engine.world import World
@@ -24,7 +25,10 @@ from megatune.errors import ConfigError, MegatuneError
 from megatune.model.build import BuiltModel, build_model
 from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments
 from megatune.model.source import ModelSource
+from megatune.model.twin import empty_twin, fill
 from megatune.plan.shards import Division
+
+_GATHERED_AT_ONCE_BYTES = 64 * 2**20
 
 
 def _build(run: Run, source: ModelSource, world: World, ds_config: dict[str, Any]) -> BuiltModel:
@@ -144,6 +148,41 @@ class ZeroEngine:
                 yield
         finally:
             self._engine.train()
+
+    @contextmanager
+    def speaking(self, gather: Gather = "auto") -> Iterator[Speaker]:
+        if self._run.parallel.zero_stage < 3:  # weights are whole on every rank
+            with self.evaluating(), speaking(self.built, in_step=False) as speaker:
+                yield speaker
+            return
+        if gather == "auto":
+            parameters = self._parameters.values()
+            share_bytes = sum(p.ds_numel * p.element_size() for p in parameters)  # type: ignore[attr-defined]
+            gather = "once" if whole_weights_fit(self.world, share_bytes) else "per_token"
+        if gather == "per_token":
+            with self.evaluating(), speaking(self.built, in_step=True) as speaker:
+                yield speaker
+            return
+        twin = empty_twin(self.built, self.world.tensor_group, DTYPES[self._run.precision])
+        fill(twin, self._shares())
+        with speaking(twin, in_step=False) as speaker:
+            yield speaker
+
+    def _shares(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """This tensor-parallel rank's whole share of every parameter, as copies."""
+        pending: dict[str, nn.Parameter] = {}
+        num_bytes = 0
+        for name, parameter in self._parameters.items():
+            pending[name] = parameter
+            num_bytes += parameter.ds_numel * parameter.element_size()  # type: ignore[attr-defined]
+            if num_bytes >= _GATHERED_AT_ONCE_BYTES:
+                yield from self._copies(pending)
+                pending, num_bytes = {}, 0
+        yield from self._copies(pending)
+
+    def _copies(self, parameters: dict[str, nn.Parameter]) -> list[tuple[str, torch.Tensor]]:
+        with deepspeed.zero.GatheredParameters(list(parameters.values())):
+            return [(name, parameter.detach().clone()) for name, parameter in parameters.items()]
 
     def weights(self, *, master: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         shares = ((name, self._gathered(p, master)) for name, p in self._parameters.items())

@@ -1,6 +1,5 @@
 """The loss on a held-out split, over all ranks."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,7 +7,8 @@ import torch
 
 from megatune.data.batches import evaluation_batches
 from megatune.data.prepared import PreparedSet
-from megatune.engine.base import Engine
+from megatune.engine.base import Predictor
+from megatune.evaluate.text_size import exp
 
 _BATCHES_BETWEEN_LOOKS = 8  # each is one small collective
 
@@ -24,13 +24,11 @@ class HeldOutLoss:
     @property
     def perplexity(self) -> float | None:
         """exp(loss); infinite where that overflows, None without a loss."""
-        if self.loss is None:
-            return None
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return None if self.loss is None else exp(self.loss)
 
 
 def held_out_loss(
-    engine: Engine,
+    engine: Predictor,
     prepared: PreparedSet,
     *,
     micro_batch: int,

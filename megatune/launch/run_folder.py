@@ -63,6 +63,10 @@ class RunFolder:
         """The Hugging Face folder."""
         return self.path / "export"
 
+    def answers(self, step: int) -> Path:
+        """What the model of `step` answered, one file a split beside gold."""
+        return self.path / "answers" / f"step-{step:08d}"
+
     @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""

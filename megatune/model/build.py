@@ -4,22 +4,26 @@ The weights stay in the mapped safetensors files until a block is cut and *place
 ZeRO-3, partitioned by the engine), so a rank never holds much more than its own share plus one block.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from megatune.errors import ModelError
 from megatune.model.collectives import TensorGroup
 from megatune.model.conv1d import conv1d_to_linear
+from megatune.model.heads import draw_head, find_class, find_head, head_parameters
 from megatune.model.source import ModelSource, stored_dtype
-from megatune.model.tensor_parallel import VocabularyHead, cut_block, cut_vocabulary
+from megatune.model.tensor_parallel import VocabularyHead, cut_block, cut_embedding, cut_vocabulary
 from megatune.plan.families import find_family
 from megatune.plan.shape import ModelShape
 from megatune.plan.shards import Cut
+
+_HEAD_STD = 0.02  # for configurations that do not say how their weights were drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class BuiltModel:
 
     @property
     def head(self) -> nn.Module:
+        if self.source.head is not None:
+            return find_head(self.model)
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Module), "checked by build_model"
         return head
@@ -73,6 +79,7 @@ def build_model(
 ) -> BuiltModel:
     """The model of `source` with trainable weights in `dtype`, cut for `group`.
 
+    initialize: `pretrained`, `random`, or `empty` for a model whose tensors are on the meta device.
     `place` receives each transformer block, and at the end the whole model, once its weights are
     final. The default keeps private copies on the CPU. Raises ModelError before any weight is
     read when the family or the degree is refused.
@@ -85,14 +92,14 @@ def build_model(
     model.config.use_cache = False
     transposed = conv1d_to_linear(model)
     blocks_name, blocks = _find_blocks(model, source.shape)
-    counts = _count(model, blocks)
+    counts = _count(model, blocks, None if source.head is None else find_head(model))
     cuts: dict[str, Cut] = {}
     for index, block in enumerate(blocks):
         if family is not None:
             cuts |= cut_block(block, f"{blocks_name}.{index}.", family, source.shape, group)
         _place(block, dtype, place)
     if family is not None:
-        cuts |= cut_vocabulary(model, source.shape, group)
+        cuts |= (cut_vocabulary if source.head is None else cut_embedding)(model, source.shape, group)
     _place(model, dtype, place)
     return BuiltModel(
         model=model, source=source, block_class=type(blocks[0]), cuts=cuts, transposed=transposed, **counts
@@ -102,7 +109,14 @@ def build_model(
 def _load(source: ModelSource, initialize: str, attn_implementation: str, seed: int) -> PreTrainedModel:
     attention = choose_attention(source, attn_implementation)
     try:
-        return _random(source, attention, seed) if initialize == "random" else _pretrained(source, attention)
+        if initialize == "empty":
+            with torch.device("meta"):
+                return _random(source, attention, seed)
+        return (
+            _random(source, attention, seed)
+            if initialize == "random"
+            else _pretrained(source, attention, seed)
+        )
     except (ValueError, ImportError, OSError) as error:
         raise ModelError(f"transformers cannot build the model of {source.folder}: {error}") from error
 
@@ -110,8 +124,8 @@ def _load(source: ModelSource, initialize: str, attn_implementation: str, seed: 
 def _random(source: ModelSource, attention: str, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            source.config,
+        model: PreTrainedModel = _auto_class(source).from_config(
+            _config(source),
             dtype=torch.float32,
             attn_implementation=attention,
             trust_remote_code=source.trust_remote_code,
@@ -119,17 +133,45 @@ def _random(source: ModelSource, attention: str, seed: int) -> PreTrainedModel:
     return model
 
 
-def _pretrained(source: ModelSource, attention: str) -> PreTrainedModel:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+def _auto_class(source: ModelSource) -> Any:
+    return AutoModelForCausalLM if source.head is None else source.head.auto_class
+
+
+def _config(source: ModelSource) -> PreTrainedConfig:
+    """The configuration, with what a classifier head adds to it."""
+    if source.head is None:
+        return source.config
+    find_class(source.head, source.config)
+    config = copy.deepcopy(source.config)
+    config.update(source.head.settings())
+    return config
+
+
+def _renaming(source: ModelSource) -> dict[str, Any]:
+    """For classes that call the body of the model otherwise than the causal one does (spans of Llama)."""
+    causal: Any = AutoModelForCausalLM._model_mapping.get(type(source.config), None)
+    if source.head is None or causal is None:
+        return {}
+    ours, theirs = find_class(source.head, source.config).base_model_prefix, causal.base_model_prefix
+    return {} if ours == theirs else {"key_mapping": {rf"^{theirs}\.": f"{ours}."}}
+
+
+def _pretrained(source: ModelSource, attention: str, seed: int) -> PreTrainedModel:
+    loaded: Any = _auto_class(source).from_pretrained(
         source.folder,
+        config=_config(source),
         dtype=stored_dtype(source.folder),
         attn_implementation=attention,
         trust_remote_code=source.trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
+        **_renaming(source),
     )
     model: PreTrainedModel = loaded[0]
-    missing = sorted(loaded[1]["missing_keys"])
+    drawn = head_parameters(model) if source.head else set()
+    missing = sorted(set(loaded[1]["missing_keys"]) - drawn)
+    if drawn & set(loaded[1]["missing_keys"]):
+        draw_head(model, getattr(source.config, "initializer_range", None) or _HEAD_STD, seed)
     if missing:
         raise ModelError(
             f"{source.folder}: {len(missing)} weights of the model are not in its files, for example "
@@ -157,9 +199,9 @@ def _find_blocks(model: nn.Module, shape: ModelShape) -> tuple[str, nn.ModuleLis
     )
 
 
-def _count(model: PreTrainedModel, blocks: nn.ModuleList) -> dict[str, int]:
+def _count(model: PreTrainedModel, blocks: nn.ModuleList, head: nn.Module | None) -> dict[str, int]:
     matrices = [module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear)]
-    head = model.get_output_embeddings()
+    head = head or model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ModelError(
             f"{type(model).__name__} has no linear output head: it is not a causal language model."

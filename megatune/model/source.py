@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from megatune.errors import ModelError
+from megatune.model.heads import HeadSpec, find_class
 from megatune.plan.shape import ModelShape, read_shape
 
 _WEIGHTS = "*.safetensors"
@@ -28,6 +29,8 @@ class ModelSource:
     shape: ModelShape
     config: PreTrainedConfig
     trust_remote_code: bool = False
+    head: HeadSpec | None = None
+    """A classifier head in place of the one over the vocabulary."""
 
     def config_dict(self) -> dict[str, Any]:
         """config.json with the defaults of its model type filled in."""
@@ -39,6 +42,16 @@ class ModelSource:
         for path in sorted(self.folder.iterdir()):
             if path.is_file() and path.suffix in _KEPT_SUFFIXES and not path.name.endswith(".index.json"):
                 shutil.copyfile(path, target / path.name)
+        if self.head is not None:
+            self._write_head(target / "config.json")
+
+    def _write_head(self, path: Path) -> None:
+        """Say in a config.json that the model has this head, so that transformers loads it as such."""
+        assert self.head is not None, "called where there is one"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("num_labels", None)
+        config["architectures"] = [find_class(self.head, self.config).__name__]
+        path.write_text(json.dumps({**config, **self.head.settings()}, indent=2), encoding="utf-8")
 
 
 def resolve_model(

@@ -93,6 +93,19 @@ def cut_vocabulary(model: nn.Module, shape: ModelShape, group: TensorGroup) -> d
     return cuts | ({f"{names[id(head)]}.bias": cut} if head.bias is not None else {})
 
 
+def cut_embedding(model: nn.Module, shape: ModelShape, group: TensorGroup) -> dict[str, Cut]:
+    """Cut the embedding of a model without a head over the vocabulary. Returns parameter name -> cut."""
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    if not isinstance(embedding, nn.Embedding):
+        raise ModelError(
+            f"the embedding of '{shape.model_type}' is a {type(embedding).__name__}; use parallel.tp_size=1."
+        )
+    cut = Cut(dim=0, segments=(Segment(embedding.weight.shape[0], 1),))
+    _cut_embedding(embedding, cut, group)
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    return {f"{name}.weight": cut}
+
+
 def _cut_linear(
     block: nn.Module,
     prefix: str,

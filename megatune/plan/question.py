@@ -76,7 +76,7 @@ def make_question(
         precision=run.precision,
         optimizer_bytes=optimizer_bytes(run.train.optimizer, momentum=run.train.momentum),
         kernel=_kernel(run, model),
-        packed=run.data.packing,
+        packed=run.packs,
         buckets=buckets_of(policy or {}),
         draws_weights=run.model.initialize == "random",
     )

@@ -92,6 +92,12 @@ class EvalRecord:
     perplexity: float | None
     target_tokens: int
     seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Every other score of the split, by name."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """The middle 95 % of bootstrap samples of the rows, for those that have one."""
+    answers: str | None = None
+    """The file with the answers to all rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,17 @@ from megatune.units import format_bytes, format_count, format_duration
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricSummary:
+    """One score of a split before training and at its latest evaluation; None is unknown."""
+
+    before: float | None
+    after: float | None
+    interval_before: tuple[float, float] | None = None
+    """The middle 95 % of bootstrap samples of the rows."""
+    interval_after: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitSummary:
     """One evaluated split before training (step 0) and at its latest evaluation; None is unknown."""
 
@@ -25,6 +36,8 @@ class SplitSummary:
     perplexity_before: float | None
     perplexity_after: float | None
     step_after: int | None
+    metrics: Mapping[str, MetricSummary] = field(default_factory=dict)
+    """The other scores, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +100,31 @@ def summarise_entries(entries: Sequence[Mapping[str, Any]]) -> Summary:
 
 def summary_tables(summary: Summary) -> list[Table]:
     """The summary for people: held-out results first, then speed and memory."""
-    results = [
-        {
-            "held-out split": split.split,
-            "loss before": split.loss_before,
-            "loss after": split.loss_after,
-            "perplexity before": split.perplexity_before,
-            "perplexity after": split.perplexity_after,
-        }
-        for split in summary.splits
-    ]
+    results = [row for split in summary.splits for row in _result_rows(split)]
     facts = [{"": name, "value": value} for name, value in _facts(summary).items()]
     return [*([render_table(results)] if results else []), render_table(facts)]
+
+
+def _result_rows(split: SplitSummary) -> list[dict[str, Any]]:
+    scores = {
+        "loss": MetricSummary(before=split.loss_before, after=split.loss_after),
+        "perplexity": MetricSummary(before=split.perplexity_before, after=split.perplexity_after),
+        **split.metrics,
+    }
+    return [
+        {
+            "held-out split": split.split,
+            "score": name,
+            "before": _with_interval(score.before, score.interval_before),
+            "after": _with_interval(score.after, score.interval_after),
+        }
+        for name, score in scores.items()
+    ]
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    around = f" ({format_cell(interval[0])} to {format_cell(interval[1])})" if interval else ""
+    return format_cell(value) + around
 
 
 def _facts(summary: Summary) -> dict[str, str]:
@@ -133,9 +159,24 @@ def _summarise_splits(evals: Sequence[Mapping[str, Any]]) -> tuple[SplitSummary,
                 perplexity_before=before.get("perplexity"),
                 perplexity_after=after.get("perplexity"),
                 step_after=after.get("step"),
+                metrics=_summarise_metrics(before, after),
             )
         )
     return tuple(found)
+
+
+def _summarise_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, MetricSummary]:
+    found = [(entry.get("metrics") or {}, entry.get("intervals") or {}) for entry in (before, after)]
+    (old, old_intervals), (new, new_intervals) = found
+    return {
+        name: MetricSummary(
+            before=old.get(name),
+            after=new.get(name),
+            interval_before=old_intervals.get(name),
+            interval_after=new_intervals.get(name),
+        )
+        for name in dict.fromkeys([*old, *new])
+    }
 
 
 def _column(entries: Sequence[Mapping[str, Any]], name: str) -> list[Any]:

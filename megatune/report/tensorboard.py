@@ -71,6 +71,7 @@ def scalars_of(record: Record) -> dict[str, float]:
         values = {
             f"eval/{record.split}_loss": record.loss,
             f"eval/{record.split}_perplexity": record.perplexity,
+            **{f"eval/{record.split}_{name}": value for name, value in record.metrics.items()},
         }
         return {tag: value for tag, value in values.items() if value is not None}
     return {}

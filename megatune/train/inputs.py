@@ -1,18 +1,28 @@
 """What a run reads: the model folder, its tokenizer, the prepared splits. No process group is needed."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatune.config import DataSource, Run
+from megatune.data.labelled import head_labels
+from megatune.data.labels import with_labels
+from megatune.data.part import LABELS
 from megatune.data.prepare import Preparation, Settings
 from megatune.data.prepared import PreparedSet
 from megatune.data.progress import SILENT, Spoken
+from megatune.data.questions import Questions, read_questions
 from megatune.data.team import ALONE, Team
 from megatune.errors import ConfigError, ModelError
+from megatune.evaluate.text_size import PERPLEXITIES
 from megatune.launch.run_folder import RunFolder
+from megatune.model.heads import HeadSpec, balanced_weights, find_class
 from megatune.model.source import ModelSource, open_source, resolve_model
+from megatune.tasks import DEFAULTS, TASKS, TaskOptions
+from megatune.tasks.template import check_template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +31,18 @@ class Inputs:
 
     source: ModelSource
     train: PreparedSet
-    validation: PreparedSet | None
+    validation: PreparedSet | None = None
+    test: PreparedSet | None = None
+    options: TaskOptions = DEFAULTS
+    """What the run file says about its task, with the labels of the training rows."""
+    questions: Mapping[str, Questions] = field(default_factory=dict)
+    """The rows of held-out splits whose answers are scored, by split."""
+
+    @property
+    def splits(self) -> dict[str, PreparedSet]:
+        """The prepared sets that there are, by name."""
+        found = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: prepared for name, prepared in found.items() if prepared is not None}
 
 
 def open_model(run: Run) -> ModelSource:
@@ -63,46 +84,123 @@ def open_tokenizer(run: Run, source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def task_options(run: Run) -> TaskOptions:
+    """What the run file says about its task. Raises ConfigError for a template or metric that it has not."""
+    data = run.data
+    answers = TASKS[data.task].answers
+    _refuse_metric(run, answers.metrics if answers and run.evaluate.answers else frozenset())
+    if data.template is not None and answers is not None:
+        check_template(data.template, {*answers.names, "labels", "source_lang", "target_lang"})
+    return TaskOptions(
+        template=data.template,
+        labels=tuple(data.labels),
+        multi_label=data.multi_label,
+        tag_scheme=data.tag_scheme,
+        source_lang=data.source_lang,
+        target_lang=data.target_lang,
+        chat=data.chat,
+    )
+
+
+def _refuse_metric(run: Run, of_task: frozenset[str]) -> None:
+    of_loss = {"loss"} if run.model.head == "classifier" else {"loss", *PERPLEXITIES}
+    asked, known = run.evaluate.metric_for_best_model, sorted(of_loss | of_task)
+    if asked not in known:
+        raise ConfigError(
+            [
+                f"evaluate.metric_for_best_model = {asked} is no score of data.task {run.data.task} with model.head "
+                f"{run.model.head}. Use one of {', '.join(known)}."
+            ]
+        )
+
+
 def prepare_inputs(run: Run, folder: RunFolder, team: Team = ALONE) -> Inputs:
-    """Tokenise and pack both splits, or find them done. Call it before any process group exists.
+    """Tokenise and pack all splits, or find them done. Call it before any process group exists.
 
     team: processes that share the work, started by mpirun; collective then.
     """
     source = team.each(lambda: open_model(run))
     tokenizer = team.each(lambda: open_tokenizer(run, source))
-
-    def preparation(split: str, rows: DataSource, val_size: float | None) -> Preparation:
-        workers = run.data.preprocessing_num_workers
-        return Preparation(
-            sources=rows.parts,
-            split_name=split,
-            settings=_settings(run, rows, val_size),
-            tokenizer=tokenizer,
-            tokenizer_name=run.model.tokenizer or run.model.model_name_or_path,
-            folder=folder.prepared,
-            vocab_size=source.shape.vocab_size,
-            num_workers=None if workers == "auto" else workers,
-            progress=Spoken(split) if team.rank == 0 else SILENT,
-            team=team,
-        )
-
+    options = team.first(
+        lambda: with_labels(task_options(run), run.data.task, run.data.train.parts, split_name="train")
+    )
+    splitting = Splitting(run, source, tokenizer, options, folder.prepared, team)
+    sets: dict[str, PreparedSet] = {}
     if run.data.val_size is not None:
-        train, validation = preparation("train", run.data.train, run.data.val_size).prepare_both()
-        return Inputs(source=source, train=train, validation=validation)
-    held_out = run.data.validation
+        train = splitting.preparation("train", run.data.train, run.data.val_size)
+        sets["train"], sets["validation"] = train.prepare_both()
+    for split in ("train", "validation", "test"):
+        rows = source_of(run, split)
+        if rows is not None and split not in sets:
+            sets[split] = splitting.preparation(split, rows, None).prepare()
+    asked = team.first(lambda: _questions(run, splitting, sets))
     return Inputs(
-        source=source,
-        train=preparation("train", run.data.train, None).prepare(),
-        validation=preparation("validation", held_out, None).prepare() if held_out is not None else None,
+        source=with_head(run, source, sets["train"], options),
+        train=sets["train"],
+        validation=sets.get("validation"),
+        test=sets.get("test"),
+        options=options,
+        questions=asked,
     )
 
 
-def _settings(run: Run, rows: DataSource, val_size: float | None) -> Settings:
+@dataclass(frozen=True)
+class Splitting:
+    """How the run file wants its splits prepared and asked."""
+
+    run: Run
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+    options: TaskOptions
+    folder: Path
+    """For prepared sets."""
+    team: Team = ALONE
+
+    def preparation(self, split: str, rows: DataSource, val_size: float | None) -> Preparation:
+        """Of one split, or of two when `val_size` divides it; `rows` may be others than its own."""
+        run, workers = self.run, self.run.data.preprocessing_num_workers
+        return Preparation(
+            sources=rows.parts,
+            split_name=split,
+            settings=_settings(run, rows, val_size, self.options),
+            tokenizer=self.tokenizer,
+            tokenizer_name=run.model.tokenizer or run.model.model_name_or_path,
+            folder=self.folder,
+            vocab_size=self.source.shape.vocab_size,
+            num_workers=None if workers == "auto" else workers,
+            progress=Spoken(split) if self.team.rank == 0 else SILENT,
+            team=self.team,
+        )
+
+    def questions(self, split: str, rows: DataSource, among: PreparedSet | None = None) -> Questions | None:
+        """The rows of a split whose answers are scored; None for tasks, and runs, without answers.
+
+        among: the prepared set, where the split was taken out of `rows`. Raises DataError, or ConfigError
+        where no prompt would fit.
+        """
+        run = self.run
+        if TASKS[run.data.task].answers is None or not run.evaluate.answers:
+            return None
+        is_lm = run.model.head == "lm"
+        return read_questions(
+            rows.parts,
+            split_name=split,
+            task=run.data.task,
+            options=self.options,
+            tokenizer=self.tokenizer,
+            max_prompt_tokens=room_for_prompts(run, self.source) if is_lm else run.data.max_seq_length,
+            max_rows=run.evaluate.max_eval_rows,
+            head=run.model.head,
+            among=among,
+        )
+
+
+def _settings(run: Run, rows: DataSource, val_size: float | None, options: TaskOptions) -> Settings:
     weights = rows.weights
     return Settings(
         task=run.data.task,
         max_seq_length=run.data.max_seq_length,
-        packing=run.data.packing,
+        packing=run.packs,
         completion_only=run.data.completion_only_loss,
         long_rows=run.data.long_rows,
         truncation_side=run.data.truncation_side,
@@ -110,9 +208,83 @@ def _settings(run: Run, rows: DataSource, val_size: float | None) -> Settings:
         no_row_twice=run.data.stopping_strategy == "first_exhausted",
         val_size=val_size,
         seed=run.train.seed,
+        options=options,
+        head=run.model.head,
     )
 
 
-def prepared_folders(inputs: Inputs) -> tuple[Path, Path | None]:
+def _questions(run: Run, splitting: Splitting, sets: Mapping[str, PreparedSet]) -> dict[str, Questions]:
+    """The questions of the held-out splits, by split."""
+    found: dict[str, Questions] = {}
+    for split in ("validation", "test"):
+        if split not in sets:
+            continue
+        own = source_of(run, split)
+        asked = (
+            splitting.questions(split, run.data.train, sets[split])
+            if own is None
+            else splitting.questions(split, own)
+        )
+        if asked is not None:
+            found[split] = asked
+    return found
+
+
+def with_head(run: Run, source: ModelSource, prepared: PreparedSet, options: TaskOptions) -> ModelSource:
+    """`source` with the head of the run. Raises ModelError where transformers has none for the model.
+
+    prepared: rows made for the head, the training ones where they weigh its classes.
+    """
+    if run.model.head == "lm":
+        return source
+    labels = head_labels(run.data.task, options)
+    weights = None
+    if run.train.class_weights == "balanced":
+        found = prepared.arrays[LABELS]
+        weights = balanced_weights(np.bincount(found[found >= 0], minlength=len(labels)).tolist())
+    spec = HeadSpec(
+        kind=run.data.task,  # type: ignore[arg-type]  # checked with the run file
+        labels=labels,
+        pad_id=prepared.pad_id,
+        multi_label=options.multi_label,
+        class_weights=weights,
+    )
+    find_class(spec, source.config)
+    return replace(source, head=spec)
+
+
+def source_of(run: Run, split: str) -> DataSource | None:
+    """The rows of a split by the run file; None where it has none."""
+    found: DataSource | None = getattr(run.data, split)
+    return found
+
+
+def room_for_prompts(run: Run, source: ModelSource) -> int:
+    """Tokens of a prompt that leave room for its answer. Raises ConfigError when there are none."""
+    longest = source.shape.max_positions or 2**31
+    room = longest - run.evaluate.max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            [
+                f"evaluate.max_new_tokens = {run.evaluate.max_new_tokens} leaves no room for a prompt in the {longest} "
+                f"positions of {run.model.model_name_or_path}. Use less than {longest}."
+            ]
+        )
+    return room
+
+
+def prepared_folders(inputs: Inputs) -> dict[str, Path]:
     """What the first rank tells the others to open."""
-    return inputs.train.folder, inputs.validation.folder if inputs.validation else None
+    return {split: prepared.folder for split, prepared in inputs.splits.items()}
+
+
+def open_inputs(run: Run, folders: Mapping[str, Path], options: TaskOptions) -> Inputs:
+    """The inputs of another rank: what the first one prepared and told. Raises DataError for damaged sets."""
+    sets = {split: PreparedSet.open(folder) for split, folder in folders.items()}
+    return Inputs(
+        source=with_head(run, open_model(run), sets["train"], options),
+        train=sets["train"],
+        validation=sets.get("validation"),
+        test=sets.get("test"),
+        options=options,
+    )

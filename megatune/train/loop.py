@@ -9,18 +9,19 @@ from megatune.data.batches import step_batches
 from megatune.data.prepared import PreparedSet
 from megatune.data.sampler import next_position, num_steps_per_epoch
 from megatune.engine.base import TrainingEngine
-from megatune.evaluate.heldout import held_out_loss
+from megatune.evaluate.exam import Result
 from megatune.launch.heartbeat import Heart
 from megatune.launch.run_folder import RunFolder
-from megatune.report.records import EvalRecord, StopRecord
+from megatune.report.records import StopRecord
 from megatune.train.bad_steps import BadSteps
+from megatune.train.evaluating import Evaluations
 from megatune.train.meters import Meter, peak_memory_bytes
 from megatune.train.reporting import Reporter
-from megatune.train.saving import Checkpoints
+from megatune.train.saving import Checkpoints, patience_of
 from megatune.train.schedule import learning_rate_at
 from megatune.train.state import TrainingState
 from megatune.train.step import StepResult, train_step
-from megatune.train.stopping import Patience, Stopping
+from megatune.train.stopping import Stopping
 
 DONE, STOPPED_EARLY = 0, 75
 
@@ -41,7 +42,7 @@ class TrainingLoop:
         engine: TrainingEngine,
         batch: BatchShape,
         train: PreparedSet,
-        validation: PreparedSet | None,
+        evaluations: Evaluations,
         *,
         folder: RunFolder,
         reporter: Reporter,
@@ -50,11 +51,11 @@ class TrainingLoop:
         heart: Heart,
     ) -> None:
         self._run, self._engine, self._batch = run, engine, batch
-        self._train, self._validation = train, validation
+        self._train, self._evaluations = train, evaluations
         self._reporter, self._meter = reporter, meter
         self._stopping, self._heart = stopping, heart
         self._total_steps = total_steps(run, train.num_rows, batch.global_sequences)
-        self._state = TrainingState(patience=Patience(run.evaluate.early_stopping_patience))
+        self._state = TrainingState(patience=patience_of(run))
         self._checkpoints = Checkpoints(
             run, engine, batch, train, folder=folder, reporter=reporter, on_saved=stopping.saved
         )
@@ -67,12 +68,15 @@ class TrainingLoop:
         started = time.monotonic()
         self._state = self._checkpoints.resume(self._state)
         reason, code = self._to_the_end()
+        steps_done = self._state.step
         if self._state.step > 0 and self._run.checkpoint.save_at_end:
             self._heart.beat("save")
             self._state = self._checkpoints.save(self._state)
+        if code == DONE and self._run.evaluate.load_best_model_at_end:
+            reason, code = self._score_best(reason)
         self._reporter.write(
             StopRecord(
-                step=self._state.step,
+                step=steps_done,
                 reason=reason,
                 exit_code=code,
                 seconds=time.monotonic() - started,
@@ -82,37 +86,55 @@ class TrainingLoop:
         return code
 
     @property
-    def last_checkpoint(self) -> Path | None:
-        """The folder of the newest checkpoint this start has saved or gone on from."""
+    def final_checkpoint(self) -> Path | None:
+        """The folder of the checkpoint that is the result: the newest, or the best where the run asks for it."""
         return self._checkpoints.last
+
+    def _score_best(self, reason: str) -> tuple[str, int]:
+        """Go back to the best checkpoint and score it on the test split; why and how that ended."""
+        self._heart.beat("load")
+        best = self._checkpoints.load_best(self._state)
+        if best is not None:
+            self._state = best
+            self._reporter.note(f"the best model is that of step {best.step}")
+        given_up = self._evaluate("test")
+        return (reason, DONE) if given_up is None else (given_up, STOPPED_EARLY)
 
     def _to_the_end(self) -> tuple[str, int]:
         """Train and evaluate; why that ended, and the exit code that says so."""
         if self._state.step == 0 or self._is_due(self._run.evaluate.eval_steps):
-            reason = self._evaluate()  # a run that stopped early has left it to this start
+            # A run that stopped early has left it to this start.
+            before = ("validation", "test") if self._state.step == 0 else ("validation",)
+            reason = self._evaluate(*before)
             if reason is not None:
                 return reason, STOPPED_EARLY
         reason, code = self._steps()
-        if code == DONE and (given_up := self._evaluate()) is not None:
-            return given_up, STOPPED_EARLY
+        if code == DONE:
+            at_best = self._run.evaluate.load_best_model_at_end
+            given_up = self._evaluate(*("validation",) if at_best else ("validation", "test"))
+            if given_up is not None:
+                return given_up, STOPPED_EARLY
         return reason, code
 
     def _steps(self) -> tuple[str, int]:
         if self._state.step >= self._total_steps:
             self._reporter.note(f"nothing left to train: all {self._total_steps} steps are done")
-        while self._state.step < self._total_steps and not self._state.patience.exhausted:
+        while self._goes_on():
             if self._step():
                 return self._reason_of_some_rank(), STOPPED_EARLY
             if self._is_due(self._run.evaluate.eval_steps):
-                reason = self._evaluate()
+                reason = self._evaluate("validation")
                 if reason is not None:
                     return reason, STOPPED_EARLY
-            if self._is_due(self._run.checkpoint.save_steps) and self._state.step < self._total_steps:
+            if self._is_due(self._run.checkpoint.save_steps) and self._goes_on():
                 self._heart.beat("save")  # after the last step the end of `run` saves
                 self._state = self._checkpoints.save_on_the_way(self._state)
         if self._state.patience.exhausted:
-            return f"no lower loss in {self._state.patience.limit} evaluations", DONE
+            return self._state.patience.reason, DONE
         return "all steps done", DONE
+
+    def _goes_on(self) -> bool:
+        return self._state.step < self._total_steps and not self._state.patience.exhausted
 
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self._state.step % every == 0
@@ -179,43 +201,32 @@ class TrainingLoop:
         known = self._stopping.reason(before_evaluation=before_evaluation) is not None
         return self._engine.world.any_rank(known)
 
-    def _evaluate(self) -> str | None:
-        """Evaluate this step, unless that is done. Why it was given up, or not begun, for a stop; else None."""
-        if self._validation is None or self._state.evaluated_at == self._state.step:
-            return None
-        if self._is_stop_agreed(before_evaluation=True):
-            return self._reason_of_some_rank()
-        started = time.monotonic()
-        micro = self._run.evaluate.per_device_eval_batch_size or self._batch.micro
-        found = held_out_loss(
-            self._engine,
-            self._validation,
-            micro_batch=micro,
-            max_rows=self._run.evaluate.max_eval_rows,
-            is_given_up=self._is_stop_agreed,
-        )
-        if found is None:
-            return self._reason_of_some_rank()
-        self._state = self._state.evaluated(found.loss)
+    def _evaluate(self, *splits: str) -> str | None:
+        """Score those of `splits` that there are and that this step has no scores of yet.
+
+        Why it was given up, or not begun, for a stop; else None.
+        """
+        for split in splits:
+            if split not in self._evaluations.exams or self._is_scored(split):
+                continue
+            if self._is_stop_agreed(before_evaluation=True):
+                return self._reason_of_some_rank()
+            found = self._evaluations.score(split, self._state.step, self._is_stop_agreed)
+            if found is None:
+                return self._reason_of_some_rank()
+            result, seconds = found
+            self._stopping.evaluated(seconds)
+            if split == "validation":
+                self._validated(result)
+        return None
+
+    def _is_scored(self, split: str) -> bool:
+        if split == "validation":
+            return self._state.evaluated_at == self._state.step
+        return split in self._evaluations.scored(self._state.step)
+
+    def _validated(self, result: Result) -> None:
+        self._state = self._state.evaluated(result.value(self._state.patience.metric))
         if self._checkpoints.is_saved(self._state):  # saved at a signal, evaluated by the next start
             self._state = self._state.saved()
             self._checkpoints.tend(self._state)
-        record = EvalRecord(
-            step=self._state.step,
-            split="validation",
-            loss=found.loss,
-            perplexity=found.perplexity,
-            target_tokens=found.target_tokens,
-            seconds=time.monotonic() - started,
-        )
-        self._stopping.evaluated(record.seconds)
-        self._reporter.write(record)
-        self._reporter.note(
-            f"eval step {record.step} loss {_shown(record.loss, 4)} perplexity {_shown(record.perplexity, 2)} "
-            f"({record.target_tokens} target tokens, {record.seconds:.1f} s)"
-        )
-        return None
-
-
-def _shown(value: float | None, digits: int) -> str:
-    return "n/a" if value is None else f"{value:.{digits}f}"

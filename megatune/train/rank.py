@@ -5,12 +5,12 @@ import time
 from megatune.checkpoint.export import replace_export
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
 from megatune.config.slurm import SlurmSection
-from megatune.data.prepared import PreparedSet
 from megatune.engine.base import TrainingEngine
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.make import make_engine
 from megatune.engine.start import join, leave, seed_everything
 from megatune.engine.world import World, check_degrees
+from megatune.evaluate.exam import Exam
 from megatune.evaluate.packing_check import refuse_leaking_packing
 from megatune.launch.environment import environment_report
 from megatune.launch.heartbeat import Heart
@@ -24,7 +24,8 @@ from megatune.report.metrics import read_metrics
 from megatune.report.records import RunRecord
 from megatune.report.tables import to_json
 from megatune.train.beating import beating
-from megatune.train.inputs import Inputs, open_model, prepare_inputs, prepared_folders
+from megatune.train.evaluating import Evaluations, marking_of, set_exams
+from megatune.train.inputs import Inputs, open_inputs, open_tokenizer, prepare_inputs, prepared_folders
 from megatune.train.launched import prepare_launched_rank
 from megatune.train.loop import DONE, TrainingLoop, total_steps
 from megatune.train.meters import Meter, device_name, peak_flops
@@ -64,14 +65,10 @@ def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
 
 
 def _share_inputs(run: Run, prepared: Inputs | None, rank: RankInfo, world: World) -> Inputs:
-    train, validation = world.broadcast_object(prepared_folders(prepared) if prepared else None)
-    inputs = prepared or Inputs(
-        source=open_model(run),
-        train=PreparedSet.open(train),
-        validation=PreparedSet.open(validation) if validation else None,
-    )
-    sets = [one for one in (inputs.train, inputs.validation) if one is not None]
-    refuse_changed_data(sets, rank.local_rank, world)
+    shared = (prepared_folders(prepared), prepared.options) if prepared else None
+    folders, options = world.broadcast_object(shared)
+    inputs = prepared or open_inputs(run, folders, options)
+    refuse_changed_data(list(inputs.splits.values()), rank.local_rank, world)
     return inputs
 
 
@@ -95,7 +92,7 @@ def _train(
     try:
         times = startup_seconds, time.monotonic() - load_started
         _describe(run, batch, engine, inputs, steps, reporter, place, times)
-        if run.data.packing:
+        if run.packs:
             measure = refuse_leaking_packing(engine)
             reporter.note(
                 f"packing: changing one document moves the logits of the next by {measure.other:.1e} "
@@ -113,7 +110,7 @@ def _train(
             engine,
             batch,
             inputs.train,
-            inputs.validation,
+            _evaluations(run, batch, engine, inputs, folder, reporter),
             folder=folder,
             reporter=reporter,
             meter=meter,
@@ -128,6 +125,31 @@ def _train(
         reporter.close()
     world.barrier()  # srun and mpirun kill what still works when one rank has ended with 75
     return code
+
+
+def _evaluations(
+    run: Run, batch: BatchShape, engine: TrainingEngine, inputs: Inputs, folder: RunFolder, reporter: Reporter
+) -> Evaluations:
+    """The first rank reads texts into tokens and back; the others are told what it made. Collective."""
+    world = engine.world
+    micro_batch = run.evaluate.per_device_eval_batch_size or batch.micro
+    marking = marking_of(run, inputs.options, micro_batch)
+    tokenizer = open_tokenizer(run, inputs.source) if world.is_first else None
+
+    def exams() -> dict[str, Exam]:
+        assert tokenizer is not None, "the first rank has one"
+        return set_exams(inputs, marking, tokenizer)
+
+    return Evaluations(
+        engine=engine,
+        marking=marking,
+        exams=world.first_rank(exams),
+        sets=inputs.splits,
+        tokenizer=tokenizer,
+        micro_batch=micro_batch,
+        folder=folder,
+        reporter=reporter,
+    )
 
 
 def _stopping(run: Run, stop: StopRequest, place: Place, reporter: Reporter, world: World) -> Stopping:
@@ -187,12 +209,11 @@ def _describe(
     )
     reporter.note(str(place))
     reporter.note(engine.description)
-    for name, prepared in (("train", inputs.train), ("validation", inputs.validation)):
-        if prepared is not None:
-            reporter.note(
-                f"{name}: {prepared.num_examples} examples in {prepared.num_rows} rows, {prepared.num_tokens} tokens "
-                f"({prepared.num_targets} targets), {prepared.report.fill_ratio:.1%} of the room filled"
-            )
+    for name, prepared in inputs.splits.items():
+        reporter.note(
+            f"{name}: {prepared.num_examples} examples in {prepared.num_rows} rows, {prepared.num_tokens} tokens "
+            f"({prepared.num_targets} targets), {prepared.report.fill_ratio:.1%} of the room filled"
+        )
     for notice in precision_notices(run, inputs):
         reporter.note(f"note: {notice}")
 
@@ -209,9 +230,9 @@ def precision_notices(run: Run, inputs: Inputs) -> list[str]:
 
 
 def _export(run: Run, loop: TrainingLoop, folder: RunFolder, reporter: Reporter, world: World) -> None:
-    newest = loop.last_checkpoint
-    if newest is not None:
-        world.first_rank(lambda: replace_export(newest, folder.export, dtype=DTYPES[run.precision]))
+    result = loop.final_checkpoint
+    if result is not None:
+        world.first_rank(lambda: replace_export(result, folder.export, dtype=DTYPES[run.precision]))
         reporter.note(f"exported {folder.export}")
 
 

@@ -16,10 +16,24 @@ from megatune.engine.base import TrainingEngine
 from megatune.errors import SaveError
 from megatune.launch.run_folder import RunFolder
 from megatune.report.records import ResumeRecord, SaveFailedRecord, SaveRecord
+from megatune.tasks.scores import greater_is_better
 from megatune.train.identity import identity_hash, refuse_another_run, run_identity
 from megatune.train.reporting import Reporter
 from megatune.train.state import TrainingState
+from megatune.train.stopping import Patience
 from megatune.units import format_bytes
+
+
+def patience_of(run: Run) -> Patience:
+    """The rules by which the run file tells a better evaluation, and when it has waited long enough for one."""
+    evaluate = run.evaluate
+    metric, greater = evaluate.metric_for_best_model, evaluate.greater_is_better
+    return Patience(
+        evaluate.early_stopping_patience,
+        metric=metric,
+        greater_is_better=greater_is_better(metric) if greater is None else greater,
+        min_delta=evaluate.early_stopping_min_delta,
+    )
 
 
 class Checkpoints:
@@ -100,6 +114,17 @@ class Checkpoints:
         self._reporter.cut_back(state.step, keep_evaluation=keep_evaluation)
         return replace(state, position=bad.position, rollbacks=bad.rollbacks + 1)
 
+    def load_best(self, state: TrainingState) -> TrainingState | None:
+        """The state of the best checkpoint, its weights loaded into the engine; None without one."""
+        best = self._best(state)
+        if best is None or state.best_step == state.step:
+            return None
+        found, _ = find_checkpoint(self._folder.checkpoints, str(best), self._engine.world)
+        if found is None:
+            return None
+        loaded, _ = self._load(found)
+        return loaded
+
     def save_on_the_way(self, state: TrainingState) -> TrainingState:
         """Save, or go on without where the run asks for that and the disk is what refused."""
         started = time.monotonic()
@@ -158,9 +183,9 @@ class Checkpoints:
         saved = open_state(found, weights, world, is_replicated=engine.is_replicated)
         self._engine.load_state(saved)
         restore_generators(found, world)
-        state = TrainingState.from_json(
-            found.training["state"], self._run.evaluate.early_stopping_patience
-        ).within(self._train.num_rows)
+        state = TrainingState.from_json(found.training["state"], patience_of(self._run)).within(
+            self._train.num_rows
+        )
         is_own = found.folder.parent.resolve() == self._folder.checkpoints.resolve()
         self._saved_at = state.step if is_own else None
         return state, world.gather_objects(saved.bytes_read)

@@ -17,12 +17,12 @@ class TrainingState:
     patience: Patience
     evaluated_at: int | None = None
     """The step after which the last evaluation was made."""
-    eval_loss: float | None = None
-    """Its loss; None when it was not finite."""
+    eval_value: float | None = None
+    """The metric of `patience` there; None when it was not finite."""
     best_step: int | None = None
-    """The saved step with the lowest held-out loss; None before a save at an evaluated step."""
-    best_loss: float | None = None
-    """The held-out loss there."""
+    """The saved step with the best held-out metric; None before a save at an evaluated step."""
+    best_value: float | None = None
+    """The metric there."""
     skipped_steps: int = 0
     tokens: int = 0
     recent_losses: tuple[float, ...] = ()
@@ -39,12 +39,16 @@ class TrainingState:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, stored: dict[str, object], limit: int | None) -> "TrainingState":
-        """`limit`: the patience of the present run file, which may differ from the saved one."""
+    def from_json(cls, stored: dict[str, object], patience: Patience) -> "TrainingState":
+        """`patience`: by the present run file, which may differ from the saved one."""
         position = Position(**stored["position"])  # type: ignore[arg-type]
-        patience = replace(Patience(**stored["patience"]), limit=limit)  # type: ignore[arg-type]
+        saved = Patience(**stored["patience"])  # type: ignore[arg-type]
         losses = tuple(stored.get("recent_losses", ()))  # type: ignore[arg-type,var-annotated]
-        return cls(**{**stored, "position": position, "patience": patience, "recent_losses": losses})  # type: ignore[arg-type]
+        patience = patience.going_on_from(saved)
+        state = cls(**{**stored, "position": position, "patience": patience, "recent_losses": losses})  # type: ignore[arg-type]
+        if (saved.metric, saved.greater_is_better) == (patience.metric, patience.greater_is_better):
+            return state
+        return replace(state.without_best(), eval_value=None)
 
     def within(self, num_rows: int) -> "TrainingState":
         """The state for data of `num_rows` rows: a cursor beyond them begins the next epoch."""
@@ -52,19 +56,17 @@ class TrainingState:
             return self
         return replace(self, position=Position(self.position.epoch + 1, 0))
 
-    def evaluated(self, loss: float | None) -> "TrainingState":
-        """The state after an evaluation; `loss` None when the split has no target."""
-        finite = loss if loss is not None and math.isfinite(loss) else None
-        return replace(self, patience=self.patience.after(loss), evaluated_at=self.step, eval_loss=finite)
+    def evaluated(self, value: float | None) -> "TrainingState":
+        """The state after an evaluation; `value` of the metric, None where there is none."""
+        finite = value if value is not None and math.isfinite(value) else None
+        return replace(self, patience=self.patience.after(value), evaluated_at=self.step, eval_value=finite)
 
     def saved(self) -> "TrainingState":
-        """The state that a checkpoint of this step holds, which is the best one if its loss is lowest."""
-        if self.evaluated_at != self.step or self.eval_loss is None:
+        """The state that a checkpoint of this step holds, which is the best one if its metric is."""
+        if self.evaluated_at != self.step or not self.patience.is_better(self.eval_value, self.best_value):
             return self
-        if self.best_loss is not None and self.eval_loss >= self.best_loss:
-            return self
-        return replace(self, best_step=self.step, best_loss=self.eval_loss)
+        return replace(self, best_step=self.step, best_value=self.eval_value)
 
     def without_best(self) -> "TrainingState":
         """The best checkpoint is not there any more."""
-        return replace(self, best_step=None, best_loss=None)
+        return replace(self, best_step=None, best_value=None)

@@ -117,20 +117,44 @@ class Stopping:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long validation may go without a new best loss; `limit` None never stops."""
+    """How long validation may go without a better value of the metric; `limit` None never stops."""
 
     limit: int | None
     best: float | None = None
-    """Lowest validation loss so far."""
+    """Best value so far."""
     without_gain: int = 0
     """Evaluations since then."""
+    metric: str = "loss"
+    greater_is_better: bool = False
+    min_delta: float = 0.0
+    """What a value must be better by."""
 
-    def after(self, loss: float | None) -> "Patience":
-        """The state after an evaluation. Only a finite loss can be a gain."""
-        if loss is not None and math.isfinite(loss) and (self.best is None or loss < self.best):
-            return replace(self, best=loss, without_gain=0)
+    def after(self, value: float | None) -> "Patience":
+        """The state after an evaluation. Only a finite value can be a gain."""
+        if self.is_better(value, self.best, by=self.min_delta):
+            return replace(self, best=value, without_gain=0)
         return replace(self, without_gain=self.without_gain + 1)
+
+    def is_better(self, value: float | None, than: float | None, *, by: float = 0.0) -> bool:
+        """Whether `value` is a gain over `than`; over None every finite value is."""
+        if value is None or not math.isfinite(value):
+            return False
+        if than is None:
+            return True
+        return value - than > by if self.greater_is_better else than - value > by
+
+    def going_on_from(self, saved: "Patience") -> "Patience":
+        """These rules with what `saved` has seen, unless it looked at another metric."""
+        if (saved.metric, saved.greater_is_better) != (self.metric, self.greater_is_better):
+            return self
+        return replace(self, best=saved.best, without_gain=saved.without_gain)
 
     @property
     def exhausted(self) -> bool:
         return self.limit is not None and self.without_gain >= self.limit
+
+    @property
+    def reason(self) -> str:
+        """Why it is exhausted."""
+        direction = "higher" if self.greater_is_better else "lower"
+        return f"no {direction} {self.metric} in {self.limit} evaluations"

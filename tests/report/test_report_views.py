@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from megatune.errors import ConfigError
+from megatune.report.curves import curves, draw_curves
 from megatune.report.metrics import MetricsWriter
 from megatune.report.progress import Progress, format_eta, step_line
 from megatune.report.records import EvalRecord, ResumeRecord, RunRecord, StepRecord, StopRecord, to_object
@@ -293,3 +295,42 @@ def to_text(tables: list[Any]) -> str:
     out = io.StringIO()
     show({}, *tables, as_json=False, stream=out)
     return out.getvalue()
+
+
+def scored(step: int, split: str, f1: float | None) -> dict[str, Any]:
+    metrics = {} if f1 is None else {"f1": f1}
+    intervals = {} if f1 is None else {"f1": (f1 - 0.1, f1 + 0.1)}
+    return to_object(replace(EVAL, step=step, split=split, metrics=metrics, intervals=intervals))
+
+
+def test_the_summary_has_every_score_before_and_after_with_its_interval():
+    entries = [scored(0, "test", 0.25), scored(5, "test", 0.5), scored(9, "test", 0.75)]
+
+    (split,) = summarise_entries(entries).splits
+
+    assert (split.metrics["f1"].before, split.metrics["f1"].after) == (0.25, 0.75)
+    table, _ = summary_tables(summarise_entries(entries))
+    out = io.StringIO()
+    show({}, table, as_json=False, stream=out)
+    (row,) = [line for line in out.getvalue().splitlines() if " f1 " in line]
+    assert "0.25 (0.15 to 0.35)" in row
+    assert "0.75 (0.65 to 0.85)" in row
+
+
+def test_curves_have_a_line_a_split_and_the_training_loss(tmp_path):
+    entries = [
+        scored(0, "test", None),
+        to_object(STEP),
+        scored(12, "test", 0.5),
+        scored(12, "validation", 0.4),
+    ]
+
+    assert curves(entries)["loss"]["train"] == [(12, STEP.loss)]
+    assert curves(entries)["f1"] == {"test": [(12, 0.5)], "validation": [(12, 0.4)]}
+
+    path = tmp_path / "curves.svg"
+    assert draw_curves(entries, path) == 3  # loss, perplexity, f1
+    assert path.read_text().startswith("<?xml")
+    assert draw_curves([], tmp_path / "nothing.png") == 0
+    with pytest.raises(ConfigError, match=r"curves\.txt.*\.png, \.svg, \.pdf"):
+        draw_curves(entries, tmp_path / "curves.txt")

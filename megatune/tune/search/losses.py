@@ -1,7 +1,9 @@
 """The validation losses of a running trial, as they come into its metrics.jsonl."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatune.report.metrics import read_metrics
 
@@ -22,7 +24,7 @@ class Loss:
 
 
 def losses_of(metrics: Path) -> list[Loss]:
-    """All evaluations of a run after its first step; none before there are metrics.
+    """All evaluations of validation after a run's first step; none before there are metrics.
 
     Raises MegatuneError when the file cannot be read.
     """
@@ -32,9 +34,14 @@ def losses_of(metrics: Path) -> list[Loss]:
     for entry in read_metrics(metrics):
         if entry["event"] == "run":
             total_steps = entry["total_steps"]
-        elif entry["event"] == "eval" and entry["step"] > 0 and total_steps:
+        elif _is_validation(entry) and entry["step"] > 0 and total_steps:
             found.append(Loss(step=entry["step"], total_steps=total_steps, loss=entry["loss"]))
     return found
+
+
+def _is_validation(entry: Mapping[str, Any]) -> bool:
+    # Not the test split, whose scores must decide nothing.
+    return bool(entry["event"] == "eval" and entry["split"] == "validation")
 
 
 class LossWatch:

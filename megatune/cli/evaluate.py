@@ -1,0 +1,176 @@
+"""`megatune evaluate`."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.text import Text
+
+from megatune.config import Run, load_run
+from megatune.config.sections import DataSection
+from megatune.errors import ConfigError
+from megatune.files import write_text_atomic
+from megatune.launch.run_folder import RunFolder
+from megatune.plan.shape import read_shape
+from megatune.report.tables import format_cell, render_table, show
+
+if TYPE_CHECKING:
+    from megatune.evaluate.exam import Result
+
+_COMMAND = "megatune evaluate"
+_SPLITS = ("validation", "test")
+_CLASSIFIERS = {
+    "ForSequenceClassification": "classification",
+    "ForTokenClassification": "ner",
+    "ForQuestionAnswering": "qa",
+}
+"""How the name of a transformers class ends -> our task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What the command line says."""
+
+    data: list[str]
+    split: str
+    task: str | None
+    answers: Path | None
+    tensor_parallel: int
+    num_ranks: int
+    as_json: bool
+
+
+def evaluate_model(model: Path, overrides: list[str], options: EvaluateOptions) -> None:
+    """Score a model folder or what a run has trained, and print the scores."""
+    _check(model, options)
+    with redirect_stdout(sys.stderr):  # libraries greet there; it belongs to the scores alone
+        from megatune.train.score import score_model
+
+        with _model_folder(model) as folder:
+            run = _run_of(model, folder, overrides, options)
+            result = score_model(run, options.split, num_ranks=options.num_ranks)
+    if options.answers is not None:
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in result.answers)
+        write_text_atomic(options.answers, "".join(lines))
+    show(_answer(result), *_pictures(result), as_json=options.as_json)
+
+
+def _check(model: Path, options: EvaluateOptions) -> None:
+    problems = []
+    if options.split not in _SPLITS:
+        problems.append(f"--split is {options.split!r}; use one of {', '.join(_SPLITS)}")
+    if options.num_ranks % options.tensor_parallel:
+        problems.append(f"--tp {options.tensor_parallel} does not divide --nproc {options.num_ranks}")
+    if not _is_run(model) and not options.data:
+        problems.append(f"{model} is no run folder, whose data would be known; give rows with --data")
+    if options.answers is not None and not options.answers.absolute().parent.is_dir():
+        problems.append(
+            f"--answers {options.answers}: there is no folder {options.answers.absolute().parent}"
+        )
+    if problems:
+        raise ConfigError(problems, source=_COMMAND)
+
+
+def _is_run(model: Path) -> bool:
+    return RunFolder(model).run_file.is_file()
+
+
+@contextmanager
+def _model_folder(model: Path) -> Iterator[Path]:
+    """A Hugging Face folder of the model: of a run its export, or its newest checkpoint, exported."""
+    if not _is_run(model):
+        yield model
+        return
+    folder = RunFolder(model)
+    if folder.export.is_dir():
+        yield folder.export
+        return
+    from megatune.checkpoint.export import export_checkpoint
+    from megatune.cli.export import find_source
+    from megatune.engine.dtypes import DTYPES
+
+    with tempfile.TemporaryDirectory(prefix="export-", dir=model) as scratch:
+        target = Path(scratch) / "export"
+        export_checkpoint(find_source(model), target, dtype=DTYPES[load_run(folder.run_file).run.precision])
+        yield target
+
+
+def _run_of(model: Path, folder: Path, overrides: list[str], options: EvaluateOptions) -> Run:
+    """The run file of the run, or one made for the rows, with what the command line says on top."""
+    given = [f"parallel.tp_size={options.tensor_parallel}", *overrides]
+    if options.task is not None:
+        given.append(f"data.task={options.task}")
+    if options.data:
+        given.append(f"data.{options.split}={json.dumps(options.data)}")
+    if _is_run(model):
+        given.append(f"model.model_name_or_path={json.dumps(str(folder))}")
+        return load_run(RunFolder(model).run_file, [*given, "checkpoint.resume=none"]).run
+    longest = _longest(folder)  # says so when this is no model folder
+    head, task = _head_of(folder)
+    sections: dict[str, Any] = {
+        "model": {"model_name_or_path": str(folder), "head": head},
+        "data": {"train": options.data, "max_seq_length": longest, **task},
+        "train": {"output_dir": "unused", "per_device_train_batch_size": 8},
+        "precision": "fp32",
+    }
+    with tempfile.TemporaryDirectory(prefix="megatune-evaluate-") as scratch:
+        path = Path(scratch) / "run.yaml"
+        path.write_text(yaml.safe_dump(sections), encoding="utf-8")
+        return load_run(path, given).run
+
+
+def _head_of(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The head that a folder's config.json names, and what a classifier says about its task."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    architecture = str((config.get("architectures") or [""])[0])
+    task = next((task for suffix, task in _CLASSIFIERS.items() if architecture.endswith(suffix)), None)
+    if task is None:
+        return "lm", {"packing": False}
+    labels = list((config.get("id2label") or {}).values())
+    if task == "ner":
+        scheme = "bioes" if any(label.startswith("E-") for label in labels) else "bio"
+        kinds = [label[2:] for label in labels if label.startswith("B-")]
+        return "classifier", {"task": task, "labels": kinds, "tag_scheme": scheme}
+    if task == "qa":
+        return "classifier", {"task": task}
+    is_multi = config.get("problem_type") == "multi_label_classification"
+    return "classifier", {"task": task, "labels": labels, "multi_label": is_multi}
+
+
+def _longest(folder: Path) -> int:
+    """The run file's own maximum, or all positions of a model that has fewer."""
+    default: int = DataSection.model_fields["max_seq_length"].default
+    return min(default, read_shape(folder).max_positions or default)
+
+
+def _answer(result: "Result") -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "split": result.split,
+        "rows": result.num_rows,
+        "metrics": {"loss": result.loss, **result.metrics},
+        "intervals": result.intervals,
+        "target_tokens": result.target_tokens,
+        "details": result.details,
+    }
+
+
+def _pictures(result: "Result") -> Iterator[Any]:
+    rows = [
+        {"score": name, "value": value, "95 % of bootstrap samples": _range(result.intervals, name)}
+        for name, value in {"loss": result.loss, **result.metrics}.items()
+    ]
+    yield render_table(rows, title=f"{result.split}: {result.num_rows} rows")
+    for name, signature in result.details.get("signatures", {}).items():
+        yield Text(f"{name}: {signature}")
+
+
+def _range(intervals: Mapping[str, tuple[float, float]], name: str) -> str:
+    found = intervals.get(name)
+    return "" if found is None else f"{format_cell(found[0])} to {format_cell(found[1])}"

@@ -1,0 +1,92 @@
+"""Answers of a classifier head: the class of a text, the tags of words, the span of an answer."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from megatune.data.labelled import IGNORED, LabelledRow
+from megatune.engine.speaker import Speaker
+from megatune.engine.world import World
+from megatune.evaluate.answered import Answered
+from megatune.evaluate.rounds import answer_in_rounds
+from megatune.model.forward import head_logits, model_arguments
+from megatune.model.heads import HeadSpec, best_spans
+from megatune.tasks.tags import OUTSIDE
+
+_LONGEST_SPAN = 30
+_MULTI_LABEL_THRESHOLD = 0.5
+
+
+def classify(
+    world: World,
+    speaker: Speaker,
+    rows: Sequence[LabelledRow],
+    spec: HeadSpec,
+    *,
+    max_length: int,
+    rows_at_once: int,
+    is_given_up: Callable[[], bool] = lambda: False,
+) -> list[Answered] | None:
+    """What the head says of each row's first `max_length` tokens. Collective: every rank calls it.
+
+    None when given up: see `answer_in_rounds`.
+    """
+
+    def answer(numbers: list[int], batch: int) -> list[Answered]:
+        del batch
+        chosen = [rows[number] for number in numbers]
+        width = min(max_length, max(len(row.input_ids) for row in chosen))
+        ids = torch.full((len(chosen), width), spec.pad_id)
+        for at, row in enumerate(chosen):
+            kept = row.input_ids[:width]
+            ids[at, : len(kept)] = torch.tensor(kept)
+        positions = torch.arange(width).expand(len(chosen), width)
+        arguments = model_arguments(speaker.model, ids.to(world.device), positions.to(world.device))
+        logits = head_logits(speaker.model(**arguments)).float().cpu()
+        return _read(logits, chosen, spec)
+
+    return answer_in_rounds(
+        world,
+        [len(row.input_ids) for row in rows],
+        answer,
+        rows_at_once=rows_at_once,
+        in_step=speaker.in_step,
+        is_given_up=is_given_up,
+    )
+
+
+def _read(logits: torch.Tensor, rows: list[LabelledRow], spec: HeadSpec) -> list[Answered]:
+    if spec.kind == "ner":
+        return [Answered(answer=_tags(one, row, spec)) for one, row in zip(logits, rows, strict=True)]
+    if spec.kind == "qa":
+        return _spans(logits, rows)
+    if spec.multi_label:
+        named = logits.sigmoid() > _MULTI_LABEL_THRESHOLD
+        return [
+            Answered(answer=[label for label, is_named in zip(spec.labels, one, strict=True) if is_named])
+            for one in named
+        ]
+    best = logits.softmax(dim=-1).max(dim=-1)
+    return [
+        Answered(answer=spec.labels[int(index)], probability=float(value))
+        for index, value in zip(best.indices, best.values, strict=True)
+    ]
+
+
+def _tags(logits: torch.Tensor, row: LabelledRow, spec: HeadSpec) -> list[str]:
+    """A tag a word; words beyond the longest text are outside."""
+    best = logits.argmax(dim=-1).tolist()
+    return [spec.labels[best[at]] if at < len(best) else OUTSIDE for at in row.word_starts]
+
+
+def _spans(logits: torch.Tensor, rows: list[LabelledRow]) -> list[Answered]:
+    width = logits.shape[1]
+    candidates = torch.zeros(logits.shape[:2], dtype=torch.bool)
+    for number, row in enumerate(rows):
+        kept = torch.tensor(row.labels[:width])
+        candidates[number, : len(kept)] = kept != IGNORED
+    found = best_spans(logits, candidates, longest=_LONGEST_SPAN)
+    return [
+        Answered(answer=row.exchange.prompt[row.offsets[first][0] : row.offsets[last][1]].strip())
+        for row, (first, last) in zip(rows, found, strict=True)
+    ]

@@ -1,0 +1,130 @@
+"""Answers from a plain Hugging Face folder: on one device, or on the ranks of a tensor-parallel group."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoTokenizer, TextStreamer
+
+from megatune.data.questions import prompt_ids, stop_ids
+from megatune.data.tokenize import chat_renderer, padding_id
+from megatune.engine.inference import InferenceEngine
+from megatune.engine.speaker import Speaker
+from megatune.engine.world import World, single_world
+from megatune.errors import ModelError, UserError
+from megatune.evaluate.decoding import Decoding
+from megatune.evaluate.generation import generate_answers
+from megatune.model.build import build_model
+from megatune.model.source import open_source
+from megatune.tasks import RenderChat, Segment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """A loaded model that writes answers. Every method is collective over the ranks that hold it."""
+
+    world: World
+    speaker: Speaker
+    tokenizer: "PreTrainedTokenizerBase"
+    decoding: Decoding
+    render_chat: RenderChat | None
+
+    def answer(self, prompt: str | Messages, *, show: bool = False) -> str:
+        """What follows a text, or what the assistant says next.
+
+        `show`: print it on the first rank while it is written; not with beams, which change their mind.
+        """
+        ids = prompt_ids(self._segment(prompt), self.tokenizer)
+        longest = self.speaker.built.shape.max_positions
+        if longest is not None and len(ids) + self.decoding.max_new_tokens > longest:
+            raise UserError(
+                f"a prompt of {len(ids)} tokens and an answer of up to {self.decoding.max_new_tokens} are more than "
+                f"the {longest} positions of this model. Shorten the prompt, or allow fewer tokens (--max-new-tokens)."
+            )
+        show = show and self.world.is_first and self.decoding.num_beams == 1
+        found = generate_answers(
+            self.world,
+            self.speaker,
+            [ids],
+            self.decoding,
+            stop_ids=stop_ids(self.tokenizer),
+            pad_id=padding_id(self.tokenizer),
+            rows_at_once=1,
+            streamer=TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            if show
+            else None,
+        )
+        assert found is not None, "nobody gives up"
+        return str(self.tokenizer.decode(found[0], skip_special_tokens=True)).strip()
+
+    def _segment(self, prompt: str | Messages) -> Segment:
+        if isinstance(prompt, str):
+            return Segment(prompt, is_target=False)
+        if self.render_chat is None:
+            raise ModelError("this model has no chat template; leave --chat out.")
+        return Segment(self.render_chat(prompt, True), is_target=False, templated=True)
+
+
+@contextmanager
+def open_writer(folder: Path, decoding: Decoding, world: World | None = None) -> Iterator[Writer]:
+    """The model and tokenizer of `folder` in fp32, cut for the ranks of `world`; alone without it.
+
+    Raises ModelError when the folder holds none that transformers can load.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"there is no model folder {folder}.")
+    world = world or single_world(_own_device())
+    source = open_source(folder)
+    built = build_model(source, dtype=torch.float32, group=world.tensor_group)
+    tokenizer = _tokenizer(folder)
+    with InferenceEngine(built, world).speaking() as speaker:
+        yield Writer(
+            world=world,
+            speaker=speaker,
+            tokenizer=tokenizer,
+            decoding=decoding,
+            render_chat=chat_renderer(tokenizer),
+        )
+
+
+def answer_prompts(
+    folder: Path,
+    prompts: list[str],
+    *,
+    chat: bool,
+    decoding: Decoding,
+    world: World | None = None,
+    before_each: Callable[[str], None] | None = None,
+) -> list[str]:
+    """The answer to each prompt; `chat`: through the chat template.
+
+    before_each: told each prompt before it is answered; the answers are then printed as they are written.
+    """
+    with open_writer(folder, decoding, world) as writer:
+        answers = []
+        for prompt in prompts:
+            if before_each is not None:
+                before_each(prompt)
+            asked = [{"role": "user", "content": prompt}] if chat else prompt
+            answers.append(writer.answer(asked, show=before_each is not None))
+        return answers
+
+
+def _own_device() -> torch.device:
+    # Not by DeepSpeed, which takes seconds to import and is not needed for one device.
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from error

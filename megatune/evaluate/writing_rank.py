@@ -1,0 +1,33 @@
+"""One rank of a group that answers prompts: `python -m megatune.evaluate.writing_rank QUESTION.json`."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatune.engine.asked import answer_as_rank
+from megatune.engine.world import World
+from megatune.evaluate.decoding import Decoding
+from megatune.evaluate.writer import answer_prompts
+
+
+def write_answers(question: Mapping[str, Any], world: World) -> dict[str, Any]:
+    """The answers to the prompts. Collective: every rank calls it."""
+
+    def show(prompt: str) -> None:
+        if world.is_first:
+            print(f"> {prompt}", flush=True)
+
+    answers = answer_prompts(
+        Path(question["model"]),
+        question["prompts"],
+        chat=question["chat"],
+        decoding=Decoding(**question["decoding"]),
+        world=world,
+        before_each=show if question["show"] else None,
+    )
+    return {"answers": answers}
+
+
+if __name__ == "__main__":
+    sys.exit(answer_as_rank(Path(sys.argv[1]), write_answers))

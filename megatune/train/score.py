@@ -1,0 +1,104 @@
+"""Score a model folder on rows, outside of training: in this process, or on ranks that share the rows.
+
+As a program one of those ranks: `python -m megatune.train.score QUESTION.json`.
+"""
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megatune.config import Run
+from megatune.data.labels import with_labels
+from megatune.data.prepared import PreparedSet
+from megatune.engine.dtypes import DTYPES
+from megatune.engine.inference import InferenceEngine
+from megatune.engine.world import World, single_world
+from megatune.errors import DataError
+from megatune.evaluate.exam import Exam, Marking, Result, set_exam, take_exam
+from megatune.launch.ask_ranks import ask_ranks
+from megatune.model.build import build_model
+from megatune.model.source import ModelSource
+from megatune.tasks import TaskOptions
+from megatune.train.evaluating import marking_of
+from megatune.train.inputs import Splitting, open_model, open_tokenizer, source_of, task_options, with_head
+
+_MODULE = "megatune.train.score"
+
+
+def score_model(run: Run, split: str, *, num_ranks: int) -> Result:
+    """The scores of `model.model_name_or_path` on a split of `run`. Raises DataError for unusable rows."""
+    if num_ranks == 1:
+        return score_together(run, split, single_world(_own_device()))
+    question = {
+        "tensor_parallel": run.parallel.tp_size,
+        "run": run.model_dump(mode="json", exclude_none=True),
+        "split": split,
+    }
+    return Result(**ask_ranks(_MODULE, question, num_ranks=num_ranks))
+
+
+def score_together(run: Run, split: str, world: World) -> Result:
+    """The same, by this rank with those of `world`. Collective: every rank calls it."""
+    source = open_model(run)
+    with tempfile.TemporaryDirectory(prefix="megatune-score-") as name:
+        scratch = Path(name)
+        options, exam, folder = world.first_rank(lambda: _set(run, split, source, scratch))
+        marking = _marking(run, options)
+        prepared = PreparedSet.open(folder)
+        built = build_model(
+            with_head(run, source, prepared, options),
+            dtype=DTYPES[run.precision],
+            attn_implementation=run.model.attn_implementation,
+            group=world.tensor_group,
+        )
+        result = take_exam(
+            InferenceEngine(built, world),
+            exam,
+            prepared,
+            marking,
+            open_tokenizer(run, source) if world.is_first else None,
+            micro_batch=marking.rows_at_once,
+        )
+        world.barrier()  # the first rank's scratch folder is mapped by all
+    assert result is not None, "nobody gives up"
+    return result
+
+
+def _set(run: Run, split: str, source: ModelSource, scratch: Path) -> tuple[TaskOptions, Exam, Path]:
+    """First rank: the labels that there are, the exam, and the folder of the prepared rows."""
+    rows = source_of(run, split)
+    if rows is None:
+        raise DataError(f"there are no rows to score: give --data, or data.{split} in the run file.")
+    tokenizer = open_tokenizer(run, source)
+    options = task_options(run)
+    if run.data.train.paths != rows.paths:
+        options = with_labels(options, run.data.task, run.data.train.parts, split_name="train")
+    options = with_labels(options, run.data.task, rows.parts, split_name=split)
+    splitting = Splitting(run, source, tokenizer, options, scratch)
+    prepared = splitting.preparation(split, rows, None).prepare()
+    exam = set_exam(split, prepared, splitting.questions(split, rows), _marking(run, options), tokenizer)
+    return options, exam, prepared.folder
+
+
+def _marking(run: Run, options: TaskOptions) -> Marking:
+    at_once = run.evaluate.per_device_eval_batch_size or run.train.per_device_train_batch_size
+    return marking_of(run, options, at_once)
+
+
+def _own_device() -> Any:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _score_as_asked(question: Mapping[str, Any], world: World) -> dict[str, Any]:
+    return asdict(score_together(Run.model_validate(question["run"]), question["split"], world))
+
+
+if __name__ == "__main__":
+    from megatune.engine.asked import answer_as_rank
+
+    sys.exit(answer_as_rank(Path(sys.argv[1]), _score_as_asked))
