@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # The torch that is tested. On a machine with GPUs its wheel brings CUDA along.
 TORCH ?= torch==2.13.0
+# Processes that run tests side by side, each file in one; a test may start four ranks of its own.
+TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell cat setup.cfg Makefile | cksum | cut -d' ' -f1)
@@ -13,7 +15,7 @@ demo: install
 	$(BIN)/megatune demo
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: install
 	$(BIN)/ruff format --check .
