@@ -270,3 +270,18 @@ def test_a_weight_that_is_on_one_side_only_fails(tmp_path):
     row = compare("x", folder, found, *trace(tmp_path / "reference"), TOLERANCES["fp32"])
     assert not row.passed
     assert "extra" in row.worst_weight
+
+
+def test_a_classifier_head_is_refused_before_anything_is_prepared(session_folder, tmp_path):
+    from megatune.config import load_run
+    from megatune.errors import ConfigError
+    from megatune.train.verify.job import verify_job
+
+    model = write_model(session_folder, "gpt2", bos_token_id=0, eos_token_id=0)
+    run_file = write_run(tmp_path, model, tmp_path / "none.jsonl", "fp32")
+    overrides = ["model.head=classifier", "data.task=ner"]
+
+    with pytest.raises(ConfigError, match=r"model\.head=lm"):
+        verify_job(
+            load_run(run_file, overrides), run_file, overrides, num_steps=1, shrunken=True, progress=print
+        )

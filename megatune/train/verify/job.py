@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatune.config import LoadedRun, Run, resolve_batch
-from megatune.errors import LaunchError, UserError
+from megatune.errors import ConfigError, LaunchError, UserError
 from megatune.launch.fork_server import rank_starts
 from megatune.launch.local import run_ranks
 from megatune.launch.processes import Start
@@ -84,6 +84,7 @@ def verify_job(
     UserError when the run or the machine does not allow it, LaunchError when a world fails.
     """
     run = loaded.run
+    _refuse_head(run)
     folder = RunFolder(run.train.output_dir)
     with ExitStack() as stack:
         start = stack.enter_context(rank_starts(["megatune.train.verify.world"]))
@@ -113,6 +114,16 @@ def verify_job(
         reference=reference.engine,
         notes=[*notes, *_notes_on_steps(run, reference)],
     )
+
+
+def _refuse_head(run: Run) -> None:
+    if run.model.head != "lm":
+        raise ConfigError(
+            [
+                f"megatune verify compares language models, and model.head is {run.model.head}. The layout trains the "
+                "same body: verify it with model.head=lm."
+            ]
+        )
 
 
 def _prepare_model(run: Run, inputs: Inputs, scratch: Path, shrunken: bool) -> tuple[Path, list[str]]:
