@@ -13,6 +13,7 @@ from deepspeed.accelerator import get_accelerator
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # where torch's own stubs have them
 
 from megatune.engine.accelerator import own_device
+from megatune.engine.allocator import keep_freed_memory
 from megatune.engine.world import World, check_degrees, make_world, process_group_timeout
 from megatune.errors import LaunchError
 from megatune.launch import ranks
@@ -33,6 +34,8 @@ def join(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
         torch.set_num_threads(threads)
     _skip_unused_op()
     device = own_device(rank.local_rank, rank.local_world_size)
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.index is not None:
         ranks.use_device_index(device.index)
         get_accelerator().set_device(device.index)
