@@ -194,6 +194,11 @@ class TrainSection(Section):
     max_grad_norm: NonNegative = Field(
         default=1.0, description="Gradients are scaled down to this global norm; 0 switches it off."
     )
+    chunked_loss: Flag | Literal["auto"] = Field(
+        default="auto",
+        description="Take the loss some tokens at a time, so that no whole logits exist; auto: where a test on the "
+        "model itself shows the same loss.",
+    )
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = Field(
         default=42, description="Decides data order, dropout and random weights."
     )

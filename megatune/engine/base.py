@@ -78,6 +78,9 @@ class Engine(Predictor, Protocol):
 class TrainingEngine(Engine, Protocol):
     """An engine whose training can be saved and gone on with."""
 
+    chunked_loss: bool
+    """`loss` is taken inside the head; False: from whole logits. `logits` is the same either way."""
+
     @property
     def divisions(self) -> dict[str, tuple[Division, ...]] | None:
         """How data-parallel ranks divide each tensor-parallel rank's weights in `state`; None: each evenly."""

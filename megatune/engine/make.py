@@ -12,6 +12,7 @@ from megatune.engine.plain import PlainEngine
 from megatune.engine.world import World
 from megatune.engine.zero import ZeroEngine, refuse_precision
 from megatune.model.build import build_model
+from megatune.model.forward import make_head_loss
 from megatune.model.source import ModelSource
 
 
@@ -37,7 +38,8 @@ def make_engine(run: Run, source: ModelSource, world: World, ds_config: dict[str
         group=world.tensor_group,
         place=place,
     )
-    return PlainEngine(built, world, run.train, loss_scaler=_loss_scaler(ds_config))
+    head_loss = make_head_loss(built)
+    return PlainEngine(built, world, run.train, loss_scaler=_loss_scaler(ds_config), head_loss=head_loss)
 
 
 def _loss_scaler(ds_config: dict[str, Any]) -> DynamicLossScaler | None:

@@ -48,3 +48,8 @@ def make_optimizer(
         everything = [parameter for group in groups for parameter in group["params"]]
         return torch.optim.Adagrad(everything, lr=train.learning_rate, weight_decay=train.weight_decay)
     return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum, fused=True)
+
+
+def name_of_optimizer(optimizer: torch.optim.Optimizer) -> str:
+    """Its class, and whether one kernel updates all its weights."""
+    return f"{'fused ' if optimizer.defaults.get('fused') else ''}{type(optimizer).__name__}"

@@ -13,11 +13,13 @@ from megatune.config.sections import TrainSection
 from megatune.engine.base import StepOutcome
 from megatune.engine.inference import InferenceEngine
 from megatune.engine.masters import Piece
-from megatune.engine.optimizers import make_optimizer, parameter_groups
+from megatune.engine.optimizers import make_optimizer, name_of_optimizer, parameter_groups
 from megatune.engine.state import RankState, SavedState, export_state, load_on_all_ranks
 from megatune.engine.whole import whole_weights
 from megatune.engine.world import World
 from megatune.model.build import BuiltModel
+from megatune.model.forward import TokenBatch, loss_of_batch
+from megatune.model.head_loss import HeadLoss
 from megatune.plan.shards import Division, divide_evenly
 
 _BUCKET_ELEMENTS = 2**25
@@ -34,11 +36,13 @@ class PlainEngine(InferenceEngine):
         train: TrainSection,
         *,
         loss_scaler: DynamicLossScaler | None = None,
+        head_loss: HeadLoss | None = None,
     ) -> None:
-        """`loss_scaler`: for fp16, whose gradients would vanish without."""
+        """`loss_scaler`: for fp16, whose gradients would vanish without. Without `head_loss` the loss comes
+        from whole logits: the reference takes it so."""
         super().__init__(built, world)
-        self._train = train
-        self.loss_scaler = loss_scaler
+        self._train, self.loss_scaler = train, loss_scaler
+        self._head_loss, self.chunked_loss = head_loss, head_loss is not None
         built.model.train()
         self._parameters = dict(built.model.named_parameters())
         self._masters = {
@@ -56,7 +60,7 @@ class PlainEngine(InferenceEngine):
             if world.size == 1
             else f"ZeRO stage 0 (nothing divided) over dp={world.data_parallel} x tp={world.tensor_parallel}"
         )
-        return f"plain torch, {ranks}, {dtype} weights, {type(self.optimizer).__name__} on fp32 masters"
+        return f"plain torch, {ranks}, {dtype} weights, {name_of_optimizer(self.optimizer)} on fp32 masters"
 
     @property
     def divisions(self) -> dict[str, tuple[Division, ...]] | None:
@@ -65,6 +69,10 @@ class PlainEngine(InferenceEngine):
     @property
     def is_replicated(self) -> bool:
         return True
+
+    def loss(self, batch: TokenBatch) -> torch.Tensor:
+        head_loss = self._head_loss if self.chunked_loss else None
+        return loss_of_batch(self.built.model, self.built, batch, self.world.device, head_loss)
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         (loss if self.loss_scaler is None else loss * self.loss_scaler.cur_scale).backward()

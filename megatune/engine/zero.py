@@ -15,7 +15,7 @@ from megatune.engine.base import StepOutcome
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.leave_out import overflowing
 from megatune.engine.masters import FlatGroups, StageThree
-from megatune.engine.optimizers import make_optimizer, parameter_groups
+from megatune.engine.optimizers import make_optimizer, name_of_optimizer, parameter_groups
 from megatune.engine.partitioning import expected_partitioning, partitioning
 from megatune.engine.speaker import Gather, Speaker, speaking, whole_weights_fit
 from megatune.engine.state import RankState, SavedState, export_state, load_on_all_ranks
@@ -23,7 +23,7 @@ from megatune.engine.whole import whole_weights
 from megatune.engine.world import World
 from megatune.errors import ConfigError, MegatuneError
 from megatune.model.build import BuiltModel, build_model
-from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments
+from megatune.model.forward import TokenBatch, loss_of_batch, make_head_loss, model_arguments
 from megatune.model.source import ModelSource
 from megatune.model.twin import empty_twin, fill
 from megatune.plan.shards import Division
@@ -92,6 +92,8 @@ class ZeroEngine:
         self._parameters = dict(model.named_parameters())
         self._check_active()
         zero = self._engine.optimizer
+        self._head_loss = make_head_loss(self.built)
+        self.chunked_loss = self._head_loss is not None and run.train.chunked_loss is not False
         kind = StageThree if run.parallel.zero_stage == 3 else FlatGroups
         self._masters: StageThree | FlatGroups = kind(zero, self._parameters)
         self._divisions = self._ask_divisions()
@@ -112,11 +114,12 @@ class ZeroEngine:
         return (
             f"DeepSpeed {deepspeed.__version__} {zero} (stage {self._engine.zero_optimization_stage()}) over "
             f"dp={self.world.data_parallel} x tp={self.world.tensor_parallel}, {dtype} weights, "
-            f"{type(self._engine.basic_optimizer).__name__} on fp32 masters{offload}, device {self.world.device}"
+            f"{name_of_optimizer(self._engine.basic_optimizer)} on fp32 masters{offload}, device {self.world.device}"
         )
 
     def loss(self, batch: TokenBatch) -> torch.Tensor:
-        return loss_of_batch(self._engine, self.built, batch, self.world.device)
+        head_loss = self._head_loss if self.chunked_loss else None
+        return loss_of_batch(self._engine, self.built, batch, self.world.device, head_loss)
 
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         device = self.world.device

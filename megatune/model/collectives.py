@@ -63,6 +63,14 @@ class TensorGroup:
             dist.all_reduce(tensor, op=op, group=self.process_group)
         return tensor
 
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The ranks' tensors, all of one shape, along a new first dimension; without gradient."""
+        if self.size == 1:
+            return tensor[None]
+        parts = tensor.new_empty(self.size, *tensor.shape)
+        dist.all_gather(list(parts), tensor.contiguous(), group=self.process_group)
+        return parts
+
     def gather_last(self, tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
         """The ranks' last dimensions side by side, `sizes[rank]` wide each; without gradient."""
         if self.size == 1:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from megatune.model.build import BuiltModel
+from megatune.model.collectives import TensorGroup
+from megatune.model.head_loss import HeadLoss, HeadSettings, post_of
 from megatune.model.heads import head_loss_sum
 from megatune.model.loss import IGNORED, token_loss_sum
 
@@ -24,19 +26,27 @@ class TokenBatch(Protocol):
     def labels(self) -> torch.Tensor: ...
 
 
-def loss_of_batch(call: Any, built: BuiltModel, batch: TokenBatch, device: torch.device) -> torch.Tensor:
+def loss_of_batch(
+    call: Any,
+    built: BuiltModel,
+    batch: TokenBatch,
+    device: torch.device,
+    head_loss: HeadLoss | None = None,
+) -> torch.Tensor:
     """Sum of the token losses of `batch`, through `call` (the model or the engine around it).
 
+    With `head_loss` it is taken chunk by chunk inside the head; else from the logits of the whole batch.
     The head runs on target positions only: prompts and padding have no loss, and the vocabulary
     makes the head the widest layer of a small model.
     """
+    arguments = model_arguments(built.model, batch.input_ids.to(device), batch.position_ids.to(device))
+    if head_loss is not None:
+        return head_loss.loss_of(call, arguments, batch.labels)
     labels = batch.labels.to(device)
     spec = built.source.head
     if spec is not None:
-        inputs = model_arguments(built.model, batch.input_ids.to(device), batch.position_ids.to(device))
-        return head_loss_sum(head_logits(call(**inputs)), labels, spec)
+        return head_loss_sum(head_logits(call(**arguments)), labels, spec)
     kept = _target_positions(labels)
-    arguments = model_arguments(built.model, batch.input_ids.to(device), batch.position_ids.to(device))
     if accepts(built.model, "logits_to_keep"):
         arguments["logits_to_keep"] = kept
         labels = labels[:, kept]
@@ -50,6 +60,23 @@ def head_logits(output: Any) -> torch.Tensor:
     if hasattr(output, "start_logits"):
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
     return output.logits  # type: ignore[no-any-return]
+
+
+def make_head_loss(built: BuiltModel, *, widen: bool = False) -> HeadLoss | None:
+    """Prepare the head of `built` to give the loss; None for one that is not over a vocabulary.
+
+    After the engine has put its hooks on the model.
+    """
+    if built.source.head is not None:
+        return None
+    head = built.head
+    settings = HeadSettings(
+        group=getattr(head, "group", TensorGroup()),
+        first_token=built.first_token,
+        post=post_of(built.source.config_dict()),
+        widen=widen,
+    )
+    return HeadLoss(head, settings)
 
 
 def model_arguments(model: nn.Module, input_ids: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Any]:

@@ -68,14 +68,38 @@ def outside_bytes(model: ModelWeights, tokens: Tokens) -> int:
     return tokens.count * last_norm + mask
 
 
-def logits_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int = 1) -> int:
-    """Logits and their gradient, in the training precision, of this rank's part of the vocabulary.
+def loss_chunk_rows(vocabulary: int, *, on_cpu: bool) -> int:
+    """Tokens whose logits exist at a time when the loss is taken in chunks; `vocabulary`: this rank's part.
 
-    model/loss.py makes fp32 copies 2**24 elements at a time: two of them, 128 MiB, are alive at once.
+    2**24 logits (64 MiB in fp32) on a CPU. A GPU needs more rows to be busy, and reads and writes the gradient
+    of the whole weight once a chunk: 2**25, and never below 512 tokens.
+
+    >>> loss_chunk_rows(49152, on_cpu=True), loss_chunk_rows(32000, on_cpu=False)
+    (341, 1048)
     """
-    rows = -(-model.shape.vocab_size // tensor_parallel)
-    chunk = min(tokens.count * rows, 2**24) * 4 * 2
-    return 2 * tokens.count * rows * tokens.element_bytes + chunk
+    return max(64, 2**24 // vocabulary) if on_cpu else max(512, 2**25 // vocabulary)
+
+
+def loss_bytes(
+    model: ModelWeights,
+    tokens: Tokens,
+    tensor_parallel: int = 1,
+    *,
+    chunked: bool = True,
+    on_cpu: bool = False,
+) -> int:
+    """What the loss holds on one rank beyond the head's input, at its largest.
+
+    chunked (model/head_loss.py): the logits of one chunk in the training precision, in fp32, and their gradient;
+    fp32 gradients of the weight and of the head's input; a product on its way into the former. Otherwise
+    (model/loss.py): all logits and their gradient in the training precision, and two fp32 copies of a chunk.
+    """
+    rows, element = -(-model.shape.vocab_size // tensor_parallel), tokens.element_bytes
+    if not chunked:
+        return 2 * tokens.count * rows * element + min(tokens.count * rows, 2**24) * 4 * 2
+    hidden, low = model.shape.hidden_size, element * (element < 4)
+    chunk = min(tokens.count, loss_chunk_rows(rows, on_cpu=on_cpu)) * rows * (4 + 2 * low)
+    return chunk + rows * hidden * (4 + low) + tokens.count * hidden * 4
 
 
 def has_dropout(model: ModelWeights) -> bool:

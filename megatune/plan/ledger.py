@@ -11,7 +11,7 @@ from megatune.plan.activations import (
     Tokens,
     block_bytes,
     checkpoint_bytes,
-    logits_bytes,
+    loss_bytes,
     outside_bytes,
 )
 from megatune.plan.buckets import Buckets, bucket_params, gathered_params, persistent_params
@@ -41,6 +41,8 @@ class Workload:
     kernel: str
     packed: bool
     buckets: Buckets
+    chunked_loss: bool
+    """train.chunked_loss: no whole logits exist."""
     draws_weights: bool
     """model.initialize = random: every rank draws the whole model in fp32 first."""
 
@@ -96,7 +98,7 @@ def make_ledger(work: Workload, layout: Layout, place: Place) -> Ledger:
     if place.on_cpu:
         states = _all_on_device(states)
     fixed = {"weights": states.weights, "gradients": states.gradients, "optimizer": states.optimizer}
-    in_forward, in_step = _forward_bytes(work, layout), _step_bytes(work, layout, place)
+    in_forward, in_step = _forward_bytes(work, layout, place.on_cpu), _step_bytes(work, layout, place)
     moment = "forward and backward" if sum(in_forward.values()) >= sum(in_step.values()) else "optimizer step"
     at_peak = in_forward if moment == "forward and backward" else in_step
     margin = {"fragmentation": int(_FRAGMENTATION * sum(at_peak.values()))}
@@ -117,7 +119,7 @@ def _all_on_device(states: States) -> States:
     )
 
 
-def _forward_bytes(work: Workload, layout: Layout) -> dict[str, int]:
+def _forward_bytes(work: Workload, layout: Layout, on_cpu: bool) -> dict[str, int]:
     """What is alive when the loss is taken, and while the last block's gradients are made."""
     element, tp = ELEMENT_BYTES[work.precision], layout.tensor_parallel
     tokens = Tokens(
@@ -139,7 +141,7 @@ def _forward_bytes(work: Workload, layout: Layout) -> dict[str, int]:
         "gathered_weights": gathered,
         "gradient_buckets": buckets,
         "activations": kept + outside_bytes(work.model, tokens),
-        "logits": logits_bytes(work.model, tokens, tp),
+        "loss": loss_bytes(work.model, tokens, tp, chunked=work.chunked_loss, on_cpu=on_cpu),
     }
 
 

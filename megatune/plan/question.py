@@ -78,6 +78,7 @@ def make_question(
         kernel=_kernel(run, model),
         packed=run.packs,
         buckets=buckets_of(policy or {}),
+        chunked_loss=run.train.chunked_loss is not False,
         draws_weights=run.model.initialize == "random",
     )
     return Question(

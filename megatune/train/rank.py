@@ -11,6 +11,7 @@ from megatune.engine.make import make_engine
 from megatune.engine.start import join, leave, seed_everything
 from megatune.engine.world import World, check_degrees
 from megatune.evaluate.exam import Exam
+from megatune.evaluate.loss_check import choose_loss
 from megatune.evaluate.packing_check import refuse_leaking_packing
 from megatune.launch.environment import environment_report
 from megatune.launch.heartbeat import Heart
@@ -26,6 +27,7 @@ from megatune.report.tables import to_json
 from megatune.train.beating import beating
 from megatune.train.evaluating import Evaluations, marking_of, set_exams
 from megatune.train.inputs import Inputs, open_inputs, open_tokenizer, prepare_inputs, prepared_folders
+from megatune.train.kernels_used import kernels_used
 from megatune.train.launched import prepare_launched_rank
 from megatune.train.loop import DONE, TrainingLoop, total_steps
 from megatune.train.meters import Meter, device_name, peak_flops
@@ -91,7 +93,9 @@ def _train(
     reporter = Reporter(run, folder, steps, world)
     try:
         times = startup_seconds, time.monotonic() - load_started
+        loss = choose_loss(engine, run.train.chunked_loss)
         _describe(run, batch, engine, inputs, steps, reporter, place, times)
+        reporter.note(loss)
         if run.packs:
             measure = refuse_leaking_packing(engine)
             reporter.note(
@@ -201,10 +205,7 @@ def _describe(
             restart_count=place.job.restart_count if place.job else None,
             startup_seconds=times[0],
             load_seconds=times[1],
-            details={
-                "engine": engine.description,
-                "attention": engine.built.model.config._attn_implementation,
-            },
+            details={"engine": engine.description, **kernels_used(engine)},
         )
     )
     reporter.note(str(place))

@@ -1,0 +1,226 @@
+"""The loss taken inside the output head, some tokens at a time, so that no whole logits ever exist.
+
+A vocabulary of 128 k makes logits and their gradient the largest tensors of a step. Here the logits of a chunk
+become loss, gradient of the hidden states and gradient of the weight at once, in the forward pass: the loss is a
+plain sum, so backward has only to scale what is there. Nothing is computed twice and nothing is approximated.
+
+It happens inside the head because there ZeRO-3 has gathered the weight.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from megatune.model.collectives import TensorGroup
+from megatune.model.loss import IGNORED
+from megatune.plan.activations import loss_chunk_rows
+
+
+@dataclass(frozen=True)
+class Post:
+    """What a model does to the logits of its head: scale them, then bend them below a cap."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+    """cap * tanh(logits / cap), as in Gemma 2."""
+
+    def apply_(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """In place. The derivative where it is not 1 everywhere."""
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap is None:
+            return None if self.scale == 1.0 else torch.full_like(logits[:, :1], self.scale)
+        logits.div_(self.softcap).tanh_()
+        slope = (1 - logits.square()).mul_(self.scale)
+        logits.mul_(self.softcap)
+        return slope
+
+
+def post_of(config: Mapping[str, Any]) -> Post:
+    """From config.json: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`."""
+    model_type = str(config.get("model_type", ""))
+    scale = 1.0
+    if model_type.startswith("cohere") and config.get("logit_scale") is not None:
+        scale = float(config["logit_scale"])
+    if model_type.startswith("granite") and config.get("logits_scaling"):
+        scale = 1 / float(config["logits_scaling"])
+    return Post(scale=scale, softcap=config.get("final_logit_softcapping"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """What is the same for every batch."""
+
+    group: TensorGroup
+    """The ranks that share the vocabulary."""
+    first_token: int
+    """Vocabulary id of this rank's first logit."""
+    post: Post = Post()
+    widen: bool = False
+    """Multiply bf16 as fp32: see widened.py."""
+    chunk_rows: int | None = None
+    """Tokens at a time; None: as many as the planner counts on."""
+
+
+def chunked_loss_sum(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    settings: HeadSettings,
+) -> torch.Tensor:
+    """Sum of cross-entropy over the target tokens, in nats, as an fp32 scalar.
+
+    hidden: (..., hidden). labels: (...), already shifted, on the CPU or beside `hidden`; -100 where no loss is
+    taken: those tokens never reach the head. weight: (this rank's vocabulary, hidden). Softmax, sums and the
+    gradient of the weight are fp32. Collective over the tensor-parallel group: one small exchange a chunk.
+    """
+    labels = labels.reshape(-1)
+    rows = (labels != IGNORED).nonzero()[:, 0]
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    targets = labels[rows].to(hidden.device, non_blocking=True)
+    if len(rows) != len(labels):
+        flat = flat[rows.to(hidden.device, non_blocking=True)]
+    loss: torch.Tensor = _HeadLossSum.apply(  # type: ignore[no-untyped-call]
+        settings.group.enter(flat), weight, bias, targets, settings, torch.is_grad_enabled()
+    )
+    return loss
+
+
+class _HeadLossSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        settings: HeadSettings,
+        needs_gradient: bool,
+    ) -> torch.Tensor:
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
+        wanted = [needs_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        if settings.widen:
+            hidden, weight = hidden.float(), weight.float()
+            bias = None if bias is None else bias.float()
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        gradients = [
+            _sum_for(tensor) if want else None
+            for tensor, want in zip((hidden, weight, bias), wanted, strict=True)
+        ]
+        step = settings.chunk_rows or loss_chunk_rows(weight.shape[0], on_cpu=weight.device.type == "cpu")
+        for start in range(0, hidden.shape[0], step):
+            rows = slice(start, start + step)
+            part, logits_grad = _chunk(hidden[rows], weight, bias, targets[rows], settings)
+            loss += part
+            if any(wanted):
+                _add_gradients(gradients, logits_grad.to(weight.dtype), hidden[rows], weight, rows)
+            del logits_grad  # or two chunks would be alive at once
+        ctx.gradients = gradients
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # Scaled in place and handed on: a second backward through the same loss would scale them again.
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [
+            None if gradient is None else gradient.mul_(grad_loss.float()).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None)
+
+
+def _sum_for(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else torch.zeros_like(tensor, dtype=torch.float32)
+
+
+def _chunk(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    settings: HeadSettings,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of some tokens and the gradient of their logits, (tokens, this rank's vocabulary), fp32 both."""
+    logits = torch.addmm(bias, hidden, weight.t()) if bias is not None else hidden @ weight.t()
+    logits = logits.float()
+    slope = settings.post.apply_(logits)
+    local = targets - settings.first_token
+    here = (local >= 0) & (local < logits.shape[-1])
+    local.masked_fill_(~here, 0)
+    target_logit = logits.gather(1, local[:, None])[:, 0] * here
+    largest = logits.amax(dim=-1)
+    softmax = logits.sub_(largest[:, None]).exp_()
+    log_normalizer, target_logit = _over_ranks(largest, softmax.sum(dim=-1), target_logit, settings.group)
+    softmax.mul_((largest - log_normalizer).exp_()[:, None])
+    softmax.scatter_add_(1, local[:, None], -here[:, None].float())
+    return (log_normalizer - target_logit).sum(), softmax if slope is None else softmax.mul_(slope)
+
+
+def _over_ranks(
+    largest: torch.Tensor, sums: torch.Tensor, target_logit: torch.Tensor, group: TensorGroup
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the whole vocabulary: log of the sum of exp, and the target's logit. All are (tokens,) fp32."""
+    every = group.gather(torch.stack([largest, sums, target_logit]))  # (ranks, 3, tokens)
+    overall = every[:, 0].amax(dim=0)
+    total = (every[:, 1] * (every[:, 0] - overall).exp_()).sum(dim=0)
+    return overall + total.log_(), every[:, 2].sum(dim=0)
+
+
+def _add_gradients(
+    gradients: list[torch.Tensor | None],
+    logits_grad: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    rows: slice,
+) -> None:
+    hidden_grad, weight_grad, bias_grad = gradients
+    if hidden_grad is not None:
+        hidden_grad[rows] = logits_grad @ weight
+    if weight_grad is not None and weight.dtype == torch.float32:
+        weight_grad.addmm_(logits_grad.t(), hidden)
+    elif weight_grad is not None:
+        weight_grad += logits_grad.t() @ hidden
+    if bias_grad is not None:
+        bias_grad += logits_grad.sum(dim=0, dtype=torch.float32)
+
+
+class HeadLoss:
+    """Has the output head of a model give the loss instead of logits, while a batch is being trained on."""
+
+    def __init__(self, head: nn.Module, settings: HeadSettings) -> None:
+        self._head, self._settings = head, settings
+        self._labels: torch.Tensor | None = None
+        self._loss: torch.Tensor | None = None
+        self._usual: Callable[[torch.Tensor], torch.Tensor] = head.forward
+        head.forward = self._forward
+        # After the engine's own hooks: what they return has the node that gathers the weight for backward.
+        head.register_forward_hook(self._keep)
+
+    def loss_of(
+        self, call: Callable[..., Any], arguments: dict[str, Any], labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum of the token losses of a batch, by way of `call(**arguments)`, the model or the engine around it."""
+        self._labels = labels
+        try:
+            call(**arguments)
+            assert self._loss is not None, "the model ran without its output head"
+            return self._loss
+        finally:
+            self._labels = self._loss = None
+
+    def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._labels is None:
+            return self._usual(hidden)
+        head: Any = self._head
+        return chunked_loss_sum(hidden, head.weight, head.bias, self._labels, self._settings)
+
+    def _keep(self, _: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> None:
+        if self._labels is not None:
+            # The model may scale what it takes for logits, but nobody reads its answer.
+            self._loss = output
