@@ -8,6 +8,7 @@ from torch import nn
 from megatune.config import Run
 from megatune.engine.base import TrainingEngine
 from megatune.engine.dtypes import DTYPES
+from megatune.engine.kernels import widens_bf16
 from megatune.engine.plain import PlainEngine
 from megatune.engine.world import World
 from megatune.engine.zero import ZeroEngine, refuse_precision
@@ -28,6 +29,7 @@ def make_engine(run: Run, source: ModelSource, world: World, ds_config: dict[str
     def place(module: nn.Module) -> None:
         module.to(world.device)
 
+    widened = widens_bf16(run.precision, world)
     built = build_model(
         source,
         dtype=DTYPES[run.precision],
@@ -37,8 +39,9 @@ def make_engine(run: Run, source: ModelSource, world: World, ds_config: dict[str
         seed=run.train.seed,
         group=world.tensor_group,
         place=place,
+        widen_bf16=widened,
     )
-    head_loss = make_head_loss(built)
+    head_loss = make_head_loss(built, widen=widened)
     return PlainEngine(built, world, run.train, loss_scaler=_loss_scaler(ds_config), head_loss=head_loss)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from megatune.config import Run
 from megatune.engine.base import StepOutcome
 from megatune.engine.dtypes import DTYPES
+from megatune.engine.kernels import widens_bf16
 from megatune.engine.leave_out import overflowing
 from megatune.engine.masters import FlatGroups, StageThree
 from megatune.engine.optimizers import make_optimizer, name_of_optimizer, parameter_groups
@@ -31,7 +32,9 @@ from megatune.plan.shards import Division
 _GATHERED_AT_ONCE_BYTES = 64 * 2**20
 
 
-def _build(run: Run, source: ModelSource, world: World, ds_config: dict[str, Any]) -> BuiltModel:
+def _build(
+    run: Run, source: ModelSource, world: World, ds_config: dict[str, Any], *, widen_bf16: bool
+) -> BuiltModel:
     dtype = DTYPES[run.precision]
 
     def partition(module: nn.Module) -> None:
@@ -55,6 +58,7 @@ def _build(run: Run, source: ModelSource, world: World, ds_config: dict[str, Any
         seed=run.train.seed,
         group=world.tensor_group,
         place=partition,
+        widen_bf16=widen_bf16,
     )
 
 
@@ -75,7 +79,8 @@ class ZeroEngine:
     def __init__(self, run: Run, source: ModelSource, world: World, ds_config: dict[str, Any]) -> None:
         self.world, self._run = world, run
         refuse_precision(run, world)
-        self.built = _build(run, source, world, ds_config)
+        self._widened = widens_bf16(run.precision, world)
+        self.built = _build(run, source, world, ds_config, widen_bf16=self._widened)
         model = self.built.model
         if run.parallel.leaf_modules and run.parallel.zero_stage == 3:
             set_z3_leaf_modules(model, [self.built.block_class])
@@ -92,7 +97,7 @@ class ZeroEngine:
         self._parameters = dict(model.named_parameters())
         self._check_active()
         zero = self._engine.optimizer
-        self._head_loss = make_head_loss(self.built)
+        self._head_loss = make_head_loss(self.built, widen=self._widened)
         self.chunked_loss = self._head_loss is not None and run.train.chunked_loss is not False
         kind = StageThree if run.parallel.zero_stage == 3 else FlatGroups
         self._masters: StageThree | FlatGroups = kind(zero, self._parameters)
@@ -115,6 +120,7 @@ class ZeroEngine:
             f"DeepSpeed {deepspeed.__version__} {zero} (stage {self._engine.zero_optimization_stage()}) over "
             f"dp={self.world.data_parallel} x tp={self.world.tensor_parallel}, {dtype} weights, "
             f"{name_of_optimizer(self._engine.basic_optimizer)} on fp32 masters{offload}, device {self.world.device}"
+            f"{', bf16 multiplied in fp32' if self._widened else ''}"
         )
 
     def loss(self, batch: TokenBatch) -> torch.Tensor:

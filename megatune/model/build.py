@@ -19,6 +19,7 @@ from megatune.model.conv1d import conv1d_to_linear
 from megatune.model.heads import draw_head, find_class, find_head, head_parameters
 from megatune.model.source import ModelSource, stored_dtype
 from megatune.model.tensor_parallel import VocabularyHead, cut_block, cut_embedding, cut_vocabulary
+from megatune.model.widened import widen
 from megatune.plan.families import find_family
 from megatune.plan.shape import ModelShape
 from megatune.plan.shards import Cut
@@ -76,13 +77,14 @@ def build_model(
     seed: int = 0,
     group: TensorGroup | None = None,
     place: Place | None = None,
+    widen_bf16: bool = False,
 ) -> BuiltModel:
     """The model of `source` with trainable weights in `dtype`, cut for `group`.
 
     initialize: `pretrained`, `random`, or `empty` for a model whose tensors are on the meta device.
     `place` receives each transformer block, and at the end the whole model, once its weights are
-    final. The default keeps private copies on the CPU. Raises ModelError before any weight is
-    read when the family or the degree is refused.
+    final. The default keeps private copies on the CPU. `widen_bf16`: see widened.py. Raises ModelError
+    before any weight is read when the family or the degree is refused.
     """
     group = group or TensorGroup()
     family = find_family(source.config_dict(), source.shape, group.size)
@@ -101,6 +103,8 @@ def build_model(
     if family is not None:
         cuts |= (cut_vocabulary if source.head is None else cut_embedding)(model, source.shape, group)
     _place(model, dtype, place)
+    if widen_bf16:
+        widen(model)
     return BuiltModel(
         model=model, source=source, block_class=type(blocks[0]), cuts=cuts, transposed=transposed, **counts
     )

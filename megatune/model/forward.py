@@ -62,7 +62,7 @@ def head_logits(output: Any) -> torch.Tensor:
     return output.logits  # type: ignore[no-any-return]
 
 
-def make_head_loss(built: BuiltModel, *, widen: bool = False) -> HeadLoss | None:
+def make_head_loss(built: BuiltModel, *, widen: bool) -> HeadLoss | None:
     """Prepare the head of `built` to give the loss; None for one that is not over a vocabulary.
 
     After the engine has put its hooks on the model.
