@@ -219,6 +219,11 @@ class ParallelSection(Section):
     leaf_modules: Flag = Field(
         default=True, description="Under stage 3, gather one transformer block at a time."
     )
+    keep_gathered: Flag | Literal["auto"] = Field(
+        default="auto",
+        description="Under stage 3 without offload, keep gathered weights from step to step; auto: where they would "
+        "stay from forward to backward anyway, below 5e8 a rank.",
+    )
 
 
 class EvaluateSection(Section):

@@ -20,6 +20,7 @@ from megatune.engine.optimizers import make_optimizer, name_of_optimizer, parame
 from megatune.engine.partitioning import expected_partitioning, partitioning
 from megatune.engine.speaker import Gather, Speaker, speaking, whole_weights_fit
 from megatune.engine.state import RankState, SavedState, export_state, load_on_all_ranks
+from megatune.engine.take_over import take_over
 from megatune.engine.whole import whole_weights
 from megatune.engine.world import World
 from megatune.errors import ConfigError, MegatuneError
@@ -97,6 +98,7 @@ class ZeroEngine:
         self._parameters = dict(model.named_parameters())
         self._check_active()
         zero = self._engine.optimizer
+        self._taken_over = take_over(zero, list(self._parameters.values()), run, world, ds_config)
         self._head_loss = make_head_loss(self.built, widen=self._widened)
         self.chunked_loss = self._head_loss is not None and run.train.chunked_loss is not False
         kind = StageThree if run.parallel.zero_stage == 3 else FlatGroups
@@ -120,7 +122,7 @@ class ZeroEngine:
             f"DeepSpeed {deepspeed.__version__} {zero} (stage {self._engine.zero_optimization_stage()}) over "
             f"dp={self.world.data_parallel} x tp={self.world.tensor_parallel}, {dtype} weights, "
             f"{name_of_optimizer(self._engine.basic_optimizer)} on fp32 masters{offload}, device {self.world.device}"
-            f"{', bf16 multiplied in fp32' if self._widened else ''}"
+            f"{self._taken_over}{', bf16 multiplied in fp32' if self._widened else ''}"
         )
 
     def loss(self, batch: TokenBatch) -> torch.Tensor:
@@ -207,6 +209,7 @@ class ZeroEngine:
         Raises CheckpointError with every rank's reason, on all ranks, when one cannot read its pieces.
         """
         load_on_all_ranks(self._masters, self._parameters, state, self.world)
+        self._taken_over.refresh()
 
     @contextmanager
     def _gathered(self, parameter: nn.Parameter, master: bool) -> Iterator[torch.Tensor]:

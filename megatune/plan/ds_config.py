@@ -61,6 +61,11 @@ def _refuse_unproven(run: Run) -> None:
             f"parallel.offload = {run.parallel.offload}: offloading to a local disk is not proven yet. Use "
             "parallel.offload=optimizer or all (host memory)."
         )
+    if run.parallel.keep_gathered is True and run.parallel.offload != "none":
+        problems.append(
+            f"parallel.keep_gathered = true and parallel.offload = {run.parallel.offload}: weights are kept on the "
+            "device only without offload. Use parallel.keep_gathered=auto."
+        )
     if problems:
         raise ConfigError(problems)
 

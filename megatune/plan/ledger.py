@@ -5,7 +5,7 @@ step. The ledger is of the one that needs more. Sources of each term stand where
 states.py, buckets.py, activations.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatune.plan.activations import (
     Tokens,
@@ -45,6 +45,10 @@ class Workload:
     """train.chunked_loss: no whole logits exist."""
     draws_weights: bool
     """model.initialize = random: every rank draws the whole model in fp32 first."""
+
+    def buckets_of(self, layout: Layout) -> Buckets:
+        """With offload no rank keeps weights from step to step (engine/zero.py)."""
+        return self.buckets if layout.offload == "none" else replace(self.buckets, keep_gathered=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +139,7 @@ def _forward_bytes(work: Workload, layout: Layout, on_cpu: bool) -> dict[str, in
     kept = recomputed if layout.gradient_checkpointing else layers * block
     gathered = buckets = 0
     if layout.zero_stage == 3:
-        gathered = element * gathered_params(work.model, tp, work.buckets)
+        gathered = element * gathered_params(work.model, tp, work.buckets_of(layout))
         buckets = element * bucket_params(work.model, tp, work.buckets)
     return {
         "gathered_weights": gathered,
@@ -152,7 +156,8 @@ def _step_bytes(work: Workload, layout: Layout, place: Place) -> dict[str, int]:
     on_device = layout.offload == "none" or place.on_cpu
     flat = GRADIENT_BYTES * min(share, work.buckets.sub_group) if on_device else 0
     return {
-        "gathered_weights": element * persistent_params(work.model, layout.tensor_parallel, work.buckets),
+        "gathered_weights": element
+        * persistent_params(work.model, layout.tensor_parallel, work.buckets_of(layout)),
         "gradient_buckets": element * work.buckets.reduce,
         "step_gradients": flat,
     }

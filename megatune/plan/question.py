@@ -1,7 +1,7 @@
 """From a run file and a machine to the planner's question."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatune.config import Run, resolve_batch
@@ -77,7 +77,7 @@ def make_question(
         optimizer_bytes=optimizer_bytes(run.train.optimizer, momentum=run.train.momentum),
         kernel=_kernel(run, model),
         packed=run.packs,
-        buckets=buckets_of(policy or {}),
+        buckets=replace(buckets_of(policy or {}), keep_gathered=run.parallel.keep_gathered),
         chunked_loss=run.train.chunked_loss is not False,
         draws_weights=run.model.initialize == "random",
     )
