@@ -3,9 +3,10 @@
 A description is the only documentation of its key: `megatune init` and the JSON schema print it.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict
+from pydantic import Field, Strict, field_validator
 
 from megatune.config.fields import (
     BlockText,
@@ -145,6 +146,29 @@ class DataSection(Section):
     )
 
 
+class ProfileSection(Section):
+    """Steps whose time is to be explained."""
+
+    steps: Text = Field(
+        description="First and last step, counted from 1 as in metrics.jsonl; after the first few, which warm up.",
+        examples=["10-12"],
+    )
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _one_or_two_numbers(cls, value: object) -> object:
+        text = str(value) if type(value) is int else value
+        found = re.fullmatch(r"([1-9]\d{0,8})(?:-([1-9]\d{0,8}))?", text) if isinstance(text, str) else None
+        if found is None or int(found[2] or found[1]) < int(found[1]):
+            raise ValueError("a step or two of them, as in 10 or 10-12")
+        return text
+
+    def range(self) -> range:
+        """The steps, first to last."""
+        first, _, last = self.steps.partition("-")
+        return range(int(first), int(last or first) + 1)
+
+
 class TrainSection(Section):
     """How long, how fast, with which optimizer. At most one of gradient_accumulation_steps,
     global_batch_size and tokens_per_step."""
@@ -201,6 +225,12 @@ class TrainSection(Section):
     )
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = Field(
         default=42, description="Decides data order, dropout and random weights."
+    )
+    profile: ProfileSection | None = Field(
+        default=None,
+        description="Write a trace of these steps of the first rank (torch.profiler, for chrome://tracing or "
+        "Perfetto), and one page that says where their time went.",
+        examples=[{"steps": "10-12"}],
     )
     logging_steps: Count = Field(default=1, description="Steps between two lines of the log.")
 

@@ -11,6 +11,7 @@ from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_modules
 from torch import nn
 
 from megatune.config import Run
+from megatune.engine.annotate import annotate
 from megatune.engine.base import StepOutcome
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.kernels import widens_bf16
@@ -99,6 +100,8 @@ class ZeroEngine:
         self._check_active()
         zero = self._engine.optimizer
         self._taken_over = take_over(zero, list(self._parameters.values()), run, world, ds_config)
+        if run.train.profile is not None and run.parallel.zero_stage == 3:
+            annotate(zero)
         self._head_loss = make_head_loss(self.built, widen=self._widened)
         self.chunked_loss = self._head_loss is not None and run.train.chunked_loss is not False
         kind = StageThree if run.parallel.zero_stage == 3 else FlatGroups

@@ -78,6 +78,11 @@ class RunFolder:
         return self.path / "heartbeats"
 
     @property
+    def profile(self) -> Path:
+        """Trace and summary of `train.profile`."""
+        return self.path / "profile"
+
+    @property
     def crash(self) -> Path:
         """One folder for each hang, with what was known about it."""
         return self.path / "crash"

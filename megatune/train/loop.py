@@ -4,6 +4,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from torch.profiler import record_function
+
 from megatune.config import BatchShape, Run
 from megatune.data.batches import step_batches
 from megatune.data.prepared import PreparedSet
@@ -16,6 +18,7 @@ from megatune.report.records import StopRecord
 from megatune.train.bad_steps import BadSteps
 from megatune.train.evaluating import Evaluations
 from megatune.train.meters import Meter, peak_memory_bytes
+from megatune.train.profiling import StepProfiler
 from megatune.train.reporting import Reporter
 from megatune.train.saving import Checkpoints, patience_of
 from megatune.train.schedule import learning_rate_at
@@ -60,6 +63,7 @@ class TrainingLoop:
             run, engine, batch, train, folder=folder, reporter=reporter, on_saved=stopping.saved
         )
         self._bad_steps = BadSteps(run, self._checkpoints, reporter)
+        self._profiler = StepProfiler(run.train.profile, folder.profile, engine.world, reporter)
         self._is_first_step = True
         self._peak_memory_bytes: list[int] = []
 
@@ -67,7 +71,10 @@ class TrainingLoop:
         """Train to the end, or to where something asks to stop. Returns the exit code. Collective."""
         started = time.monotonic()
         self._state = self._checkpoints.resume(self._state)
-        reason, code = self._to_the_end()
+        try:
+            reason, code = self._to_the_end()
+        finally:
+            self._profiler.finish()
         steps_done = self._state.step
         if self._state.step > 0 and self._run.checkpoint.save_at_end:
             self._heart.beat("save")
@@ -120,7 +127,9 @@ class TrainingLoop:
         if self._state.step >= self._total_steps:
             self._reporter.note(f"nothing left to train: all {self._total_steps} steps are done")
         while self._goes_on():
-            if self._step():
+            with self._profiler.step(self._state.step + 1):
+                is_stop_asked = self._step()
+            if is_stop_asked:
                 return self._reason_of_some_rank(), STOPPED_EARLY
             if self._is_due(self._run.evaluate.eval_steps):
                 reason = self._evaluate("validation")
@@ -170,15 +179,16 @@ class TrainingLoop:
 
     def _train_step(self, rate: float) -> StepResult:
         world = self._engine.world
-        batches = step_batches(
-            self._train,
-            self._state.position,
-            seed=self._run.train.seed,
-            micro_batch=self._batch.micro,
-            accumulation=self._batch.accumulation,
-            data_parallel=world.data_parallel,
-            dp_rank=world.data_rank,
-        )
+        with record_function("megatune::data"):
+            batches = step_batches(
+                self._train,
+                self._state.position,
+                seed=self._run.train.seed,
+                micro_batch=self._batch.micro,
+                accumulation=self._batch.accumulation,
+                data_parallel=world.data_parallel,
+                dp_rank=world.data_rank,
+            )
         return train_step(
             self._engine,
             batches,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.profiler import record_function
 
 from megatune.data.batches import Batch
 from megatune.engine.base import Engine, StepOutcome
@@ -60,7 +61,8 @@ def train_step(
     beat("optimizer step")
     agreed = world.sum_over_all(loss.double()).item() / world.tensor_parallel if is_refused else None
     left_out = is_refused is not None and agreed is not None and is_refused(agreed)
-    outcome = engine.step(learning_rate, leave_out=left_out)
+    with record_function("megatune::optimizer"):
+        outcome = engine.step(learning_rate, leave_out=left_out)
     cpu_seconds = time.process_time() - cpu_started
     own = (
         loss,
