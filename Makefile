@@ -1,4 +1,4 @@
-# make demo | test | check      Everything is installed into .venv on the first call.
+# make demo | test | check | bench      Everything is installed into .venv on the first call.
 PYTHON ?= python3
 # The torch that is tested. On a machine with GPUs its wheel brings CUDA along.
 TORCH ?= torch==2.13.0
@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell cat setup.cfg Makefile | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check install clean
+.PHONY: demo test check bench install clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -21,6 +21,10 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The peers table, each case once: a few minutes on two cores. `megatune bench peers` runs three rounds.
+bench: install
+	$(BIN)/megatune bench peers --rounds 1 --budget 570
 
 install: $(STAMP)
 

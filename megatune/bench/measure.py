@@ -81,7 +81,7 @@ def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float) 
         tokens=[step["tokens"] for step in timed],
         peak_memory_bytes=max(step["peak_memory_bytes"] for step in steps),
         details={
-            "attention": run["details"]["attention"],
+            **{name: run["details"][name] for name in ("attention", "loss", "norm")},
             "mfu": [step["mfu"] for step in timed],
             "startup_seconds": run["startup_seconds"],
             "load_seconds": run["load_seconds"],

@@ -1,5 +1,6 @@
 """The cases of a suite, one after another, round after round."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,11 +34,14 @@ def run_rounds(
     rounds: int,
     timeout_s: float,
     note: Callable[[str], None],
+    budget_s: float = math.inf,
 ) -> list[Result]:
     """Run every case once in each round, so that what else the machine does meets all of them.
 
-    A case that fails or hangs becomes a result with its failure; the others go on.
+    A case that fails or hangs becomes a result with its failure; the others go on. No case begins for which
+    `budget_s`, the time for all, leaves less than the longest one has taken.
     """
+    begun, longest_s = time.monotonic(), 0.0
     results = [Result(case, suite.work_of(case) if case.program is None else None) for case in cases]
     with tempfile.TemporaryDirectory(prefix="megatune-bench-") as folder:
         written: dict[Work, Inputs] = {}
@@ -45,10 +49,21 @@ def run_rounds(
             for result in results:
                 if result.failure is None:
                     started = time.monotonic()
-                    _run_once(result, written, Path(folder), timeout_s)
+                    left_s = budget_s - (started - begun)
+                    if left_s < longest_s:
+                        _leave_out(result, note, f"round {number}/{rounds}")
+                        continue
+                    _run_once(result, written, Path(folder), min(timeout_s, left_s))
+                    longest_s = max(longest_s, time.monotonic() - started)
                     ended = result.failure or f"{time.monotonic() - started:.0f} s"
                     note(f"round {number}/{rounds}: {name_of(result.case)}: {ended}")
     return results
+
+
+def _leave_out(result: Result, note: Callable[[str], None], where: str) -> None:
+    note(f"{where}: {name_of(result.case)}: left out, the time is up")
+    if not (result.measurements or result.programs):
+        result.failure = "not run: the time was up"
 
 
 def name_of(case: Case) -> str:

@@ -1,5 +1,6 @@
 """`megatune bench`: run a suite, keep its record, say what it shows."""
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class BenchOptions:
     compare: Path | None = None
     results: Path = RESULTS
     timeout_s: float = 1800.0
+    budget_s: float = math.inf
     as_json: bool = False
 
 
@@ -41,6 +43,7 @@ def bench_suite(name: str, options: BenchOptions) -> int:
         cases,
         rounds=rounds,
         timeout_s=options.timeout_s,
+        budget_s=options.budget_s,
         note=lambda text: print(text, file=sys.stderr),
     )
     record = make_record(Path(name).stem, suite, results, rounds)

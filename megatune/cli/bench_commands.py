@@ -1,5 +1,6 @@
 """The command that measures."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -23,6 +24,9 @@ def bench(
         Path("benchmarks/results"), "--results", help="Folder that the record is written into."
     ),
     timeout_s: float = typer.Option(1800.0, "--timeout", min=1, help="Seconds a case may take."),
+    budget_s: float | None = typer.Option(
+        None, "--budget", min=1, help="Seconds for all; cases that would not fit are left out."
+    ),
     as_json: bool = AsJson,
 ) -> None:
     """Run a benchmark suite: its cases in turn, round after round, with one record at the end.
@@ -38,6 +42,7 @@ def bench(
         compare=compare,
         results=results,
         timeout_s=timeout_s,
+        budget_s=math.inf if budget_s is None else budget_s,
         as_json=as_json,
     )
     sys.exit(bench_suite(suite, options))

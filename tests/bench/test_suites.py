@@ -1,16 +1,22 @@
 """Suite files: the ones of the checkout are whole, and a wrong one is refused with all that is wrong."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from megatune.bench.inputs import MODELS, texts
 from megatune.bench.measure import PEERS
-from megatune.bench.suite import SUITES, Work, load_suite
+from megatune.bench.rounds import run_rounds
+from megatune.bench.suite import SUITES, Case, Suite, Work, load_suite
 from megatune.config import load_run
 from megatune.errors import ConfigError
 
+PROGRAM = ("startup.py", "--help")
 NAMES = sorted(path.stem for path in SUITES.glob("*.yaml"))
 
 
@@ -80,3 +86,29 @@ def test_made_up_rows_are_the_same_each_time_and_as_long_as_asked():
     lengths = [len(text.split()) + 1 for text in texts(mixed, 100)]
     assert max(lengths) <= 64
     assert len(set(lengths)) > 10
+
+
+def test_a_suite_begins_no_case_for_which_no_time_is_left():
+    suite = Suite(
+        about="two programs", cases=(Case(name="one", program=PROGRAM), Case(name="two", program=PROGRAM))
+    )
+    told: list[str] = []
+
+    results = run_rounds(suite, suite.cases, rounds=2, timeout_s=60, note=told.append, budget_s=1e-6)
+
+    assert [result.failure for result in results] == ["not run: the time was up"] * 2
+    assert all("the time is up" in words for words in told)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the script would train on it")
+def test_the_gpu_script_says_what_is_missing_on_a_machine_without_one(tmp_path: Path):
+    done = subprocess.run(
+        [str(SUITES.parent / "gpu.sh"), str(tmp_path)],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "sees no GPU" in done.stderr
+    assert not any(tmp_path.iterdir())

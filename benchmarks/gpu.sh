@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Times the suites `single-gpu` and `gpu-layouts` on one GPU, unattended and without a network, within 9 minutes.
+#
+#   benchmarks/gpu.sh [RESULTS_FOLDER]
+#
+# PYTHON: the interpreter that has megatune, its DeepSpeed and a CUDA build of torch >= 2.11 (default: that of .venv,
+# else python3). BUDGET_S: seconds for all (default 520). The records carry the device's name, its power limit and
+# every kernel that was really used; the exit code is 0 when every case ran.
+set -u
+cd "$(dirname "$0")/.."
+results=${1:-benchmarks/results}
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+deadline=$((SECONDS + ${BUDGET_S:-520}))
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+"$python" - <<'CHECK' || exit 2
+import sys
+import torch
+if not torch.cuda.is_available():
+    sys.exit(f"benchmarks/gpu.sh: torch {torch.__version__} sees no GPU")
+if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 11):
+    sys.exit(f"benchmarks/gpu.sh: torch is {torch.__version__}; these figures are kept for 2.11 and later")
+free, total = torch.cuda.mem_get_info()
+print(f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, torch {torch.__version__}")
+CHECK
+nvidia-smi --query-gpu=name,power.limit,driver_version --format=csv,noheader || true
+mkdir -p "$results"
+
+failed=0
+run() {  # run SUITE SECONDS: one round of a suite
+    "$python" -m megatune bench "$1" --rounds 1 --budget "$2" --timeout 240 --results "$results" || failed=1
+}
+run single-gpu $(((deadline - SECONDS) * 6 / 10))
+left=$((deadline - SECONDS))
+if [ "$left" -gt 30 ]; then
+    run gpu-layouts "$left"
+else
+    echo "benchmarks/gpu.sh: no time was left for gpu-layouts" >&2
+    failed=1
+fi
+exit "$failed"
