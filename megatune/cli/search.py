@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
+from megatune.cli.arguments import before_torch
 from megatune.config import load_run
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
@@ -20,10 +21,11 @@ from megatune.tune.search.folder import SearchFolder
 from megatune.tune.search.picture import draw_search
 from megatune.tune.search.result import SearchResult, TrialResult, read_result
 from megatune.tune.search.study import open_study
+from megatune.tune.search.suggest import Suggestion, suggest, write_suggestion
 from megatune.tune.search.worker import Worker
-from megatune.tune.search.workers_job import build_workers_request, submit_workers
 from megatune.tune.trial import StopSignals
-from megatune.units import format_duration, format_ratio
+from megatune.tune.workers_job import WorkersJob, build_workers_request, submit_workers
+from megatune.units import format_count, format_duration, format_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class SearchCommand:
     num_workers: int | None = None
     """Workers to hand to Slurm; None searches here."""
     results_only: bool = False
+    range_steps: int | None = None
+    """Suggest a rate and a batch instead of searching: by rule, and by a range test of so many steps."""
     as_json: bool = False
 
 
@@ -42,6 +46,8 @@ def search_run(run_file: Path, overrides: list[str], command: SearchCommand) -> 
     """Search, or go on with a search. Returns 0, 75 when stopped before the end, 1 when no trial ended well."""
     if command.results_only:
         return show_result(search_folder(load_run(run_file, overrides)), as_json=command.as_json)
+    if command.range_steps is not None:
+        return suggest_for(run_file, overrides, command.range_steps, as_json=command.as_json)
     if command.space is None:
         raise ConfigError(
             ["--space is missing: a file that names keys of the run file and the values to try."],
@@ -51,6 +57,46 @@ def search_run(run_file: Path, overrides: list[str], command: SearchCommand) -> 
         return _search_on_slurm(run_file, overrides, command, command.space, command.num_workers)
     folder = begin_search(run_file, overrides, command.space, command.options)
     return _work(folder) or show_result(folder, as_json=command.as_json)
+
+
+def suggest_for(run_file: Path, overrides: list[str], range_steps: int, *, as_json: bool) -> int:
+    """Suggest a learning rate and a batch. Returns 0, or 75 when the range test was stopped."""
+    before_torch()  # the rows are counted as the optimizer will see them
+    folder = search_folder(load_run(run_file, overrides))
+    with StopSignals() as stop:
+        found = suggest(run_file, overrides, folder, range_steps, stop)
+    if found is None:
+        print("megatune: stopped; the same command begins the range test anew", file=sys.stderr)
+        return STOPPED_BUT_SAVED
+    picture = write_suggestion(folder, found)
+    space = folder.path / "space.yaml"
+    answer = {"schema": 1, **found.as_object(), "space": str(space), "picture": picture and str(picture)}
+    show(answer, *_suggestion_views(found, space, picture), as_json=as_json)
+    return 0
+
+
+def _suggestion_views(found: Suggestion, space: Path, picture: Path | None) -> list[RenderableType]:
+    tested = found.tested
+    rows = [
+        {
+            "manner": "by rule",
+            "learning rate": f"{found.rule_rate:.1e}",
+            "sequences a step": found.rule_batch,
+            "why": f"{format_count(found.num_params)} parameters; {found.num_rows} rows x {found.epochs:g} epochs",
+        }
+    ]
+    if tested is not None:
+        rate = tested.suggested_rate
+        told = "n/a" if rate is None else f"{rate:.1e}"
+        rows.append(
+            {"manner": "range test", "learning rate": told, "sequences a step": "n/a", "why": tested.why}
+        )
+    lines = [
+        f"begin with: train.learning_rate={found.learning_rate:.1e} train.global_batch_size={found.rule_batch}",
+        f"search around it: --space {shlex.quote(str(space))}",
+        f"picture: {picture or 'n/a'}",
+    ]
+    return [render_table(rows, title="where to begin"), *map(Text, lines)]
 
 
 def work_for(run_file: Path) -> int:
@@ -71,9 +117,10 @@ def _search_on_slurm(
     run_file: Path, overrides: list[str], command: SearchCommand, space: Path, num_workers: int
 ) -> int:
     loaded = load_run(run_file, overrides)
-    request = build_workers_request(loaded, search_folder(loaded), run_file, num_workers)
+    workers = WorkersJob("search", search_folder(loaded).path, spans_nodes=False)
+    request = build_workers_request(loaded, workers, run_file, num_workers)
     folder = begin_search(run_file, overrides, space, command.options)
-    job = submit_workers(request, folder, call)
+    job = submit_workers(request, workers, call)
     answer = {
         "schema": 1,
         "folder": str(folder.path),
@@ -83,7 +130,7 @@ def _search_on_slurm(
     }
     lines = [
         f"submitted job {job.job_id}: {num_workers} worker(s)",
-        f"logs: {folder.logs}",
+        f"logs: {workers.logs}",
         f"results: megatune search {shlex.quote(str(run_file))} --results",
     ]
     show(answer, *[Text(line) for line in lines], as_json=command.as_json)

@@ -25,6 +25,12 @@ def search(
         False, "--worker", hidden=True, help="Train trials of the search whose run.yaml is RUN.yaml."
     ),
     results: bool = typer.Option(False, "--results", help="Show what was found so far, and train nothing."),
+    suggest: bool = typer.Option(
+        False, "--suggest", help="Suggest a learning rate and a batch: by rule, and by a range test."
+    ),
+    range_steps: int = typer.Option(
+        100, "--range-steps", help="Steps of the range test of --suggest; 0 leaves it out."
+    ),
     as_json: bool = AsJson,
 ) -> None:
     """Search hyper-parameters: train with many values, and keep those with the lowest validation loss.
@@ -40,7 +46,12 @@ def search(
     if worker:
         sys.exit(work_for(run_file))
     command = SearchCommand(
-        space=space, options=options, num_workers=slurm, results_only=results, as_json=as_json
+        space=space,
+        options=options,
+        num_workers=slurm,
+        results_only=results,
+        range_steps=range_steps if suggest else None,
+        as_json=as_json,
     )
     sys.exit(search_run(run_file, overrides or [], command))
 

@@ -7,7 +7,7 @@ from megatune.config.batch import BatchShape, resolve_batch
 from megatune.config.check import check_run
 from megatune.config.initial import initial_run_file
 from megatune.config.load import LoadedRun, load_run
-from megatune.config.render import resolved_yaml
+from megatune.config.render import resolved_values, resolved_yaml
 from megatune.config.run import Precision, Run, run_schema
 from megatune.config.sections import (
     CheckpointSection,
@@ -41,6 +41,7 @@ __all__ = [
     "initial_run_file",
     "load_run",
     "resolve_batch",
+    "resolved_values",
     "resolved_yaml",
     "run_schema",
 ]

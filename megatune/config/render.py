@@ -19,3 +19,10 @@ def resolved_yaml(loaded: LoadedRun) -> str:
         text = f"{_INDENT * len(above)}{key[-1]}: {format_value(value)}"
         lines.append(f"{text}  # {loaded.origins['.'.join(key)]}")
     return "\n".join(lines) + "\n"
+
+
+def resolved_values(loaded: LoadedRun) -> str:
+    """The same without comments: two runs are equal when these are."""
+    return "\n".join(
+        line.partition("  # ")[0] for line in resolved_yaml(loaded).splitlines() if not line.startswith("#")
+    )

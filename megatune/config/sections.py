@@ -195,8 +195,9 @@ class TrainSection(Section):
         default=None, description="Tokens in one optimizer step over all ranks.", examples=[65536]
     )
     learning_rate: NonNegative = Field(default=1e-5, description="Peak learning rate, reached after warm-up.")
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
-        default="cosine", description="Course of the learning rate after warm-up."
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "range_test"] = Field(
+        default="cosine",
+        description="Course of the learning rate after warm-up; range_test rises a hundred-thousandfold to it.",
     )
     warmup_steps: Warmup = Field(
         default=0.0, description="Steps of linear warm-up; below 1 it is a share of all steps."

@@ -1,5 +1,6 @@
 """One trial: `megatune train` in processes of its own, watched, and ended by the stop signal it knows."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Literal, Self
 
 from megatune.launch.processes import kill_group, start_process
 from megatune.launch.ranks import child_environment
+from megatune.launch.run_folder import RunFolder
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _TICK_S = 0.05
@@ -66,23 +68,26 @@ def run_trial(
     stop: StopSignals,
     environment: Mapping[str, str] | None = None,
     poll_s: float = 0.5,
+    launcher: Sequence[str] = (sys.executable,),
+    grace_s: float | None = None,
 ) -> TrialEnd:
     """Run `megatune train` with `arguments` to its end; what it prints is appended to `log`.
 
     `watch` is called every `poll_s` seconds and says whether to end the trial, which then gets SIGTERM,
-    saves and ends. A signal in `stop` does the same; a second one kills. The kernel ends the trial when this
-    process dies. Call it from the main thread. Raises LaunchError when it cannot be started.
+    saves and ends. A signal in `stop` does the same; a second one kills, and so does `grace_s` after the first,
+    where one is given. The kernel ends the trial when this process dies. `launcher`: Python, with what stands before
+    it. Call it from the main thread. Raises LaunchError when it cannot be started.
     """
     started = time.monotonic()
     with log.open("ab") as output:
         process = start_process(
-            [sys.executable, "-m", "megatune", "train", *arguments],
+            [*launcher, "-m", "megatune", "train", *arguments],
             environment=child_environment(environment or {}),
             stdout=output.fileno(),
             stderr=subprocess.STDOUT,
         )
     try:
-        ended_by = _wait(process, watch, stop, poll_s)
+        ended_by = _wait(process, watch, stop, poll_s, grace_s)
     finally:
         kill_group(process)
         process.wait()
@@ -90,21 +95,58 @@ def run_trial(
 
 
 def _wait(
-    process: subprocess.Popen[bytes], watch: Callable[[], bool], stop: StopSignals, poll_s: float
+    process: subprocess.Popen[bytes],
+    watch: Callable[[], bool],
+    stop: StopSignals,
+    poll_s: float,
+    grace_s: float | None,
 ) -> Literal["itself", "watch", "stop"]:
     ended_by: Literal["itself", "watch", "stop"] = "itself"
     next_look = time.monotonic() + poll_s
+    kill_at = math.inf
     while process.poll() is None:
-        if stop.at_once:
+        now = time.monotonic()
+        if stop.at_once or now >= kill_at:
             kill_group(process)
         elif stop.asked and ended_by != "stop":
             if ended_by == "itself":
                 process.send_signal(signal.SIGTERM)  # a second one would kill it
+                kill_at = now + (math.inf if grace_s is None else grace_s)
             ended_by = "stop"
-        elif time.monotonic() >= next_look:
-            next_look = time.monotonic() + poll_s
+        elif now >= next_look:
+            next_look = now + poll_s
             if watch() and ended_by == "itself":
                 process.send_signal(signal.SIGTERM)
+                kill_at = now + (math.inf if grace_s is None else grace_s)
                 ended_by = "watch"
         time.sleep(_TICK_S)
     return ended_by
+
+
+def path_override(key: str, path: Path) -> str:
+    """`key="path"` as an argument of `megatune train`, whatever characters the path has."""
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
+
+
+def last_lines(log: Path, count: int = 12) -> str:
+    """The end of what a trial printed, without empty lines."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(line for line in lines[-count:] if line.strip())
+
+
+def measuring_overrides(run: RunFolder, num_steps: int) -> list[str]:
+    """What makes a short, measured training of a run: no evaluation, nothing saved, every step on record."""
+    return [
+        path_override("train.output_dir", run.path),
+        f"train.max_steps={num_steps}",
+        "data.validation=null",
+        "evaluate=null",
+        "checkpoint=null",
+        "checkpoint.resume=none",
+        "checkpoint.save_at_end=false",
+        "checkpoint.export_at_end=false",
+        'health.on_spike="off"',
+        "launch.max_restarts=0",
+        "report_to=[]",
+    ]

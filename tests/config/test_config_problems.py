@@ -86,7 +86,10 @@ def test_an_unknown_key_is_answered_with_where_it_belongs(refusal, minimal, sett
     [
         ("launch.nproc_per_node=all", "a whole number from 1 to 2147483647, or auto"),
         ("model.gradient_checkpointing=maybe", "true or false, or auto"),
-        ("train.lr_scheduler_type=cosin", "one of constant, linear, cosine. Did you mean cosine?"),
+        (
+            "train.lr_scheduler_type=cosin",
+            "one of constant, linear, cosine, range_test. Did you mean cosine?",
+        ),
         ("train.adam_beta1=1", "a number from 0 to below 1"),
         ("train.adam_epsilon=0", "a number above 0"),
         ("train.learning_rate=.inf", "a number of at least 0"),

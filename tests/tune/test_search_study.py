@@ -8,8 +8,8 @@ import pytest
 from optuna.trial import TrialState
 
 from megatune.errors import ConfigError
+from megatune.tune.owner import Watcher, marked
 from megatune.tune.search.folder import SearchFolder
-from megatune.tune.search.owner import Watcher, marked
 from megatune.tune.search.result import read_result
 from megatune.tune.search.space import Choices, Point, Range, Space
 from megatune.tune.search.study import (
@@ -168,7 +168,7 @@ def test_failed_trials_are_results_and_never_the_best(tmp_path):
 
 def test_a_worker_that_was_killed_is_known_to_be_gone_and_a_living_one_is_not(tmp_path):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom megatune.tune.search.owner import marked\n"
+        "import sys, time\nfrom pathlib import Path\nfrom megatune.tune.owner import marked\n"
         "with marked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
     )
     with subprocess.Popen(

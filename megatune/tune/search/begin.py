@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatune.config import LoadedRun, load_run, resolve_batch, resolved_yaml
+from megatune.config import LoadedRun, load_run, resolve_batch, resolved_values, resolved_yaml
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
 from megatune.launch.devices import count_cpus, count_gpus
@@ -54,7 +54,7 @@ def begin_search(
         sampler=options.sampler,
         pruner=options.pruner or _default_pruner(loaded, options),
         seed=options.seed,
-        run=_without_comments(resolved_yaml(loaded)),
+        run=resolved_values(loaded),
     )
     study = open_study(folder.path, create=True)
     num_known = len(trials_in(study))
@@ -119,7 +119,3 @@ def _check_batch(loaded: LoadedRun) -> None:
 
 def _num_ranks_here() -> int:
     return count_gpus() or count_cpus()
-
-
-def _without_comments(text: str) -> str:
-    return "\n".join(line.partition("  # ")[0] for line in text.splitlines() if not line.startswith("#"))

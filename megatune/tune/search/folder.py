@@ -33,16 +33,6 @@ class SearchFolder:
         """The tokenised data of all trials."""
         return self.path / "prepared"
 
-    @property
-    def workers_script(self) -> Path:
-        """The script that sbatch was given."""
-        return self.path / "workers.sbatch"
-
-    @property
-    def logs(self) -> Path:
-        """One file for each task of the array of workers."""
-        return self.path / "logs"
-
     def trial(self, number: int) -> RunFolder:
         """The run folder of a trial."""
         return RunFolder(self.path / "trials" / f"{number:05d}")

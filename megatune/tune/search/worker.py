@@ -2,16 +2,15 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatune.errors import ConfigError
 from megatune.launch.digest import digest_run
 from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.run_folder import RunFolder
+from megatune.tune.owner import Mark, Watcher, marked
 from megatune.tune.search.folder import SearchFolder
 from megatune.tune.search.losses import Loss, LossWatch, losses_of
-from megatune.tune.search.owner import Mark, Watcher, marked
 from megatune.tune.search.space import Point, overrides_of
 from megatune.tune.search.study import (
     WHOLE_RUN,
@@ -24,7 +23,7 @@ from megatune.tune.search.study import (
     take_trial,
     trials_in,
 )
-from megatune.tune.trial import StopSignals, TrialEnd, run_trial
+from megatune.tune.trial import StopSignals, TrialEnd, last_lines, path_override, run_trial
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -35,7 +34,6 @@ _DIVERGED = "numeric"
 _OF_ITS_VALUES = ("gpu_memory", "host_memory", _DIVERGED)
 """Classes of failures that say something about the values: the sampler learns from them."""
 _LOOK_AGAIN_S = 1.0
-_LAST_LINES = 12
 
 
 class Worker:
@@ -111,7 +109,7 @@ class Worker:
     def _enter_failure(self, trial: "Trial", run: RunFolder, end: TrialEnd) -> None:
         log = self._folder.trial_log(trial.number)
         if end.exit_code == _USER_ERROR:
-            words = _last_lines(log)
+            words = last_lines(log)
             if not trials_in(self._study, "COMPLETE", "PRUNED"):
                 put_back(self._study, trial)
                 raise ConfigError([f"trial {trial.number} was refused:\n{words}"], source="megatune search")
@@ -179,24 +177,15 @@ def trial_overrides(run: RunFolder, point: Point) -> list[str]:
     """All that is put behind the search's run file for a trial."""
     return [
         *overrides_of(point),
-        f'train.output_dir="{_escaped(run.path)}"',
+        path_override("train.output_dir", run.path),
         "checkpoint.resume=auto",
         "checkpoint.export_at_end=false",
     ]
 
 
-def _escaped(path: Path) -> str:
-    return str(path).replace("\\", "\\\\").replace('"', '\\"')
-
-
 def _look(mark: Mark, pruning: _Pruning) -> bool:
     mark.move()
     return pruning.look()
-
-
-def _last_lines(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(line for line in lines[-_LAST_LINES:] if line.strip())
 
 
 def _tell(text: str) -> None:
