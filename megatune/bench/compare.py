@@ -6,10 +6,7 @@ from statistics import median
 
 from megatune.bench.measure import Measurement
 from megatune.bench.rounds import Result
-
-LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2**-8, "fp16": 2**-8}
-"""Relative, per step. fp32: orders of summation differ, and each step builds on the one before;
-half precision: one unit in the last place of a weight."""
+from megatune.report.losses import first_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +62,12 @@ def loss_difference(result: Result, theirs: Measurement, ours: Measurement) -> s
     if result.case.same_loss == "none":
         return None
     assert result.work is not None
-    tolerance = LOSS_TOLERANCE[result.work.precision]
     last = 1 if result.case.same_loss == "first" else None
-    for step, (a, b) in enumerate(zip(theirs.losses[:last], ours.losses[:last], strict=True), start=1):
-        if a is None or b is None or abs(a - b) > tolerance * abs(a):
-            return f"not compared: the loss of step {step} is {b} beside {a}"
-    return None
+    found = first_difference(theirs.losses[:last], ours.losses[:last], result.work.precision)
+    if found is None:
+        return None
+    step, a, b = found
+    return f"not compared: the loss of step {step} is {b} beside {a}"
 
 
 def regressions(before: dict[str, Spread], now: dict[str, Spread]) -> list[str]:
