@@ -35,6 +35,18 @@ def count_gpus(driver_folder: Path = Path("/proc/driver/nvidia/gpus")) -> int:
     return usable
 
 
+def gpu_names() -> list[str]:
+    """The driver's names of the installed GPUs; none where nvidia-smi is absent, fails or hangs."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
 def gpu_driver_version(root: Path = Path("/")) -> str | None:
     """The version of NVIDIA's kernel driver, `535.104.05`, or None when it does not say."""
     match = re.search(r"^NVRM version:.*?\s(\d+\.[\d.]+)", _read(root / "proc/driver/nvidia/version") or "")

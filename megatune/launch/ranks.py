@@ -78,6 +78,11 @@ def own_slurm_job(environ: Mapping[str, str] = os.environ) -> SlurmJob | None:
     return slurm_job(environ)
 
 
+def in_allocation_shell(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process may start steps on all nodes: in a batch script or the shell of salloc, no task of srun."""
+    return bool(environ.get("SLURM_JOB_ID")) and step_size(environ) is None
+
+
 def log_title(environ: Mapping[str, str] = os.environ) -> str | None:
     """`rank 3 of 8` for the log of a task of srun that the script of `megatune submit` started, or None."""
     if not in_submitted_job(environ) or step_size(environ) is None:

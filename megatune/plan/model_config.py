@@ -17,14 +17,23 @@ def read_model_config(run: Run) -> dict[str, Any]:
     path = Path(name) / "config.json"
     if not Path(name).is_dir():
         from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
 
-        cached = try_to_load_from_cache(name, "config.json", revision=run.model.revision)
+        try:
+            cached = try_to_load_from_cache(name, "config.json", revision=run.model.revision)
+        except HFValidationError:
+            cached = None  # a path that is not there, and no name of the hub
         if not isinstance(cached, str):
             raise ModelError(
                 f"model.model_name_or_path: {name} is no folder here, and its config.json is not in the local cache "
                 "of the hub. Give a folder that holds the model's config.json; a plan needs no weights."
             )
         path = Path(cached)
+    return read_config(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json. Raises ModelError when it cannot be read or is no JSON object."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -124,7 +124,7 @@ def preview(
 
 
 def _judge(run: Run, request: JobRequest, measured: Measured) -> tuple[Planned | None, str | None]:
-    machine = _machine(request, measured)
+    machine = machine_of(request, measured)
     try:
         question = make_question(run, read_model_config(run), machine, read_policy(run.deepspeed))
     except (ModelError, PlanError, ConfigError) as error:
@@ -132,7 +132,8 @@ def _judge(run: Run, request: JobRequest, measured: Measured) -> tuple[Planned |
     return Planned(question=question, judged=assess(question, layout_of(run, machine.num_devices))), None
 
 
-def _machine(request: JobRequest, measured: Measured) -> Machine:
+def machine_of(request: JobRequest, measured: Measured) -> Machine:
+    """The nodes of `request` as the planner sees them."""
     gpus = request.gpus
     return Machine(
         nodes=request.nodes,

@@ -1,0 +1,49 @@
+"""Short trainings in the same ranks, one after another: `torchrun --nproc_per_node 2 one_world.py JOBS.json`.
+
+JOBS.json is a list; each entry is a run file and its overrides. Each training is all that a rank of `megatune train`
+does but for entering and leaving the process group, which the first one enters: what many short trials cost most,
+starting interpreters and loading libraries, is paid once.
+"""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatune.config import load_run
+from megatune.engine.accelerator import own_device
+from megatune.engine.start import join, leave
+from megatune.engine.world import World, make_world
+from megatune.launch.rank_info import RankInfo
+from megatune.launch.ranks import discover_rank, export_rank
+from megatune.train import rank as rank_module
+
+
+def world_of(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
+    """The groups of another layout in the process group there is."""
+    if not dist.is_initialized():
+        return join(rank, tensor_parallel=tensor_parallel, timeout_s=timeout_s)
+    return make_world(
+        tensor_parallel, own_device(rank.local_rank, rank.local_world_size), timeout_s=timeout_s
+    )
+
+
+def main(jobs: list[list[str]]) -> None:
+    """Train them all. A failure ends this rank, and with it all."""
+    rank = discover_rank()
+    assert rank is not None, "torchrun starts this"
+    export_rank(rank)
+    rank_module.join, rank_module.leave = world_of, lambda: None
+    for number, (run_file, *overrides) in enumerate(jobs):
+        code = rank_module.train_rank(load_run(Path(run_file), overrides), rank)
+        assert code == 0, f"job {number} ended with {code}"
+        gc.collect()
+        if rank.rank == 0:
+            print(f"{number + 1} of {len(jobs)}", file=sys.stderr, flush=True)
+    leave()
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

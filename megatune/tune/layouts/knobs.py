@@ -1,0 +1,137 @@
+"""What a tune may change: one row a knob. A new key of the run file becomes a knob by a row here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from megatune.config import Run
+from megatune.config.document import format_value
+from megatune.plan.layout import Layout
+from megatune.plan.weights import ModelWeights
+
+POLICY = "deepspeed:"
+"""In front of a key that is one of the DeepSpeed policy file, not of the run file."""
+AS_IT_IS = "null"
+"""The value of a policy's key that is left as the run's own policy, or DeepSpeed's default, has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What the values to try depend on."""
+
+    run: Run
+    policy: Mapping[str, Any]
+    model: ModelWeights
+    on_cpu: bool
+
+
+def _nothing_else(around: Surroundings) -> Sequence[str]:
+    del around
+    return ()
+
+
+def _always(layout: Layout) -> bool:
+    del layout
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """One setting that changes how a step is computed and not what it computes."""
+
+    key: str
+    what: str
+    layout_field: str | None = None
+    """The planner's name for it: its values are those of the planner's layouts."""
+    others: Callable[[Surroundings], Sequence[str]] = _nothing_else
+    """Values worth a trial beside the run's own, as texts of overrides; of a knob that is no part of a layout."""
+    has_effect: Callable[[Layout], bool] = _always
+    """Where it has none, only the run's own value is tried."""
+
+    def own_value(self, around: Surroundings) -> str:
+        """The run's value, as the text of an override."""
+        if self.key.startswith(POLICY):
+            return _policy_value(around.policy, self.key)
+        section, _, name = self.key.partition(".")
+        return format_value(getattr(getattr(around.run, section), name))
+
+    def side_values(self, around: Surroundings) -> list[str]:
+        """The run's own value and the others, none twice."""
+        return list(dict.fromkeys([self.own_value(around), *self.others(around)]))
+
+
+def _policy_value(policy: Mapping[str, Any], key: str) -> str:
+    found: Any = policy
+    for name in key.removeprefix(POLICY).split("."):
+        found = found.get(name, "auto") if isinstance(found, Mapping) else "auto"
+    return AS_IT_IS if found == "auto" else format_value(found)
+
+
+def _other_kernels(around: Surroundings) -> Sequence[str]:
+    """flash_attention_2 where it can run. One that was asked for by name is kept: eager may have its reason."""
+    usable = not around.on_cpu and around.run.precision != "fp32" and find_spec("flash_attn") is not None
+    return ("flash_attention_2",) if usable and around.run.model.attn_implementation == "auto" else ()
+
+
+def _one_block(around: Surroundings) -> Sequence[str]:
+    """Elements of one block: what leaf modules gather and reduce at a time."""
+    return (str(sum(weight.num_params for weight in around.model.block)),)
+
+
+def _shares_weights(layout: Layout) -> bool:
+    return layout.zero_stage == 3 and layout.data_parallel > 1
+
+
+def _reduces(layout: Layout) -> bool:
+    return layout.zero_stage > 0 and layout.data_parallel > 1
+
+
+KNOBS: tuple[Knob, ...] = (
+    Knob(key="parallel.tp_size", layout_field="tensor_parallel", what="devices that share each layer"),
+    Knob(key="parallel.zero_stage", layout_field="zero_stage", what="what data-parallel ranks share out"),
+    Knob(
+        key="train.per_device_train_batch_size",
+        layout_field="micro_batch",
+        what="sequences in a micro-batch; accumulation follows from the global batch",
+    ),
+    Knob(
+        key="model.gradient_checkpointing",
+        layout_field="gradient_checkpointing",
+        what="activations are computed again in backward",
+    ),
+    Knob(key="parallel.offload", layout_field="offload", what="what lives in host memory"),
+    Knob(key="launch.nproc_per_node", what="ranks on this machine (only with --try)"),
+    Knob(
+        key="parallel.leaf_modules",
+        what="ZeRO-3 gathers a whole block at a time",
+        others=lambda around: [format_value(not around.run.parallel.leaf_modules)],
+        has_effect=_shares_weights,
+    ),
+    Knob(key="model.attn_implementation", what="attention kernel", others=_other_kernels),
+    Knob(
+        key=f"{POLICY}zero_optimization.reduce_bucket_size",
+        what="gradients that are reduced at a time, in elements",
+        others=_one_block,
+        has_effect=_reduces,
+    ),
+    Knob(
+        key=f"{POLICY}zero_optimization.stage3_prefetch_bucket_size",
+        what="weights that are gathered ahead, in elements",
+        others=_one_block,
+        has_effect=_shares_weights,
+    ),
+)
+BY_KEY = {knob.key: knob for knob in KNOBS}
+LAYOUT_KNOBS = tuple(knob for knob in KNOBS if knob.layout_field is not None)
+SIDE_KNOBS = tuple(knob for knob in KNOBS if knob.layout_field is None)
+RANKS = "launch.nproc_per_node"
+
+
+def layout_values(layout: Layout) -> dict[str, str]:
+    """The keys of the run file that make `layout`; its global batch is the run's."""
+    return {
+        knob.key: format_value(getattr(layout, knob.layout_field))
+        for knob in LAYOUT_KNOBS
+        if knob.layout_field
+    }
