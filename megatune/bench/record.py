@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatune.bench.compare import Ratio, Spread, ratio_to
+from megatune.bench.peaks import measure_peaks
 from megatune.bench.rounds import Result, name_of
 from megatune.bench.suite import Suite
 from megatune.errors import ConfigError
@@ -40,6 +41,7 @@ def make_record(suite_name: str, suite: Suite, results: list[Result], rounds: in
         "about": suite.about,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
+        "peaks": measure_peaks(_most_ranks(results)) if any(result.work for result in results) else None,
         "versions": {name: _version(name) for name in _PACKAGES},
         "commit": source_commit(),
         "formulas": FORMULAS,
@@ -47,6 +49,10 @@ def make_record(suite_name: str, suite: Suite, results: list[Result], rounds: in
         "baseline": suite.baseline,
         "cases": [_case(suite, result, results) for result in results],
     }
+
+
+def _most_ranks(results: list[Result]) -> int:
+    return max(result.work.ranks for result in results if result.work)
 
 
 def machine() -> dict[str, Any]:

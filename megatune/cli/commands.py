@@ -159,19 +159,21 @@ def env() -> None:
 
 
 def report(
-    run: Path = typer.Argument(help="A run folder.", metavar="RUN"),
+    paths: list[Path] = typer.Argument(
+        help="A run folder, or records of `megatune bench`.", metavar="RUN|RECORD.json..."
+    ),
     picture: Path | None = typer.Option(
-        None, "--picture", help="Draw the curve of every score into this .png, .svg or .pdf."
+        None, "--picture", help="Draw the curve of every score of the run into this .png, .svg or .pdf."
     ),
     as_json: bool = AsJson,
 ) -> None:
-    """Sum up a run from its metrics: scores before and after, speed, memory, curves.
+    """Sum up a run from its metrics: scores before and after, speed, memory, curves. Or draw benchmark records.
 
     Example: megatune report runs/first --picture curves.svg
     """
-    from megatune.cli.report import report_run
+    from megatune.cli.report import report_paths
 
-    report_run(run, as_json=as_json, picture=picture)
+    report_paths(paths, as_json=as_json, picture=picture)
 
 
 def demo(overrides: list[str] | None = Overrides) -> None:

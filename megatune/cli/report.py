@@ -1,15 +1,20 @@
-"""`megatune report`."""
+"""`megatune report`: of a run, or of bench records."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.text import Text
 
-from megatune.errors import DataError
+from megatune.bench.page import case_rows, render_page
+from megatune.bench.pictures import draw_record
+from megatune.bench.record import read_record
+from megatune.errors import ConfigError, DataError
+from megatune.files import write_text_atomic
 from megatune.launch.run_folder import RunFolder
 from megatune.report.curves import draw_curves
 from megatune.report.metrics import read_metrics
 from megatune.report.summary import summarise, summary_tables
-from megatune.report.tables import show
+from megatune.report.tables import render_table, show
 
 
 def report_run(run: Path, *, as_json: bool, picture: Path | None = None) -> None:
@@ -29,3 +34,49 @@ def report_run(run: Path, *, as_json: bool, picture: Path | None = None) -> None
     found = {name: str(path) for name, path in places.items() if path.exists()}
     lines = [Text(f"{name}: {path}") for name, path in found.items()]
     show({**summary.as_object(), "paths": found}, *summary_tables(summary), *lines, as_json=as_json)
+
+
+def report_paths(paths: Sequence[Path], *, as_json: bool, picture: Path | None = None) -> None:
+    """Report one run folder, or one or more records of `megatune bench`. Raises DataError or ConfigError."""
+    are_records = all(path.suffix == ".json" for path in paths)
+    if are_records and picture is None:
+        report_records(paths, as_json=as_json)
+    elif are_records:
+        raise ConfigError(
+            ["--picture is for runs; the pictures of records are written beside them."],
+            source="megatune report",
+        )
+    elif len(paths) == 1:
+        report_run(paths[0], as_json=as_json, picture=picture)
+    else:
+        raise ConfigError(
+            ["give one run folder, or records of `megatune bench` (.json) alone."], source="megatune report"
+        )
+
+
+def report_records(paths: Sequence[Path], *, as_json: bool) -> None:
+    """Print the records' tables; write their pictures beside them, and one page of all beside the first."""
+    records = [read_record(path) for path in paths]
+    drawn = [draw_record(record) for record in records]
+    pictures = []
+    for path, found in zip(paths, drawn, strict=True):
+        for name, png in found.items():
+            target = path.with_name(f"{path.stem}-{name}.png")
+            target.write_bytes(png)
+            pictures.append(str(target))
+    page = paths[0].with_suffix(".html")
+    write_text_atomic(page, render_page(list(zip(records, drawn, strict=True))))
+    answer = {
+        "schema": 1,
+        "page": str(page),
+        "pictures": pictures,
+        "records": [{"suite": record["suite"], "cases": case_rows(record)} for record in records],
+    }
+    tables = [render_table(case_rows(record), title=record["about"]) for record in records]
+    show(
+        answer,
+        *tables,
+        Text(f"page: {page}"),
+        *[Text(f"picture: {each}") for each in pictures],
+        as_json=as_json,
+    )

@@ -1,0 +1,92 @@
+"""One self-contained HTML page of bench records: tables and pictures, no script, nothing fetched."""
+
+import base64
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from megatune.bench.figures import CaseFigures, training_cases
+from megatune.report.tables import format_cell
+from megatune.units import format_bytes, format_ratio
+
+_STYLE = (
+    "body{font:15px/1.45 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:#222}"
+    "table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:left}"
+    "td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}small{color:#666}"
+)
+_TITLES = {
+    "bars": "Speed",
+    "scaling": "Scaling over ranks",
+    "roofline": "Distance to the machine's measured peak",
+}
+
+
+def render_page(records: Sequence[tuple[Mapping[str, Any], Mapping[str, bytes]]]) -> str:
+    """The page of records, each with its pictures (name -> PNG)."""
+    parts = [part for record, pictures in records for part in _record(record, pictures)]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>megatune bench</title>'
+        f"<style>{_STYLE}</style></head><body><h1>Benchmarks</h1>{''.join(parts)}</body></html>\n"
+    )
+
+
+def case_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row a case, for tables of any kind."""
+    trained = {case.name: case for case in training_cases(record)}
+    return [_row(case, trained.get(case["name"])) for case in record["cases"]]
+
+
+def _record(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Iterator[str]:
+    machine, versions = record["machine"], record["versions"]
+    gpus = ", ".join(gpu["name"] for gpu in machine["gpus"]) or "none"
+    yield f"<h2>{_text(record['suite'])}</h2><p>{_text(record['about'])}</p>"
+    yield _table(case_rows(record))
+    for name, png in pictures.items():
+        encoded = base64.b64encode(png).decode()
+        yield f'<h3>{_TITLES[name]}</h3><img alt="{_TITLES[name]}" src="data:image/png;base64,{encoded}">'
+    known = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
+    yield (
+        f"<p><small>{_text(record['time'])}, commit {_text(record['commit'])}; {_text(machine['cpu'])}, "
+        f"{machine['cpu_cores']} cores, {format_bytes(machine['host_memory_bytes'])}, GPUs: {_text(gpus)}; load "
+        f"{_text(machine['load_1_5_15_min'])}; {record['rounds']} round(s); {_text(known)}</small></p>"
+    )
+
+
+def _row(case: Mapping[str, Any], trained: CaseFigures | None) -> dict[str, str]:
+    if case.get("failure"):
+        return {"case": case["name"], "what": f"failed: {case['failure'].splitlines()[0]}"}
+    if trained is None:
+        printed = case["printed"][-1]
+        shown = "; ".join(
+            ", ".join(f"{key} {format_cell(value)}" for key, value in one.items()) for one in printed
+        )
+        return {"case": case["name"], "what": shown}
+    ratio = case["to_baseline"]
+    against = "" if not isinstance(ratio, dict) else f"{ratio['tokens_per_second']['median']:.2f}"
+    return {
+        "case": trained.name,
+        "tokens/s": str(trained.tokens_per_second),
+        "CPU ms/token": f"{1e3 * trained.cpu_seconds_per_token.median:.3g}",
+        "peak memory": format_bytes(trained.peak_memory_bytes),
+        "of measured peak": format_ratio(trained.peak_share),
+        "tokens/s to baseline": trained.refused or against or "",
+        "what": case["engine"],
+    }
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{_text(name)}</th>" for name in columns)
+    body = "".join(
+        "<tr>" + "".join(_cell(name, row.get(name, "")) for name in columns) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(name: str, value: str) -> str:
+    kind = "" if name in ("case", "what") else ' class="n"'
+    return f"<td{kind}>{_text(value)}</td>"
+
+
+def _text(value: object) -> str:
+    return html.escape(format_cell(value))

@@ -1,0 +1,91 @@
+"""What the machine can do at best, measured with as many ranks as a suite: products, memory.
+
+`measure_peaks` starts `python -m megatune.bench.peaks RANKS`, whose processes work at the same time, as ranks do.
+"""
+
+import json
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from megatune.launch.ranks import child_environment
+
+_SIZE, _TIMES = 1024, 8
+_COPY_BYTES = 2**28
+_TIMEOUT_S = 300.0
+
+
+def measure_peaks(num_ranks: int) -> dict[str, Any] | None:
+    """Operations and bytes a second of one rank while all work; None where it cannot be measured."""
+    command = [sys.executable, "-m", "megatune.bench.peaks", str(num_ranks)]
+    try:
+        done = subprocess.run(
+            command,
+            env=child_environment({"OMP_NUM_THREADS": "1"}),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(found, dict), "it was printed below"
+    return found
+
+
+def one_rank(number: int) -> dict[str, float]:
+    """The best of several: products of each precision, and a copy in the device's memory."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", number % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    torch.set_num_threads(1)
+    found = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        size = 8 * _SIZE if on_gpu else _SIZE
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        found[name] = 2.0 * size**3 / _best_seconds(lambda a=left, b=right: torch.mm(a, b), on_gpu)
+    source = torch.ones(_COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    # A copy reads and writes each byte.
+    found["memory"] = 2.0 * _COPY_BYTES / _best_seconds(lambda: target.copy_(source), on_gpu)
+    return found
+
+
+def _best_seconds(act: Any, on_gpu: bool) -> float:
+    import torch
+
+    best = float("inf")
+    for _ in range(_TIMES):
+        if on_gpu:
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        act()
+        if on_gpu:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return best
+
+
+def main(num_ranks: int) -> None:
+    """Measure on all ranks at once, and print the medians."""
+    with multiprocessing.get_context("spawn").Pool(num_ranks) as pool:
+        by_rank = pool.map(one_rank, range(num_ranks), chunksize=1)
+    middle = {name: statistics.median(rank[name] for rank in by_rank) for name in by_rank[0]}
+    print(
+        json.dumps(
+            {
+                "ranks": num_ranks,
+                "flops_per_s": {name: middle[name] for name in ("fp32", "bf16")},
+                "memory_bytes_per_s": middle["memory"],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,122 @@
+"""`megatune report` of bench records: a table, pictures, and one page that needs nothing else."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatune.bench.figures import scaling, training_cases
+from megatune.cli.report import report_paths
+from megatune.errors import ConfigError
+
+WORK = {"model": "llama-17m", "rows": "full", "max_seq_length": 256, "micro_batch": 2, "precision": "bf16"}
+
+
+def case(name: str, tokens_per_second: float, *, ranks: int = 2, **changes: Any) -> dict[str, Any]:
+    def spread(value: float) -> dict[str, float]:
+        return {"median": value, "low": 0.9 * value, "high": 1.2 * value}
+
+    return {
+        "name": name,
+        "failure": None,
+        "work": {**WORK, "ranks": ranks, "warmup_steps": 1, "steps": 3, "learning_rate": 1e-4},
+        "engine": "an engine",
+        "tokens_per_second": spread(tokens_per_second),
+        "cpu_seconds_per_token": spread(1e-3),
+        "peak_memory_bytes": 2**30,
+        "to_baseline": None,
+        "runs": [],
+        **changes,
+    }
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    """Strong scaling, a failure, a program, and a case that did other work."""
+    path = tmp_path / "scaling-cpu.json"
+    other = "not compared: the loss of step 1 is 2 beside 3"
+    content = {
+        "schema": 1,
+        "suite": "scaling",
+        "about": "more ranks <& more>",
+        "time": "2026-01-31T12:00:00+00:00",
+        "machine": {
+            "cpu": "a cpu", "cpu_cores": 2, "host_memory_bytes": 2**34, "gpus": [], "load_1_5_15_min": [0.1, 0.1, 0.1],
+        },
+        "peaks": {"ranks": 2, "flops_per_s": {"fp32": 5e10, "bf16": 1e11}, "memory_bytes_per_s": 1e10},
+        "versions": {"torch": "2.13.0", "flash-attn": None},
+        "commit": "abc",
+        "rounds": 2,
+        "baseline": "strong, 1 rank",
+        "cases": [
+            case("strong, 1 rank", 500.0, ranks=1),
+            case("strong, 2 ranks", 900.0, to_baseline={"tokens_per_second": {"median": 1.8, "low": 1.7, "high": 1.9}}),
+            case("elsewhere", 700.0, to_baseline=other),
+            {"name": "broken", "failure": "broken ended with exit code 1:\nlong"},
+            {"name": "links", "failure": None, "program": ["links.py"], "printed": [[{"bytes": 4096, "s": 0.1}]]},
+        ],
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    return path
+
+
+class _Images(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link")
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_a_record_becomes_tables_pictures_and_one_page_that_fetches_nothing(record, capsys):
+    report_paths([record], as_json=True)
+    found = json.loads(capsys.readouterr().out)
+
+    for name in ("bars", "scaling", "roofline"):
+        assert record.with_name(f"scaling-cpu-{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = Path(found["page"]).read_text()
+    images = _Images()
+    images.feed(page)
+    assert len(images.sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in images.sources)
+    assert "more ranks &lt;&amp; more&gt;" in page
+    assert "not compared: the loss of step 1" in page
+    assert "failed: broken ended with exit code 1:" in page
+    assert "1.80" in page
+    assert [row["case"] for row in found["records"][0]["cases"]] == [
+        "strong, 1 rank", "strong, 2 ranks", "elsewhere", "broken", "links"
+    ]  # fmt: skip
+
+
+def test_lines_of_scaling_join_cases_that_differ_in_ranks_alone(record):
+    lines = scaling(training_cases(json.loads(record.read_text())))
+    assert {name: [point.ranks for point in points] for name, points in lines.items()} == {"strong": [1, 2]}
+
+
+def test_the_share_of_the_peak_is_the_models_operations_over_the_products_of_all_ranks(record):
+    content = json.loads(record.read_text())
+    share = next(one.peak_share for one in training_cases(content) if one.name == "strong, 2 ranks")
+    # 17 M Llama: 6 x (10.6 M in blocks + 3.1 M head) + 12 x 6 layers x 384 x 256 operations a token.
+    blocks = 6 * (4 * 384 * 384 + 3 * 384 * 1024)
+    a_token = 6 * (blocks + 8192 * 384) + 12 * 6 * 384 * 256
+    assert share == pytest.approx(900.0 * a_token / (2 * 1e11))
+    del content["peaks"]
+    assert all(one.peak_share is None for one in training_cases(content))
+
+
+@pytest.mark.parametrize("paths", [["a.json", "runs/first"], ["runs/a", "runs/b"]])
+def test_a_mixture_is_refused(paths):
+    with pytest.raises(ConfigError, match="one run folder, or records"):
+        report_paths([Path(path) for path in paths], as_json=False)
+
+
+def test_another_file_is_no_record(tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match=re.escape("is no record of `megatune bench`")):
+        report_paths([path], as_json=False)
