@@ -42,7 +42,14 @@ KNOBS = (
     "parallel.leaf_modules=true,false",
     "model.attn_implementation=auto,eager",
 )
-FIXED = ("parallel.offload", "parallel.zero_stage", "reduce_bucket_size", "stage3_prefetch_bucket_size")
+FIXED = (
+    "parallel.keep_gathered",
+    "train.chunked_loss",
+    "parallel.offload",
+    "parallel.zero_stage",
+    "reduce_bucket_size",
+    "stage3_prefetch_bucket_size",
+)
 SHARE = 4
 """The tune may make the number of candidates over this many trials."""
 STEPS, WARMUP = 8, 2

@@ -35,7 +35,7 @@ def tuned(tmp_path: Path, session_folder: Path) -> list[str]:
     )
     options = ["--try", "model.attn_implementation=flash_attention_2,sdpa,eager", "--trials", "7", "--json"]
     options += ["--try", "train.per_device_train_batch_size=8", "--fix", "model.gradient_checkpointing"]
-    options += ["--fix", "reduce_bucket_size", "--steps", str(STEPS)]
+    options += ["--fix", "reduce_bucket_size", "--fix", "train.chunked_loss", "--steps", str(STEPS)]
     return [sys.executable, "-m", "megatune", "tune", str(run_file), *options]
 
 

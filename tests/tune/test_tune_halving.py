@@ -15,7 +15,13 @@ KNOBS = (
     "model.gradient_checkpointing=false,true",
     "parallel.leaf_modules=true,false",
 )
-FIXED = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "parallel.zero_stage")
+FIXED = (
+    "reduce_bucket_size",
+    "stage3_prefetch_bucket_size",
+    "parallel.zero_stage",
+    "parallel.keep_gathered",
+    "train.chunked_loss",
+)
 
 
 def made_up(candidate: Candidate) -> float:

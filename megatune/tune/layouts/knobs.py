@@ -79,6 +79,21 @@ def _one_block(around: Surroundings) -> Sequence[str]:
     return (str(sum(weight.num_params for weight in around.model.block)),)
 
 
+def _other_loss(around: Surroundings) -> Sequence[str]:
+    """Whole logits where the loss is taken in chunks, as auto does where it can; chunks where it is not."""
+    return ("true",) if around.run.train.chunked_loss is False else ("false",)
+
+
+def _other_keeping(around: Surroundings) -> Sequence[str]:
+    """The opposite of what is done; under auto that hangs on the model's size, so both."""
+    asked = around.run.parallel.keep_gathered
+    return ("true", "false") if asked == "auto" else (format_value(not asked),)
+
+
+def _may_keep(layout: Layout) -> bool:
+    return _shares_weights(layout) and layout.offload == "none"
+
+
 def _shares_weights(layout: Layout) -> bool:
     return layout.zero_stage == 3 and layout.data_parallel > 1
 
@@ -108,6 +123,13 @@ KNOBS: tuple[Knob, ...] = (
         others=lambda around: [format_value(not around.run.parallel.leaf_modules)],
         has_effect=_shares_weights,
     ),
+    Knob(
+        key="parallel.keep_gathered",
+        what="ZeRO-3 keeps gathered weights from step to step",
+        others=_other_keeping,
+        has_effect=_may_keep,
+    ),
+    Knob(key="train.chunked_loss", what="the loss is taken some tokens at a time", others=_other_loss),
     Knob(key="model.attn_implementation", what="attention kernel", others=_other_kernels),
     Knob(
         key=f"{POLICY}zero_optimization.reduce_bucket_size",
