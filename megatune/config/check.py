@@ -16,6 +16,7 @@ def check_run(run: Run, *, source: str = "the run file") -> None:
     rules = (
         _batch,
         _data,
+        _tokenizer,
         _offload,
         _precision,
         _optimizer,
@@ -63,6 +64,20 @@ def _data(run: Run) -> Iterator[str]:
         )
     if data.long_rows == "chunk" and data.task != "text":
         yield f"data.long_rows = chunk divides whole texts, but data.task is {data.task}; use truncate or drop."
+
+
+def _tokenizer(run: Run) -> Iterator[str]:
+    if run.tokenizer is None or not run.tokenizer.is_asked_for:
+        return
+    if run.tokenizer.train is not None and run.model.tokenizer is not None:
+        yield (
+            f"tokenizer.train makes a tokenizer, but model.tokenizer = {run.model.tokenizer} gives one; keep one."
+        )
+    if run.tokenizer.train is not None and run.model.initialize == "pretrained":
+        yield (
+            "tokenizer.train makes other tokens than those that the weights know; set model.initialize = random, or "
+            "add tokens to the model's own with tokenizer.add_tokens."
+        )
 
 
 def _offload(run: Run) -> Iterator[str]:

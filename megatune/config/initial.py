@@ -11,11 +11,15 @@ from megatune.config.document import format_value
 from megatune.config.run import Run
 from megatune.config.sections import TASK_ROWS
 from megatune.config.slurm import SlurmSection
+from megatune.config.tokenizer import TokenizerSection
 from megatune.errors import ConfigError
 
 _WIDTH = 100
 # Optional, yet wanted in nearly every run.
 _SHOWN = frozenset({"data.validation"})
+
+_OFF: dict[str, type[BaseModel]] = {"slurm": SlurmSection, "tokenizer": TokenizerSection}
+"""Off as a whole: the presence of the section asks for what it is about."""
 
 
 def initial_run_file(task: str) -> str:
@@ -36,8 +40,8 @@ def initial_run_file(task: str) -> str:
 
 
 def _entry(name: str, info: FieldInfo, fixed: dict[str, str]) -> list[str]:
-    if name == "slurm":  # off as a whole: its presence says that the run is a Slurm job
-        return _section(name, SlurmSection, fixed, is_off=True)
+    if name in _OFF:
+        return _section(name, _OFF[name], fixed, is_off=True)
     if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
         return _section(name, info.annotation, fixed)
     return _setting(name, name, info, fixed)

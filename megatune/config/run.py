@@ -16,6 +16,7 @@ from megatune.config.sections import (
     TrainSection,
 )
 from megatune.config.slurm import SlurmSection
+from megatune.config.tokenizer import TokenizerSection
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -25,6 +26,7 @@ class Run(Section):
 
     model: ModelSection
     data: DataSection
+    tokenizer: TokenizerSection | None = None
     train: TrainSection
     parallel: ParallelSection = Field(default_factory=ParallelSection)
     precision: Precision = Field(

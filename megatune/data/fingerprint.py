@@ -44,6 +44,16 @@ class MadeFrom:
         return cls(files=tuple((path, found) for path, found in fields["files"]), settings=fields["settings"])
 
 
+def file_hashes(sources: Sequence[Source], *, split_name: str) -> list[tuple[str, str]]:
+    """Path and hash of all files of `sources`. Reads them."""
+    return [
+        entry
+        for source in sources
+        for path in source.paths
+        for entry in _identities(path, source, split_name)
+    ]
+
+
 def made_from(
     sources: Sequence[Source],
     tokenizer: "PreTrainedTokenizerBase",

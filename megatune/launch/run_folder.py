@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "prepared"
 
     @property
+    def model(self) -> Path:
+        """The model as the run begins with it, where that is not the one of the run file: see `start_model.py`."""
+        return self.path / "model"
+
+    @property
     def data_picture(self) -> Path:
         """What the rows are like, drawn by `megatune prepare`."""
         return self.path / "data.png"

@@ -19,6 +19,7 @@ from megatune.model.conv1d import conv1d_to_linear
 from megatune.model.heads import draw_head, find_class, find_head, head_parameters
 from megatune.model.source import ModelSource, stored_dtype
 from megatune.model.tensor_parallel import VocabularyHead, cut_block, cut_embedding, cut_vocabulary
+from megatune.model.vocabulary import grow_vocabulary
 from megatune.model.widened import widen
 from megatune.plan.families import find_family
 from megatune.plan.shape import ModelShape
@@ -151,6 +152,15 @@ def _config(source: ModelSource) -> PreTrainedConfig:
     return config
 
 
+def _stored_config(source: ModelSource) -> PreTrainedConfig:
+    """The configuration with as many tokens as the weights have rows for."""
+    config = _config(source)
+    if source.growth is not None:
+        config = copy.deepcopy(config)
+        config.get_text_config().vocab_size = source.growth.num_rows
+    return config
+
+
 def _renaming(source: ModelSource) -> dict[str, Any]:
     """For classes that call the body of the model otherwise than the causal one does (spans of Llama)."""
     causal: Any = AutoModelForCausalLM._model_mapping.get(type(source.config), None)
@@ -162,9 +172,9 @@ def _renaming(source: ModelSource) -> dict[str, Any]:
 
 def _pretrained(source: ModelSource, attention: str, seed: int) -> PreTrainedModel:
     loaded: Any = _auto_class(source).from_pretrained(
-        source.folder,
-        config=_config(source),
-        dtype=stored_dtype(source.folder),
+        source.weights_folder,
+        config=_stored_config(source),
+        dtype=stored_dtype(source.weights_folder),
         attn_implementation=attention,
         trust_remote_code=source.trust_remote_code,
         use_safetensors=True,
@@ -181,6 +191,8 @@ def _pretrained(source: ModelSource, attention: str, seed: int) -> PreTrainedMod
             f"{source.folder}: {len(missing)} weights of the model are not in its files, for example "
             f"{', '.join(missing[:3])}. They would be trained from random values; is this a causal language model?"
         )
+    if source.growth is not None:
+        grow_vocabulary(model, source.shape.vocab_size, num_known=source.growth.num_known)
     return model
 
 

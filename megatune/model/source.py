@@ -21,6 +21,22 @@ _KEPT_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".py", ".md"}
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
+GROWTH_FILE = "megatune-start.json"
+"""In the folder of a model that begins with more tokens than its weights know; written by train/start_model.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """A vocabulary that became larger than that of the stored weights."""
+
+    weights: Path
+    """Folder of the model as it was."""
+    num_rows: int
+    """Of the stored embedding."""
+    num_known: int
+    """Tokens that the weights know; the embeddings of the others begin at the mean of theirs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
     """A model on this machine's disk, not loaded yet."""
@@ -31,6 +47,13 @@ class ModelSource:
     trust_remote_code: bool = False
     head: HeadSpec | None = None
     """A classifier head in place of the one over the vocabulary."""
+    growth: "Growth | None" = None
+    """Of the vocabulary, where the weights have fewer rows than `shape` says."""
+
+    @property
+    def weights_folder(self) -> Path:
+        """The folder with the weights."""
+        return self.folder if self.growth is None else self.growth.weights
 
     def config_dict(self) -> dict[str, Any]:
         """config.json with the defaults of its model type filled in."""
@@ -40,7 +63,8 @@ class ModelSource:
     def copy_without_weights(self, target: Path) -> None:
         """Copy what an exported folder needs beside the weights: configuration, tokenizer, remote code."""
         for path in sorted(self.folder.iterdir()):
-            if path.is_file() and path.suffix in _KEPT_SUFFIXES and not path.name.endswith(".index.json"):
+            is_kept = path.suffix in _KEPT_SUFFIXES and path.name != GROWTH_FILE
+            if path.is_file() and is_kept and not path.name.endswith(".index.json"):
                 shutil.copyfile(path, target / path.name)
         if self.head is not None:
             self._write_head(target / "config.json")
@@ -90,7 +114,25 @@ def open_source(folder: Path, *, trust_remote_code: bool = False) -> ModelSource
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
         raise ModelError(f"transformers cannot read {folder / 'config.json'}: {error}") from error
-    return ModelSource(folder=folder, shape=shape, config=config, trust_remote_code=trust_remote_code)
+    return ModelSource(
+        folder=folder,
+        shape=shape,
+        config=config,
+        trust_remote_code=trust_remote_code,
+        growth=_read_growth(folder / GROWTH_FILE),
+    )
+
+
+def _read_growth(path: Path) -> Growth | None:
+    if not path.is_file():
+        return None
+    try:
+        growth = json.loads(path.read_text(encoding="utf-8"))["growth"]
+        return (
+            None if growth is None else Growth(weights=Path(growth["weights"]), num_known=growth["num_known"])
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is damaged: {error}. Delete {path.parent} and start again.") from error
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

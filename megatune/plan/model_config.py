@@ -40,4 +40,16 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read: {error}.") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds a {type(config).__name__}, not a JSON object.")
-    return config
+    return _with_vocabulary(config, run)
+
+
+def _with_vocabulary(config: dict[str, Any], run: Run) -> dict[str, Any]:
+    """With as many embedding rows as the model will have at most: tokens to add may fit into spare ones."""
+    if run.tokenizer is None:
+        return config
+    text = config.get("text_config") or config
+    known = run.tokenizer.vocab_size if run.tokenizer.train else text.get("vocab_size")
+    if not isinstance(known, int):
+        return config  # `shape_from_config` tells it
+    changed = {**text, "vocab_size": known + len(run.tokenizer.added)}
+    return {**config, "text_config": changed} if config.get("text_config") else changed

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from megatune.config import DataSource, Run
 from megatune.data.labelled import head_labels
@@ -16,13 +16,20 @@ from megatune.data.prepared import PreparedSet
 from megatune.data.progress import SILENT, Spoken
 from megatune.data.questions import Questions, read_questions
 from megatune.data.team import ALONE, Team
-from megatune.errors import ConfigError, ModelError
+from megatune.errors import ConfigError
 from megatune.evaluate.text_size import PERPLEXITIES
 from megatune.launch.run_folder import RunFolder
 from megatune.model.heads import HeadSpec, balanced_weights, find_class
-from megatune.model.source import ModelSource, open_source, resolve_model
+from megatune.model.source import ModelSource, open_source
 from megatune.tasks import DEFAULTS, TASKS, TaskOptions
 from megatune.tasks.template import check_template
+from megatune.train.start_model import (
+    has_start_model,
+    load_tokenizer,
+    model_folder,
+    own_tokenizer,
+    ready_model,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +54,7 @@ class Inputs:
 
 def open_model(run: Run) -> ModelSource:
     """The model of the run file, checked against what the run asks of it. Raises ModelError or ConfigError."""
-    folder = resolve_model(
-        run.model.model_name_or_path,
-        revision=run.model.revision,
-        weights=run.model.initialize == "pretrained",
-    )
-    source = open_source(folder, trust_remote_code=run.model.trust_remote_code)
+    source = open_source(model_folder(run), trust_remote_code=run.model.trust_remote_code)
     longest = source.shape.max_positions
     if longest is not None and run.data.max_seq_length > longest:
         raise ConfigError(
@@ -66,22 +68,7 @@ def open_model(run: Run) -> ModelSource:
 
 def open_tokenizer(run: Run, source: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer of the run. Raises ModelError when there is none that transformers can read."""
-    folder = source.folder
-    if run.model.tokenizer:
-        folder = resolve_model(run.model.tokenizer, key="model.tokenizer", weights=False)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=run.model.trust_remote_code)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"no tokenizer could be read from {folder}: {error} Give one with model.tokenizer."
-        ) from error
-    # Where the files are missing, transformers gives an empty tokenizer of the model's type.
-    if not tokenizer("text", add_special_tokens=False)["input_ids"]:
-        raise ModelError(
-            f"{folder} holds no tokenizer: what transformers makes of it knows no word. "
-            "Give one with model.tokenizer."
-        )
-    return tokenizer
+    return load_tokenizer(run, source.folder) if has_start_model(run) else own_tokenizer(run, source.folder)
 
 
 def task_options(run: Run) -> TaskOptions:
@@ -119,6 +106,7 @@ def prepare_inputs(run: Run, folder: RunFolder, team: Team = ALONE) -> Inputs:
 
     team: processes that share the work, started by mpirun; collective then.
     """
+    team.first(lambda: ready_model(run))
     source = team.each(lambda: open_model(run))
     tokenizer = team.each(lambda: open_tokenizer(run, source))
     options = team.first(

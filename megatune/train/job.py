@@ -25,6 +25,7 @@ from megatune.model.source import stored_dtype
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.plan.families import find_family
 from megatune.train.inputs import Inputs, open_model, prepare_inputs
+from megatune.train.start_model import ready_model
 
 PRELOAD = ("megatune.train.rank",)
 """What the ranks of a training run import."""
@@ -80,11 +81,12 @@ def prepare_for(run: Run, folder: RunFolder, num_ranks: int) -> Inputs:
     """The data of `num_ranks` ranks, once what the user can have got wrong in the run is checked."""
     batch = resolve_batch(run, num_ranks // run.parallel.tp_size)
     make_ds_config(run, batch, read_policy(run.deepspeed))
+    ready_model(run)
     source = open_model(run)
     find_family(source.config_dict(), source.shape, run.parallel.tp_size)
     if run.model.initialize == "pretrained":
         stored_dtype(
-            source.folder
+            source.weights_folder
         )  # reads the headers: no weights, or broken files, are found before the data
     folder.create()
     return prepare_inputs(run, folder)

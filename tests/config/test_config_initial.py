@@ -30,7 +30,7 @@ def test_the_initial_file_sets_nothing_but_defaults(load, minimal):
 
 def test_every_key_of_the_schema_is_in_the_initial_file_with_a_description(load, minimal):
     lines = initial_run_file("text").splitlines()
-    keys = {key[:2] for key, _ in leaves(load(minimal, "slurm={}").run)}
+    keys = {key[:2] for key, _ in leaves(load(minimal, "slurm={}", "tokenizer={}").run)}
     for key in keys:
         indent = "  " * (len(key) - 1)
         at = next(n for n, line in enumerate(lines) if re.match(rf"{indent}#?{key[-1]}:", line))
@@ -39,12 +39,14 @@ def test_every_key_of_the_schema_is_in_the_initial_file_with_a_description(load,
 
 def test_every_example_behind_a_hash_is_a_value_that_the_schema_takes():
     lines = initial_run_file("text").splitlines()
-    off = [number for number, line in enumerate(lines) if re.match(r" *#\w", line) and line != "#slurm:"]
+    headers = {number: line for number, line in enumerate(lines) if line in ("#slurm:", "#tokenizer:")}
+    off = [n for n, line in enumerate(lines) if re.match(r" *#\w", line) and n not in headers]
     assert len(off) > 20
     for number in off:
-        is_slurm = number > lines.index("#slurm:") and lines[number].startswith("  ")
-        on = [line.replace("#", "", 1) if n == number else line for n, line in enumerate(lines)]
-        text = "\n".join("slurm:" if is_slurm and line == "#slurm:" else line for line in on)
+        section = max(n for n, line in enumerate(lines[: number + 1]) if re.match(r"#?\w+:", line))
+        text = "\n".join(
+            line.replace("#", "", 1) if n in (number, section) else line for n, line in enumerate(lines)
+        )
         Run.model_validate(yaml.safe_load(text.replace("1e-05", "1.0e-05").replace("1e-08", "1.0e-08")))
 
 
