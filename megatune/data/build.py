@@ -72,6 +72,7 @@ def build_set(
     return described, findings.report(
         tally,
         num_duplicates=num_duplicates(folder / "row_hashes.npy"),
+        num_duplicate_ids=_num_duplicate_ids(pool, side, folder),
         num_rows=num_rows,
         num_packed_tokens=num_packed_tokens,
     )
@@ -105,6 +106,19 @@ def _write_examples(pool: Pool, side: Side, folder: Path, findings: Findings) ->
             writers["row_hashes"].append(chosen["hash"][chosen["piece"] == 0])
             findings.see(block, chosen)
     return examples_of_source
+
+
+def _num_duplicate_ids(pool: Pool, side: Side, folder: Path) -> int:
+    """Rows whose id a row before them has."""
+    file = folder / "ids.npy"
+    with ArrayWriter(file, "uint64") as writer:
+        for block in pool.blocks(with_tokens=False):
+            records = block.records
+            is_row = side.has(records["hash"]) & (records["piece"] == 0) & (records["id"] != 0)
+            writer.append(records["id"][is_row])
+    found = num_duplicates(file)
+    file.unlink()
+    return found
 
 
 def _refuse_nothing(findings: Findings, tally: Tally, settings: Settings, split_name: str) -> None:

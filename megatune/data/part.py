@@ -17,7 +17,7 @@ from megatune.data.jsonfiles import RangeRows
 from megatune.data.labelled import labeller
 from megatune.data.read import FileBlock
 from megatune.data.rows import Row
-from megatune.data.segmenting import Segmenting, content_hash
+from megatune.data.segmenting import Segmenting, content_hash, id_hash
 from megatune.data.tokenize import Limit, Tokenized, chat_renderer, end_id, tokenize
 from megatune.errors import DataError
 from megatune.tasks import RenderChat, Segment
@@ -30,6 +30,7 @@ BATCH_CHARS = 1 << 18
 EXAMPLE = np.dtype(
     [
         ("hash", "u8"),  # of what the row says
+        ("id", "u8"),  # a hash of the row's id, 0 for none
         ("length", "i4"),
         ("cut", "i4"),  # tokens of the row that were left out
         ("targets", "i4"),
@@ -257,7 +258,16 @@ def _write_batch(
             num_targets = int(np.count_nonzero(example.is_target))
             place = row.place.number, row.place.line or 0
             records.append(
-                (hashed, len(example.input_ids), item.num_cut, num_targets, unknown, *place, piece)
+                (
+                    hashed,
+                    id_hash(row.values),
+                    len(example.input_ids),
+                    item.num_cut,
+                    num_targets,
+                    unknown,
+                    *place,
+                    piece,
+                )
             )
     if records:
         arrays["tokens"].append(np.concatenate(ids))

@@ -36,6 +36,8 @@ class Report:
     """Rows with an answer and an empty question."""
     num_duplicates: int
     """Rows that say what a row before them says."""
+    num_duplicate_ids: int
+    """Rows whose column `id` holds what a row before them holds in it."""
     num_unknown: int
     """Tokens that stand for what the tokenizer has no token for."""
     num_usable: int
@@ -75,6 +77,8 @@ class Report:
             found.append(f"{self.num_without_input} of {every} rows have an answer, but an empty question")
         if self.num_duplicates:
             found.append(f"{self.num_duplicates} of {every} rows say the same as a row before them")
+        if self.num_duplicate_ids:
+            found.append(f"{self.num_duplicate_ids} of {every} rows have the id of a row before them")
         if self.num_unknown:
             found.append(
                 f"{self.num_unknown} tokens are unknown to the tokenizer, and stand for all it cannot write"
@@ -135,7 +139,15 @@ class Findings:
             elif entry > self._longest[0]:
                 heapq.heapreplace(self._longest, entry)
 
-    def report(self, tally: Tally, *, num_duplicates: int, num_rows: int, num_packed_tokens: int) -> Report:
+    def report(
+        self,
+        tally: Tally,
+        *,
+        num_duplicates: int,
+        num_duplicate_ids: int,
+        num_rows: int,
+        num_packed_tokens: int,
+    ) -> Report:
         """The report of a set of `num_rows` rows with `num_packed_tokens` in them."""
         longest = sorted(self._longest, reverse=True)
         return Report(
@@ -147,6 +159,7 @@ class Findings:
             num_too_long=tally.num_too_long,
             num_without_input=tally.num_without_input,
             num_duplicates=num_duplicates,
+            num_duplicate_ids=num_duplicate_ids,
             num_unknown=self.num_unknown,
             num_usable=self.num_usable,
             fill_ratio=num_packed_tokens / (num_rows * self.max_seq_length),

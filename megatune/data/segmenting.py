@@ -70,6 +70,14 @@ class Segmenting:
         )
 
 
+def id_hash(values: Mapping[str, object]) -> int:
+    """64 bits of the column `id`, 0 where a row has none."""
+    found = values.get("id")
+    if found is None:
+        return 0
+    return xxhash.xxh3_64_intdigest(repr(found).encode(errors="backslashreplace")) or 1
+
+
 def content_hash(segments: Sequence[Segment], row: Row) -> int:
     """64 bits that are equal for rows which read and learn the same text, whatever else is in their columns.
 

@@ -128,8 +128,10 @@ def _read_growth(path: Path) -> Growth | None:
         return None
     try:
         growth = json.loads(path.read_text(encoding="utf-8"))["growth"]
-        return (
-            None if growth is None else Growth(weights=Path(growth["weights"]), num_known=growth["num_known"])
+        if growth is None:
+            return None
+        return Growth(
+            weights=Path(growth["weights"]), num_rows=growth["num_rows"], num_known=growth["num_known"]
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is damaged: {error}. Delete {path.parent} and start again.") from error

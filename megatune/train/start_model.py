@@ -161,7 +161,7 @@ def _write(run: Run, made: Path, scratch: Path) -> dict[str, Any] | None:
         _change_json(made / name, {"vocab_size": num_rows, **ids} if name == "config.json" else ids)
     if run.model.initialize == "random":
         return None
-    return {"weights": str(base.resolve()), "num_known": num_known}
+    return {"weights": str(base.resolve()), "num_rows": rows_before, "num_known": num_known}
 
 
 def _trained(run: Run, made: Path, scratch: Path) -> PreTrainedTokenizerBase:

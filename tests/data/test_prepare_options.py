@@ -366,6 +366,15 @@ def test_the_report_tells_what_the_rows_are_like(tmp_path, gpt2_like, monkeypatc
     assert any("2 of 47 rows say the same as a row before them" in notice for notice in report.notices(64))
 
 
+def test_ids_that_come_twice_are_told(tmp_path, gpt2_like):
+    path = tmp_path / "a.jsonl"
+    ids = [1, 2, "1", 2, None, None, "x", "x", "x"]
+    path.write_text("".join(json.dumps({"id": found, "text": f"t{i}"}) + "\n" for i, found in enumerate(ids)))
+    report = preparation([path], gpt2_like, tmp_path / "p").prepare().report
+    assert report.num_duplicate_ids == 3
+    assert "3 of 9 rows have the id of a row before them" in report.notices(64)
+
+
 def test_many_different_answers_are_no_classes(tmp_path, gpt2_like):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"prompt": "a", "completion": f" {i}"}) + "\n" for i in range(201)))
