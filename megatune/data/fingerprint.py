@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import xxhash
 
 from megatune.data.folders import expand, is_data_set
+from megatune.data.hash_memo import HashMemo
 from megatune.data.opened import plain_suffix
 from megatune.data.read import Source, is_local
-from megatune.files import hash_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,13 +44,13 @@ class MadeFrom:
         return cls(files=tuple((path, found) for path, found in fields["files"]), settings=fields["settings"])
 
 
-def file_hashes(sources: Sequence[Source], *, split_name: str) -> list[tuple[str, str]]:
-    """Path and hash of all files of `sources`. Reads them."""
+def file_hashes(sources: Sequence[Source], memo: HashMemo, *, split_name: str) -> list[tuple[str, str]]:
+    """Path and hash of all files of `sources`. Reads those that `memo` does not know."""
     return [
         entry
         for source in sources
         for path in source.paths
-        for entry in _identities(path, source, split_name)
+        for entry in _identities(path, source, memo, split_name)
     ]
 
 
@@ -58,14 +58,15 @@ def made_from(
     sources: Sequence[Source],
     tokenizer: "PreTrainedTokenizerBase",
     settings: Mapping[str, object],
+    memo: HashMemo,
     *,
     split_name: str,
 ) -> MadeFrom:
-    """What a set of `sources` would be made from. Reads all files to hash them."""
+    """What a set of `sources` would be made from. Reads all files that `memo` does not know, to hash them."""
     files: list[tuple[str, str]] = []
     described = []
     for source in sources:
-        found = [entry for path in source.paths for entry in _identities(path, source, split_name)]
+        found = file_hashes([source], memo, split_name=split_name)
         files += found
         described.append(
             {
@@ -126,11 +127,11 @@ def _vocabulary(tokenizer: "PreTrainedTokenizerBase") -> object:
     return [tokenizer.name_or_path, tokenizer.get_vocab()]
 
 
-def _identities(path: str, source: Source, split_name: str) -> list[tuple[str, str]]:
+def _identities(path: str, source: Source, memo: HashMemo, split_name: str) -> list[tuple[str, str]]:
     if not is_local(path):
         return [(path, "hub")]
     if is_data_set(Path(path)):
         files = sorted(inner for inner in Path(path).rglob("*") if inner.is_file())
     else:
         files = expand(path, source.split or split_name, is_asked=source.split is not None)
-    return [(str(file), hash_file(file)) for file in files]
+    return [(str(file), memo.hash_of(file)) for file in files]

@@ -16,6 +16,7 @@ from megatune.data.build import Origin, build_set
 from megatune.data.build import Settings as SetSettings
 from megatune.data.crew import choose_num_workers, work_together
 from megatune.data.fingerprint import MadeFrom, changes, made_from
+from megatune.data.hash_memo import HashMemo
 from megatune.data.part import PartSettings, Share, Tally, check_vocabulary
 from megatune.data.pool import Pool, Side, divide
 from megatune.data.prepared import MANIFEST, SCHEMA, PreparedSet, write_manifest
@@ -89,6 +90,8 @@ class Preparation:
     tokenizer_name: str
     folder: Path
     """Where the sets are, each in a folder named by its fingerprint."""
+    hashes: Path | None = None
+    """Where to remember the hashes of the files: see `hash_memo`."""
     vocab_size: int | None = None
     """Rows of the model's embedding; None skips that check."""
     num_workers: int | None = None
@@ -132,11 +135,14 @@ class Preparation:
             _check_columns(source, self.settings.task, self.split_name)
         check_sources(self.sources, split_name=self.split_name)
         found = []
+        memo = HashMemo(self.hashes)
         for name in names:
             settings = self.settings.named(is_validation=name == "validation")
             if len(names) > 1:
                 settings["part"] = name
-            found.append(made_from(self.sources, self.tokenizer, settings, split_name=self.split_name))
+            found.append(made_from(self.sources, self.tokenizer, settings, memo, split_name=self.split_name))
+        with writing_prepared(self.folder):
+            memo.save()
         return found
 
     def _tell_changes(self, name: str, origin: MadeFrom) -> None:

@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def data_hashes(self) -> Path:
+        """Hashes of the data files, so that unchanged ones need not be read again."""
+        return self.path / "data-hashes.json"
+
+    @property
     def data_picture(self) -> Path:
         """What the rows are like, drawn by `megatune prepare`."""
         return self.path / "data.png"

@@ -196,15 +196,6 @@ def _pretrained(source: ModelSource, attention: str, seed: int) -> PreTrainedMod
     return model
 
 
-def _stored_config(source: ModelSource) -> PreTrainedConfig | None:
-    """The run's configuration with as many tokens as the weights have rows for; None to take that beside them."""
-    if source.growth is None:
-        return None
-    config = copy.deepcopy(source.config)
-    config.get_text_config().vocab_size = source.growth.num_rows
-    return config
-
-
 def choose_attention(source: ModelSource, asked: str) -> str:
     """The attention kernel for `asked`; `auto` is sdpa for models that have it, eager for the others."""
     if asked != "auto":

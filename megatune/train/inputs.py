@@ -112,7 +112,7 @@ def prepare_inputs(run: Run, folder: RunFolder, team: Team = ALONE) -> Inputs:
     options = team.first(
         lambda: with_labels(task_options(run), run.data.task, run.data.train.parts, split_name="train")
     )
-    splitting = Splitting(run, source, tokenizer, options, folder.prepared, team)
+    splitting = Splitting(run, source, tokenizer, options, folder.prepared, team, folder.data_hashes)
     sets: dict[str, PreparedSet] = {}
     if run.data.val_size is not None:
         train = splitting.preparation("train", run.data.train, run.data.val_size)
@@ -143,6 +143,8 @@ class Splitting:
     folder: Path
     """For prepared sets."""
     team: Team = ALONE
+    hashes: Path | None = None
+    """Where to remember the hashes of the data files."""
 
     def preparation(self, split: str, rows: DataSource, val_size: float | None) -> Preparation:
         """Of one split, or of two when `val_size` divides it; `rows` may be others than its own."""
@@ -154,6 +156,7 @@ class Splitting:
             tokenizer=self.tokenizer,
             tokenizer_name=run.model.tokenizer or run.model.model_name_or_path,
             folder=self.folder,
+            hashes=self.hashes,
             vocab_size=self.source.shape.vocab_size,
             num_workers=None if workers == "auto" else workers,
             progress=Spoken(split) if self.team.rank == 0 else SILENT,

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatune.config import Run
 from megatune.data.fingerprint import file_hashes
+from megatune.data.hash_memo import HashMemo
 from megatune.data.read import all_blocks, check_sources, find_files
 from megatune.data.spm_tokenizer import tokenizer_of
 from megatune.data.spm_train import SpmSettings, train_sentencepiece
@@ -116,7 +117,9 @@ def _made_from(run: Run) -> dict[str, Any]:
     rows: list[Any] = []
     if run.tokenizer.train is not None:
         check_sources(sources, split_name="train")
-        rows = [list(entry) for entry in file_hashes(sources, split_name="train")]
+        memo = HashMemo(RunFolder(run.train.output_dir).data_hashes)
+        rows = [list(entry) for entry in file_hashes(sources, memo, split_name="train")]
+        memo.save()
         rows += [[source.columns, source.max_samples] for source in sources]
     return {
         "model": str(base.resolve()),
