@@ -180,15 +180,13 @@ def test_a_rank_without_the_folder_says_what_makes_it(run_with):
 @pytest.mark.parametrize("kind", ["train", "add"])
 def test_a_run_keeps_its_tokens_through_resume_and_export(worlds: Worlds, tmp_path, session_folder, kind):
     model = write_model_with_tokenizer(session_folder)
-    sections = (
-        {"tokenizer": {"train": "sentencepiece", "vocab_size": 300}, "model": {"initialize": "random"}}
-        if kind == "train"
-        else {"tokenizer": {"add_tokens": ADDED}}
-    )
-    run_file = write_run(tmp_path / "run.yaml", model, checkpoint={"export_at_end": True}, **sections)
+    trained = {"train": "sentencepiece", "vocab_size": 300}
+    section, initialize = (trained, "random") if kind == "train" else ({"add_tokens": ADDED}, "pretrained")
+    run_file = write_run(tmp_path / "run.yaml", model, checkpoint={"export_at_end": True}, tokenizer=section)
     size = 300 if kind == "train" else ROWS
-    first = worlds.run(2, train, str(run_file), ["train.max_steps=2"])
-    again = worlds.run(2, train, str(run_file), ["train.max_steps=4"])
+    overrides = [f"model.initialize={initialize}"]
+    first = worlds.run(2, train, str(run_file), [*overrides, "train.max_steps=2"])
+    again = worlds.run(2, train, str(run_file), [*overrides, "train.max_steps=4"])
     assert first + again == [0] * 4
     assert [step["step"] for step in metrics_of(tmp_path / "run", "step")] == [1, 2, 3, 4]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run/export")
