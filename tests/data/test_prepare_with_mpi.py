@@ -98,10 +98,10 @@ def test_processes_of_mpirun_make_the_set_of_one(run_file, made_alone, tmp_path,
 
 
 def test_a_set_that_is_there_already_is_left_as_it_is(run_file, made_alone):
-    before = {path: path.stat().st_mtime_ns for path in made_alone.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (made_alone / "prepared").rglob("*")}
     done = prepare(run_file, f"train.output_dir={made_alone}", starter=mpirun(2))
     assert done.returncode == 0, done.stderr
-    assert {path: path.stat().st_mtime_ns for path in made_alone.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (made_alone / "prepared").rglob("*")} == before
 
 
 def test_a_problem_of_one_process_is_told_once_and_ends_all_with_2(run_file, tmp_path):
