@@ -33,6 +33,13 @@ def test_rows_of_mixed_lengths_are_more_than_99_percent_full():
     assert sum(lengths) / (1024 * len(rows)) > 0.99
 
 
+@pytest.mark.parametrize("count", [600, 30_000])
+def test_rows_of_short_examples_are_more_than_97_percent_full(count):
+    lengths = np.random.default_rng(0).integers(8, 97, size=count).tolist()
+    rows = packed(lengths, 1024, 0)
+    assert sum(lengths) / (1024 * len(rows)) > 0.97
+
+
 def test_equal_seeds_give_equal_rows_and_another_seed_other_rows():
     lengths = [5, 9, 3, 7, 2] * 20
     assert packed(lengths, 10, 1) == packed(lengths, 10, 1)
