@@ -61,7 +61,9 @@ def work_together(job: Job, num_workers: int, on_progress: OnProgress) -> list[T
     workers: list[_Worker] = []
     try:
         for index in range(num_workers):
-            workers.append(_start(index, num_workers, payload))
+            workers.append(_start(index, num_workers))
+        for worker in workers:  # all of them import at once; each reads when it has done so
+            _hand_over(worker, payload)
         _watch(workers, on_progress)
     finally:
         for worker in workers:
@@ -73,7 +75,7 @@ def work_together(job: Job, num_workers: int, on_progress: OnProgress) -> list[T
     return tallies_of([worker.result for worker in workers if worker.result is not None])
 
 
-def _start(index: int, count: int, payload: bytes) -> _Worker:
+def _start(index: int, count: int) -> _Worker:
     environment = child_environment({"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"})
     process = start_process(
         [sys.executable, "-m", "megatune.data.worker", str(index), str(count)],
@@ -82,13 +84,17 @@ def _start(index: int, count: int, payload: bytes) -> _Worker:
         stdout=subprocess.PIPE,
         stderr=sys.stderr.fileno() if _has_fileno(sys.stderr) else subprocess.DEVNULL,
     )
-    assert process.stdin is not None
-    try:
-        process.stdin.write(payload)
-        process.stdin.close()
-    except BrokenPipeError:
-        process.wait()  # it died while starting: `_watch` tells how
     return _Worker(index, process)
+
+
+def _hand_over(worker: _Worker, payload: bytes) -> None:
+    stdin = worker.process.stdin
+    assert stdin is not None, "asked for in _start"
+    try:
+        stdin.write(payload)
+        stdin.close()
+    except BrokenPipeError:
+        worker.process.wait()  # it died while starting: `_watch` tells how
 
 
 def _has_fileno(stream: IO[str]) -> bool:
