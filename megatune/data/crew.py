@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -71,7 +72,8 @@ def work_together(job: Job, num_workers: int, on_progress: OnProgress) -> list[T
             worker.process.wait()
             for stream in (worker.process.stdin, worker.process.stdout):
                 if stream is not None:
-                    stream.close()
+                    with suppress(BrokenPipeError):  # what a dead worker did not read
+                        stream.close()
     return tallies_of([worker.result for worker in workers if worker.result is not None])
 
 
