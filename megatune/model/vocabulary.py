@@ -26,6 +26,10 @@ def grow_vocabulary(model: PreTrainedModel, vocab_size: int, *, num_known: int) 
 
 def _rows(model: PreTrainedModel) -> list[torch.Tensor]:
     """All parameters with one row for each token."""
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding), "checked by the caller"
+    head = model.get_output_embeddings()  # a classifier's has no row for a token, or there is none
+    is_over_tokens = isinstance(head, nn.Linear) and head.out_features == embedding.num_embeddings
+    layers = (embedding, head) if is_over_tokens else (embedding,)
     named = [getattr(layer, name, None) for layer in layers for name in ("weight", "bias")]
     return [parameter for parameter in named if isinstance(parameter, nn.Parameter)]
