@@ -48,7 +48,7 @@ def _prepare(loaded: LoadedRun, preview_rows: int, team: "Team", as_json: bool) 
     if team.rank != 0:
         return
     sets = inputs.splits
-    num_leaked = _num_leaked(sets)
+    leaked = _num_leaked(sets)
     draw_quality(sets, folder.data_picture)
     if as_json:
         print(
@@ -56,7 +56,7 @@ def _prepare(loaded: LoadedRun, preview_rows: int, team: "Team", as_json: bool) 
                 {
                     "schema": 1,
                     "splits": {name: _as_object(one) for name, one in sets.items()},
-                    "validation_rows_in_train": num_leaked,
+                    "rows_in_train": leaked,
                     "picture": str(folder.data_picture),
                 }
             )
@@ -64,22 +64,22 @@ def _prepare(loaded: LoadedRun, preview_rows: int, team: "Team", as_json: bool) 
     else:
         for name, prepared in sets.items():
             print("\n".join(_told(name, prepared)))
-        if num_leaked:
-            print(
-                f"validation: {num_leaked} rows say what a training row says: the scores on them show memory"
-            )
+        for name, count in leaked.items():
+            if count:
+                print(f"{name}: {count} rows say what a training row says: the scores on them show memory")
         print(f"picture: {folder.data_picture}")
     if preview_rows:
         Console(stderr=as_json).print(preview(inputs.train, open_tokenizer(run, inputs.source), preview_rows))
 
 
-def _num_leaked(sets: "dict[str, PreparedSet]") -> int | None:
-    """Validation rows that are also training rows; None without validation."""
+def _num_leaked(sets: "dict[str, PreparedSet]") -> dict[str, int]:
+    """Rows of each held-out split that are also training rows."""
     from megatune.data.duplicates import num_shared
 
-    if "validation" not in sets:
-        return None
-    return num_shared(sets["validation"].row_hashes, sets["train"].row_hashes)
+    train = sets["train"].row_hashes
+    return {
+        name: num_shared(held_out.row_hashes, train) for name, held_out in sets.items() if name != "train"
+    }
 
 
 def _told(name: str, prepared: "PreparedSet") -> list[str]:

@@ -28,7 +28,7 @@ def test_a_mixture_is_divided_reported_and_prepared_once(run_file, output_dir, d
     train, validation = told["splits"]["train"], told["splits"]["validation"]
     assert train["num_examples"] + validation["num_examples"] == 80
     assert validation["num_examples"] >= 8
-    assert told["validation_rows_in_train"] == 0
+    assert told["rows_in_train"] == {"validation": 0}
     assert set(train["report"]["labels"]) == {"yes", "no"}
     assert (output_dir / "data.png").read_bytes().startswith(b"\x89PNG")
 
