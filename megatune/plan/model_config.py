@@ -29,7 +29,7 @@ def read_model_config(run: Run) -> dict[str, Any]:
                 "of the hub. Give a folder that holds the model's config.json; a plan needs no weights."
             )
         path = Path(cached)
-    return read_config(path)
+    return _with_vocabulary(read_config(path), run)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read: {error}.") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds a {type(config).__name__}, not a JSON object.")
-    return _with_vocabulary(config, run)
+    return config
 
 
 def _with_vocabulary(config: dict[str, Any], run: Run) -> dict[str, Any]:
