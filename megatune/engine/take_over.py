@@ -40,7 +40,8 @@ def take_over(
         return TakenOver()
     sizes = [int(parameter.ds_numel) for parameter in parameters]
     buckets = replace(buckets_of(ds_config), keep_gathered=run.parallel.keep_gathered)
-    is_kept = run.parallel.offload == "none" and keeps_gathered(sum(sizes), buckets)
+    is_quantized = any(hasattr(parameter.ds_tensor, "ds_quant_scale") for parameter in parameters)
+    is_kept = run.parallel.offload == "none" and not is_quantized and keeps_gathered(sum(sizes), buckets)
     weights = LiveWeights(zero, parameters, world.data_group) if is_kept else None
     if world.device.type != "cpu":
         return TakenOver(weights)
