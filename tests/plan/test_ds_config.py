@@ -40,7 +40,10 @@ def test_low_precision_adds_gradients_in_fp32() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"offload": "nvme:/local"}, "not proven yet")],
+    [
+        ({"offload": "nvme:/local"}, "not proven yet"),
+        ({"offload": "optimizer", "keep_gathered": True}, "kept on the device only without offload"),
+    ],
 )
 def test_what_no_test_holds_is_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

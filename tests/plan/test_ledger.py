@@ -132,3 +132,22 @@ def test_too_little_host_memory_does_not_fit() -> None:
     short = question(on=machine(host_memory_bytes=8 * 2**30))
     assert ledger(short).fits
     assert not ledger(short, offload="all").fits
+
+
+def test_kept_weights_are_whole_at_every_moment_and_only_without_offload() -> None:
+    kept, sent = (ledger(question(parallel={"keep_gathered": keep})) for keep in (True, False))
+    whole = 2 * question().work.model.num_local_params(1)
+
+    assert kept.device["gathered_weights"] == whole > sent.device["gathered_weights"]
+    offloaded = ledger(question(parallel={"keep_gathered": "auto"}), offload="optimizer")
+    assert offloaded.device["gathered_weights"] < whole
+
+
+def test_whole_logits_need_more_than_chunks_of_them() -> None:
+    chunked, whole = (ledger(question(train={"chunked_loss": asked})) for asked in (True, False))
+
+    assert changed(chunked, whole) == {"loss"}
+    assert chunked.device["loss"] > 4 * 50257 * 1600, "the gradient of the head"
+    more_tokens = (ledger(question(train={"chunked_loss": asked}), micro_batch=16) for asked in (True, False))
+    in_chunks, at_once = (found.device["loss"] for found in more_tokens)
+    assert in_chunks < at_once / 4
