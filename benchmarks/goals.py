@@ -1,0 +1,98 @@
+"""The goals of the CPU suites, and what the newest records say of them: `python benchmarks/goals.py [RESULTS]`.
+
+Ratios are between cases of one record. Tokens a second are wall time, which means little where the cores were shared:
+the ratio of processor time a token stands beside each.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HF = "HF Trainer + deepspeed zero3"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`case` divided by `beside`, in a group of a suite."""
+
+    what: str
+    suite: str
+    group: str
+    case: str
+    beside: str
+    key: str
+    """tokens_per_second, where more is better, or cpu_seconds_per_token."""
+    reach: float
+    stretch: float | None
+
+
+GOALS = [
+    Goal("tokens/s, mixed lengths, packed / padded HF Trainer", "mixed", "precision=fp32",
+         "megatune zero3 packed", f"{HF}, padded", "tokens_per_second", 2.0, 3.0),
+    Goal("CPU a step / HF Trainer, same packed tokens", "peers", "precision=fp32",
+         "megatune zero3", HF, "cpu_seconds_per_token", 0.80, 0.65),
+    *(
+        Goal(f"tokens/s / FSDP2, {size} {precision}", suite, f"precision={precision}",
+             "megatune zero3", "fsdp2", "tokens_per_second", reach, stretch)
+        for suite, size, reach, stretch in (("peers", "17 M", 1.0, 1.2), ("peers-135m", "135 M", 1.15, 1.4))
+        for precision in ("fp32", "bf16")
+    ),
+    *(
+        Goal(f"CPU a step / floor without communication, {size} bf16", suite, "precision=bf16",
+             "megatune zero3", "floor", "cpu_seconds_per_token", 1.6, 1.3)
+        for suite, size in (("peers", "17 M"), ("peers-135m", "135 M"))
+    ),
+    *(
+        Goal(f"TP=2, tokens/s / DTensor TP=2, {precision}", "peers", f"precision={precision}",
+             "megatune tp=2", "dtensor tp=2", "tokens_per_second", 1.25, 1.5)
+        for precision in ("fp32", "bf16")
+    ),
+]  # fmt: skip
+
+
+def newest(results: Path, suite: str) -> dict[str, Any] | None:
+    """The record of a suite that was written last, of whatever machine."""
+    paths = sorted(results.glob(f"{suite}-*.json"), key=lambda path: path.stat().st_mtime)
+    records = [json.loads(path.read_text()) for path in paths]
+    return next((record for record in reversed(records) if record["suite"] == suite), None)
+
+
+def ratio(record: dict[str, Any], goal: Goal, key: str) -> float | None:
+    """None where one of the two did not run."""
+    cases = {case["name"]: case for case in record["cases"]}
+    pair = [cases.get(f"{name} ({goal.group})", {}).get(key) for name in (goal.case, goal.beside)]
+    return None if None in pair else pair[0]["median"] / pair[1]["median"]
+
+
+def row(goal: Goal, results: Path) -> str:
+    """One line of the table."""
+    record = newest(results, goal.suite)
+    found = None if record is None else ratio(record, goal, goal.key)
+    cpu = None if record is None else ratio(record, goal, "cpu_seconds_per_token")
+    more_is_better = goal.key == "tokens_per_second"
+    sign = "≥" if more_is_better else "≤"
+    if found is None:
+        verdict = "not measured"
+    else:
+        limits = [limit for limit in (goal.reach, goal.stretch) if limit is not None]
+        met = sum((found >= limit) if more_is_better else (found <= limit) for limit in limits)
+        verdict = ("missed", "reached", "stretch reached")[met]
+    shown = "n/a" if found is None else f"{found:.2f} x"
+    cpu_shown = "n/a" if cpu is None else f"{cpu:.2f} x"
+    stretch = "" if goal.stretch is None else f", {goal.stretch:g}"
+    return f"| {goal.what} | {sign} {goal.reach:g}{stretch} | {shown} | {cpu_shown} | {verdict} |"
+
+
+def main() -> None:
+    results = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results"
+    if not results.is_dir():
+        sys.exit(f"goals.py: {results} is no folder; `megatune bench peers --results {results}` writes one")
+    print("| what | reach, stretch | measured | CPU a token | |\n|---|---|---|---|---|")
+    for goal in GOALS:
+        print(row(goal, results))
+
+
+if __name__ == "__main__":
+    main()
