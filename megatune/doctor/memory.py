@@ -1,7 +1,6 @@
 """Host memory, /dev/shm and CPU cores of each node against what the ranks on it will use."""
 
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 
 from megatune.doctor.place import Place
 from megatune.doctor.verdict import Answers, Finding, Group, Json, Problem, conclude, not_available
-from megatune.launch.devices import count_cpus, host_memory_bytes
+from megatune.launch.devices import available_memory_bytes, count_cpus, host_memory_bytes
 from megatune.units import format_bytes
 
 _SHM = Path("/dev/shm")
@@ -27,21 +26,12 @@ def measure_memory(place: Place) -> Json:
         "shm_bytes": shm.total if shm else None,
         "shm_free_bytes": shm.free if shm else None,
         "limit_bytes": host_memory_bytes(),
-        "available_bytes": available_bytes(),
+        "available_bytes": available_memory_bytes(),
         "cores": sorted(os.sched_getaffinity(0)),
         "usable_cores": count_cpus(),
         "threads": torch.get_num_threads(),
         "on_gpu": place.device.type == "cuda",
     }
-
-
-def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes the kernel could give out now without swapping; None when it does not say."""
-    try:
-        match = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(match.group(1)) * 1024 if match else None
 
 
 def judge_shared_memory(answers: Answers, group: Group) -> Finding:

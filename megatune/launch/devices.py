@@ -68,7 +68,19 @@ def host_memory_bytes(root: Path = Path("/")) -> int | None:
     """
     limits = [_byte_limit(folder / "memory.max") for folder in _cgroup_folders(root, "")]
     limits += [_byte_limit(folder / "memory.limit_in_bytes") for folder in _cgroup_folders(root, "memory")]
-    known = [limit for limit in [_machine_memory(root), *limits] if limit is not None]
+    known = [limit for limit in [_memory_line(root, "MemTotal"), *limits] if limit is not None]
+    return min(known) if known else None
+
+
+def available_memory_bytes(root: Path = Path("/")) -> int | None:
+    """Bytes of host memory that this process could still take: of the machine, and below its cgroup limits.
+
+    Files that are only cached count as available. None when the kernel does not say.
+    """
+    machine = _memory_line(root, "MemAvailable")
+    groups = [_left_v2(folder) for folder in _cgroup_folders(root, "")]
+    groups += [_left_v1(folder) for folder in _cgroup_folders(root, "memory")]
+    known = [left for left in [machine, *groups] if left is not None]
     return min(known) if known else None
 
 
@@ -128,8 +140,24 @@ def _byte_limit(file: Path) -> int | None:
     return int(text) if text.isdigit() and int(text) < _UNLIMITED_BYTES else None
 
 
-def _machine_memory(root: Path) -> int | None:
-    match = re.search(r"^MemTotal:\s+(\d+) kB$", _read(root / "proc/meminfo") or "", re.MULTILINE)
+def _left_v2(folder: Path) -> int | None:
+    return _left(folder, "memory.max", "memory.current", "inactive_file")
+
+
+def _left_v1(folder: Path) -> int | None:
+    return _left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _left(folder: Path, limit_file: str, usage_file: str, cached_key: str) -> int | None:
+    limit, usage = _byte_limit(folder / limit_file), _byte_limit(folder / usage_file)
+    if limit is None or usage is None:
+        return None
+    cached = re.search(rf"^{cached_key} (\d+)$", _read(folder / "memory.stat") or "", re.MULTILINE)
+    return max(0, limit - usage + (int(cached.group(1)) if cached else 0))
+
+
+def _memory_line(root: Path, name: str) -> int | None:
+    match = re.search(rf"^{name}:\s+(\d+) kB$", _read(root / "proc/meminfo") or "", re.MULTILINE)
     return int(match.group(1)) * 1024 if match else None
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from megatune.launch.devices import (
+    available_memory_bytes,
     count_cpus,
     count_gpus,
     cpu_flags,
@@ -12,6 +13,7 @@ from megatune.launch.devices import (
 )
 
 GIB = 2**30
+MIB = 2**20  # KiB are in the kernel's files, so this is a GiB there
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -134,6 +136,40 @@ def test_host_memory_is_the_smallest_of_machine_and_cgroup_limits(tmp_path):
     assert host_memory_bytes(root) == 16 * GIB
     (root / "proc/self/cgroup").unlink()
     assert host_memory_bytes(root) == 64 * GIB
+
+
+def test_available_memory_is_what_the_tightest_limit_leaves_with_cached_files_counted_as_free(tmp_path):
+    root = write(
+        tmp_path,
+        {
+            "proc/meminfo": f"MemTotal: {64 * MIB} kB\nMemAvailable: {40 * MIB} kB\n",
+            "proc/self/cgroup": "0::/job/step\n",
+            "sys/fs/cgroup/job/memory.max": str(16 * GIB),
+            "sys/fs/cgroup/job/memory.current": str(13 * GIB),
+            "sys/fs/cgroup/job/memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",
+            "sys/fs/cgroup/job/step/memory.max": "max",
+            "sys/fs/cgroup/job/step/memory.current": str(13 * GIB),
+        },
+    )
+    assert available_memory_bytes(root) == 5 * GIB
+    (root / "proc/self/cgroup").unlink()
+    assert available_memory_bytes(root) == 40 * GIB
+    (root / "proc/meminfo").unlink()
+    assert available_memory_bytes(root) is None
+
+
+def test_available_memory_below_a_cgroup_v1_limit(tmp_path):
+    folder = "sys/fs/cgroup/memory/job"
+    root = write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "4:memory:/job\n",
+            f"{folder}/memory.limit_in_bytes": str(8 * GIB),
+            f"{folder}/memory.usage_in_bytes": str(9 * GIB),
+            f"{folder}/memory.stat": "total_inactive_file 0\n",
+        },
+    )
+    assert available_memory_bytes(root) == 0
 
 
 def test_unknown_host_memory_is_none(tmp_path):

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 
 from megatune.config import Run
 from megatune.errors import ModelError
-from megatune.launch.devices import host_memory_bytes
+from megatune.launch.devices import available_memory_bytes
 from megatune.model.source import ModelSource
 from megatune.units import format_bytes, format_count
 
@@ -187,10 +186,4 @@ def _available_bytes(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
         return None
-    limits = [_free_host_bytes(Path("/proc/meminfo").read_text(encoding="ascii")), host_memory_bytes()]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _free_host_bytes(meminfo: str) -> int | None:
-    match = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo, re.MULTILINE)
-    return int(match.group(1)) * 1024 if match else None
+    return available_memory_bytes()
