@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from megatune.launch.flight_recorder import traces
 from megatune.launch.heartbeat import Beat
 from megatune.launch.run_folder import RunFolder
 
@@ -51,7 +52,9 @@ def judge_hang(beats: Sequence[Beat], stacks: Mapping[int, str], limit_s: float)
 def write_crash_bundle(
     folder: RunFolder, hang: Hang, beats: Sequence[Beat], stacks: Mapping[int, str]
 ) -> Path:
-    """Put the verdict, beats, stacks, last metrics and versions into RUN/crash/<time>. Returns that folder.
+    """Put the verdict, beats, stacks, NCCL's traces, last metrics and versions into RUN/crash/<time>.
+
+    Returns that folder.
 
     No variable of the environment is written. Raises OSError when the disk does not take it.
     """
@@ -63,6 +66,8 @@ def write_crash_bundle(
     (bundle / "heartbeats.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     for rank, stack in stacks.items():
         (bundle / f"stack-rank-{rank:05d}.txt").write_text(stack, encoding="utf-8")
+    for trace in traces(folder.heartbeats):
+        shutil.copyfile(trace, bundle / trace.name)
     if folder.metrics.is_file():
         (bundle / "metrics-tail.jsonl").write_bytes(_tail(folder.metrics))
     if folder.environment.is_file():

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from megatune.launch.flight_recorder import ask_for_trace
 from megatune.launch.hang import judge_hang, write_crash_bundle
 from megatune.launch.heartbeat import ENDED, Heart, limit_of, read_beats
 from megatune.launch.processes import STOPPED_BUT_SAVED
@@ -69,6 +70,7 @@ class HangThread:
         beats_folder = self._folder.heartbeats
         with suppress(OSError):  # a disk that is full or gone may be what it hangs of
             write_own_stacks(beats_folder, self._rank)
+            ask_for_trace(beats_folder, self._rank)
         # The others have stopped at about the same time, and look as often.
         if self._stopped.wait(3 * self._pause_s):
             return

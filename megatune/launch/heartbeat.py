@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from megatune.launch.flight_recorder import forget_traces
+
 RECORD_BYTES = 256
 SLOW_PHASES = frozenset({"load", "first step", "save", "export"})
 """In these a healthy rank may show nothing for longer: twice the limit."""
@@ -125,6 +127,7 @@ def forget_beats(folder: Path) -> None:
     """Take away the beats of an earlier start."""
     for path in folder.glob("rank-*"):
         path.unlink(missing_ok=True)
+    forget_traces(folder)
 
 
 class StillnessWatch:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatune.launch.flight_recorder import ask_for_trace, traces
 from megatune.launch.hang import Hang, judge_hang, write_crash_bundle
 from megatune.launch.heartbeat import StillnessWatch, forget_beats, read_beats
 from megatune.launch.processes import STOPPED_BUT_SAVED, RankProcess
@@ -37,6 +38,7 @@ class LocalHangs:
         self._pause_s = min(rule.limit_s / _LOOKS_PER_LIMIT, _LONGEST_PAUSE_S)
         self._look_at = 0.0
         self._asked_at: float | None = None
+        self._traced = 0  # ranks that were asked for a trace of NCCL
         self._saved_before = newest_saved_step(rule.folder.checkpoints)
         self.found: Hang | None = None
         self.bundle: Path | None = None
@@ -57,6 +59,7 @@ class LocalHangs:
             for member in self._watch.members:
                 if member.poll() is None:
                     member.stop(STACK_SIGNAL)
+                    self._traced += ask_for_trace(self._rule.folder.heartbeats, member.rank)
 
     def result(self) -> RanksResult:
         """How the job ended: as one to go on with when this start has saved something, else as failed."""
@@ -75,7 +78,8 @@ class LocalHangs:
         folder = self._rule.folder
         stacks = read_stacks(folder.heartbeats, self._num_ranks)
         assert self._asked_at is not None
-        if len(stacks) < self._num_ranks and now < self._asked_at + _ANSWER_S:
+        missing = len(stacks) < self._num_ranks or len(traces(folder.heartbeats)) < self._traced
+        if missing and now < self._asked_at + _ANSWER_S:
             return
         beats = read_beats(folder.heartbeats, self._num_ranks)
         self.found = judge_hang(beats, stacks, self._rule.limit_s)

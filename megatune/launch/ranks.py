@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megatune.errors import LaunchError
+from megatune.launch.flight_recorder import recorder_environment
 from megatune.launch.mpi import Meet, meet
 from megatune.launch.mpi_ranks import MpiProcess, mpi_process
 from megatune.launch.rank_info import RankInfo as RankInfo  # whoever calls discover_rank names it
@@ -171,6 +172,12 @@ def use_extension_folder(folder: Path) -> None:
 def extension_environment(folder: Path | None) -> dict[str, str]:
     """What a rank needs in its environment to find the ops that were built in `folder`."""
     return {} if folder is None else {"TORCH_EXTENSIONS_DIR": str(folder)}
+
+
+def record_collectives(folder: Path) -> None:
+    """Have torch keep what this process asks NCCL for, to be written into `folder`; the user's settings win."""
+    for name, value in recorder_environment(folder).items():
+        os.environ.setdefault(name, value)
 
 
 def asks_for_cpu(environ: Mapping[str, str] = os.environ) -> bool:
