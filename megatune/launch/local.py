@@ -4,6 +4,7 @@ Whatever happens to this process, SIGKILL included, the kernel ends its ranks.
 """
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from megatune.launch.local_hangs import HangRule, LocalHangs
 from megatune.launch.local_ranks import RanksHere, exit_of, start_ranks
 from megatune.launch.ports import LOOPBACK, reserve_port
 from megatune.launch.processes import RankProcess, Start, start_process
+from megatune.launch.shared_memory import remove_leftovers
 from megatune.launch.terminal import Screen
 from megatune.launch.verdict import RanksResult, judge
 from megatune.launch.watch import Watch
@@ -39,7 +41,7 @@ def run_ranks(
     Every rank gets the variables of `launch/ranks.py` and appends to `log_dir`/rank-NNNNN.log;
     what `echo_rank` prints also appears here. When a rank fails, the others are told to end and
     are killed after `grace_s` seconds. The first SIGINT, SIGTERM or SIGUSR2 (SIGHUP counts as
-    SIGTERM) is passed on to the ranks, which save and stop; the second kills them. After
+    SIGTERM, SIGUSR1 as SIGUSR2) is passed on to the ranks, which save and stop; the second kills them. After
     `timeout_s` seconds the job is ended as failed. `first_port`: try MASTER_PORT upwards from here.
     `hang_rule`: end the ranks when one of those that write beats shows no progress. `start`: how a rank
     is started; that of a `ForkServer` costs no interpreter.
@@ -96,6 +98,7 @@ def make_log_dir(log_dir: Path) -> None:
 
 def _run(ranks: RanksHere, watch: Watch[RankProcess], hang_rule: HangRule | None) -> RanksResult:
     hangs = LocalHangs(hang_rule, watch, ranks.num_ranks) if hang_rule else None
+    since_s = time.time()
     if hangs is not None:
         watch.on_tick = hangs.look
     with watch.signals_noted():
@@ -104,6 +107,7 @@ def _run(ranks: RanksHere, watch: Watch[RankProcess], hang_rule: HangRule | None
             watch.run()
         finally:
             watch.close()
+            remove_leftovers([rank.process.pid for rank in watch.members], since_s=since_s)
     if hangs is not None and hangs.found is not None:
         return hangs.result()
     if watch.gave_up is not None:
