@@ -29,6 +29,14 @@ def write_text_atomic(path: Path, text: str) -> None:
         raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it that are missing, and wait until their names are on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names in `folder` are on the disk: a rename is only safe after this."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -9,7 +9,7 @@ JSON header with every tensor's dtype, shape and place, the bytes of all tensors
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -49,8 +49,16 @@ class TensorFile:
     Holds no tensor. Closing it forces it to the disk. Raises OSError when the disk does not take it.
     """
 
-    def __init__(self, path: Path, plan: Mapping[str, TensorPlan]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        plan: Mapping[str, TensorPlan],
+        *,
+        on_written: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """on_written: told the bytes of each block once the system has taken it."""
         header = _header(plan)
+        self._on_written = on_written
         self._plan, self._pending = plan, list(plan)[::-1]
         self._digest, self._size = xxhash.xxh3_128(), 0
         self._file = path.open("wb", buffering=0)
@@ -77,8 +85,10 @@ class TensorFile:
     def _write(self, data: memoryview) -> None:
         self._digest.update(data)
         self._size += len(data)
-        while data:
-            data = data[self._file.write(data) :]
+        rest = data
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._on_written(len(data))
 
     def __enter__(self) -> "TensorFile":
         return self
@@ -92,14 +102,16 @@ class TensorFile:
                 os.fsync(self._file.fileno())
 
 
-def write_tensor_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
+def write_tensor_file(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, on_written: Callable[[int], None] = lambda _: None
+) -> FileEntry:
     """Write fp32 and byte tensors of any device, force them to the disk, and return size and hash.
 
     Bytes come last in `tensors`: the format wants wider types aligned. A few megabytes at a time are
     copied to the host. Raises OSError when the disk does not take it.
     """
     plan = {name: TensorPlan(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    with TensorFile(path, plan) as file:
+    with TensorFile(path, plan, on_written=on_written) as file:
         for name, tensor in tensors.items():
             file.add(name, [tensor])
     return file.entry

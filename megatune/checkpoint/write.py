@@ -1,7 +1,7 @@
 """Save a checkpoint so that it is either whole under its final name or not there at all.
 
 The order is the protocol: everything is written into `step-N.tmp`, synced, listed with sizes and
-hashes in a manifest, and only then renamed.
+hashes in a manifest, and only then renamed. `in_flight` says who does what when.
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 import xxhash
 
 from megatune.checkpoint.folders import put_in_place
-from megatune.checkpoint.layout import MANIFEST, MODEL_FOLDER, TRAINING, WEIGHTS, folder_name, rank_file
+from megatune.checkpoint.layout import MANIFEST, MODEL_FOLDER, TRAINING, WEIGHTS, rank_file
 from megatune.checkpoint.manifest import FileEntry, Manifest, render_manifest
 from megatune.checkpoint.read import layout_of
 from megatune.checkpoint.rng import rng_scalars, rng_tensors
@@ -25,7 +25,7 @@ from megatune.checkpoint.stream import write_tensor_file
 from megatune.engine.state import WEIGHT, RankState
 from megatune.engine.world import World
 from megatune.errors import CheckpointError, SaveError
-from megatune.files import sync_folder
+from megatune.files import make_folder, sync_folder
 from megatune.units import format_bytes
 
 Json = Mapping[str, Any]
@@ -50,68 +50,22 @@ class Shared:
     kept_for_ever: bool = False
 
 
-def save_checkpoint(checkpoints: Path, *, world: World, state: RankState, shared: Shared) -> tuple[Path, int]:
-    """Save; returns the folder and its bytes. Collective: every rank calls it.
-
-    Raises on every rank when one rank fails, and then leaves nothing behind and older checkpoints as
-    they are: SaveError where the disk is the reason (full, quota, read-only, broken), CheckpointError
-    for weights that are not finite and for anything else.
-    """
-    final = checkpoints / folder_name(shared.step)
-    unfinished = final.with_suffix(".tmp")
-    agree = _Agreement(world, unfinished)
-    sizes = agree(lambda: _num_bytes_of_finite(state))
-    agree(lambda: _prepare(unfinished, sum(sizes)) if world.is_first else None)
-    files: dict[str, FileEntry] = {}
-    for entries in agree(lambda: _write_rank(unfinished, world, state, shared)):
-        files |= entries
-    agree(lambda: _commit(unfinished, final, world, shared, files) if world.is_first else None)
-    return final, sum(entry.size for entry in files.values())
-
-
 @dataclass(frozen=True)
-class _Agreement:
-    """Runs an act on every rank and lets all of them fail when one does."""
+class RankFiles:
+    """What one rank writes of itself."""
 
-    world: World
-    unfinished: Path
+    tensors: dict[str, torch.Tensor]
+    """`kind/parameter` and `rng/...`, as in the file."""
+    scalars: Json
 
-    def __call__(self, act: Callable[[], Any]) -> list[Any]:
-        """All ranks' results. A rank that failed for no reason of its disk raises its own error, for the
-        traceback; the others raise a MegatuneError with its words."""
-        own: Exception | None = None
-        answer: tuple[str | None, bool, Any] = (None, False, None)
-        try:
-            answer = (None, False, act())
-        except Exception as error:  # whatever it is, the others must not wait for this rank
-            own, is_disk = error, isinstance(error, (OSError, SaveError))
-            kind = "" if is_disk or isinstance(error, CheckpointError) else f"{type(error).__name__}: "
-            answer = (f"rank {self.world.rank}: {kind}{error}", is_disk, None)
-        answers = self.world.gather_objects(answer)
-        problems = [(words, is_disk) for words, is_disk, _ in answers if words]
-        if not problems:
-            return [result for _, _, result in answers]
-        left = self.world.first_rank(self._clean_up)
-        if own is not None and not isinstance(own, (OSError, CheckpointError)):
-            raise own
-        kind_of_error = SaveError if all(is_disk for _, is_disk in problems) else CheckpointError
-        raise kind_of_error(
-            "the checkpoint could not be saved; older ones are untouched. "
-            + " ".join(words for words, _ in problems)
-            + left
-        )
-
-    def _clean_up(self) -> str:
-        """Give the space back at once; a disk that does not let us is one more thing to tell."""
-        try:
-            if self.unfinished.exists():
-                shutil.rmtree(self.unfinished)
-        except OSError as error:
-            return f" {self.unfinished} could not be removed: {error.strerror}."
-        return ""
+    @classmethod
+    def of(cls, state: RankState, device: torch.device) -> "RankFiles":
+        """`state` with the random generators of this process as they are now."""
+        held = {f"{kind}/{key}": piece for kind, held in state.tensors.items() for key, piece in held.items()}
+        return cls(held | rng_tensors(device), {**state.scalars, "rng": rng_scalars()})
 
 
-def _num_bytes_of_finite(state: RankState) -> int:
+def num_bytes_of_finite(state: RankState) -> int:
     """Bytes of the state. Raises CheckpointError when a weight is NaN or infinite: nobody can go on from that."""
     for name, piece in state.tensors[WEIGHT].items():
         # NaN and infinities come through minimum and maximum, without a mask as large as the piece.
@@ -120,10 +74,11 @@ def _num_bytes_of_finite(state: RankState) -> int:
     return sum(piece.nbytes for pieces in state.tensors.values() for piece in pieces.values())
 
 
-def _prepare(unfinished: Path, needed: int) -> None:
+def make_room(unfinished: Path, needed: int) -> None:
+    """An empty folder to write into. Raises SaveError when the disk has fewer than `needed` bytes free."""
     if unfinished.exists():
         shutil.rmtree(unfinished)  # ours: an earlier save of this step was cut off
-    unfinished.mkdir(parents=True)
+    make_folder(unfinished)
     free = shutil.disk_usage(unfinished).free
     if free < needed:
         raise SaveError(
@@ -132,12 +87,17 @@ def _prepare(unfinished: Path, needed: int) -> None:
         )
 
 
-def _write_rank(folder: Path, world: World, state: RankState, shared: Shared) -> dict[str, FileEntry]:
-    name = rank_file(world.rank, "safetensors")
-    tensors = {f"{kind}/{key}": piece for kind, held in state.tensors.items() for key, piece in held.items()}
-    written = {name: write_tensor_file(folder / name, tensors | rng_tensors(world.device))}
-    texts: dict[str, Json] = {rank_file(world.rank, "json"): {**state.scalars, "rng": rng_scalars()}}
-    if world.is_first:
+def write_rank(
+    folder: Path, rank: int, files: RankFiles, shared: Shared, on_written: Callable[[int], None]
+) -> dict[str, FileEntry]:
+    """Write and sync this rank's files, and those of all on the first rank. Raises OSError.
+
+    on_written: told the bytes of each block of tensors once the system has taken it.
+    """
+    name = rank_file(rank, "safetensors")
+    written = {name: write_tensor_file(folder / name, files.tensors, on_written=on_written)}
+    texts: dict[str, Json] = {rank_file(rank, "json"): files.scalars}
+    if rank == 0:
         texts |= {TRAINING: shared.training, WEIGHTS: shared.weights}
         (folder / MODEL_FOLDER).mkdir()
         shared.write_model(folder / MODEL_FOLDER)
@@ -147,6 +107,25 @@ def _write_rank(folder: Path, world: World, state: RankState, shared: Shared) ->
         content = json.dumps(value, indent=1, allow_nan=False).encode()
         written[text_name] = _write_bytes(folder / text_name, content)
     return written
+
+
+def commit(
+    unfinished: Path, final: Path, world: World, shared: Shared, files: Mapping[str, FileEntry]
+) -> None:
+    """First rank, once all ranks' files are on the disk: list them, and give the folder its name."""
+    manifest = Manifest(
+        step=shared.step,
+        layout=layout_of(world, shared.accumulation),
+        files=files,
+        versions={package: version(package) for package in _PACKAGES},
+        config_hash=shared.config_hash,
+        data=shared.data,
+        kept_for_ever=shared.kept_for_ever,
+    )
+    _write_bytes(unfinished / MANIFEST, render_manifest(manifest))
+    sync_folder(unfinished / MODEL_FOLDER)
+    sync_folder(unfinished)
+    put_in_place(unfinished, final)
 
 
 def _write_bytes(path: Path, content: bytes) -> FileEntry:
@@ -163,19 +142,3 @@ def _sync_and_hash(path: Path) -> FileEntry:
         os.fsync(file.fileno())
         content = file.read()
     return FileEntry(size=len(content), xxh3_128=xxhash.xxh3_128(content).hexdigest())
-
-
-def _commit(unfinished: Path, final: Path, world: World, shared: Shared, files: dict[str, FileEntry]) -> None:
-    manifest = Manifest(
-        step=shared.step,
-        layout=layout_of(world, shared.accumulation),
-        files=files,
-        versions={package: version(package) for package in _PACKAGES},
-        config_hash=shared.config_hash,
-        data=shared.data,
-        kept_for_ever=shared.kept_for_ever,
-    )
-    _write_bytes(unfinished / MANIFEST, render_manifest(manifest))
-    sync_folder(unfinished / MODEL_FOLDER)
-    sync_folder(unfinished)
-    put_in_place(unfinished, final)

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from megatune.launch.run_status import RunStatus, seconds_since
 from megatune.report.goodput import goodput_facts
+from megatune.report.summary import shown_slow_ranks
 from megatune.report.tables import render_table
 from megatune.units import format_count, format_duration
 
@@ -78,6 +79,7 @@ def _facts(status: RunStatus, now: datetime) -> dict[str, str]:
         "time limit": _limit(status),
         "restarts": _shown(status.restarts),
         **goodput_facts(progress.goodput),
+        "slow ranks": shown_slow_ranks(progress.slow_ranks),
         "last checkpoint": saved,
         "last record": _ago(seconds_since(progress.last_record_at, now)),
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic.fields import FieldInfo
 
 MAX_COUNT = 2**31 - 1
 
@@ -110,10 +111,14 @@ class Section(BaseModel):
     def _null_is_the_default(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
+        known = {key_of(name, info) for name, info in cls.model_fields.items()}
         # An unknown key stays, to be refused whatever it holds.
-        return {
-            key: value for key, value in values.items() if value is not None or key not in cls.model_fields
-        }
+        return {key: value for key, value in values.items() if value is not None or key not in known}
+
+
+def key_of(name: str, info: FieldInfo) -> str:
+    """The key of a field in the run file: its name, but where Python reserves the word."""
+    return info.alias or name
 
 
 Text = Annotated[str, Strict(), AfterValidator(one_line)]

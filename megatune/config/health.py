@@ -33,3 +33,9 @@ class HealthSection(Section):
         default=10, description="Steps left out one after the other before the run stops."
     )
     max_rollbacks: CountOrZero = Field(default=3, description="Rollbacks in a run before it stops.")
+    slow_rank_factor: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)] = Field(
+        default=1.5,
+        description="Name a rank that takes so many times what the others take for a step, three windows in a row, "
+        "and holds them up by it; 0: never.",
+    )
+    slow_rank_window: Count = Field(default=20, description="Steps that a rank's time is averaged over.")

@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from megatune.config.document import format_value
+from megatune.config.fields import key_of
 from megatune.config.run import Run
 from megatune.config.sections import TASK_ROWS
 from megatune.config.slurm import SlurmSection
@@ -49,7 +50,8 @@ def _entry(name: str, info: FieldInfo, fixed: dict[str, str]) -> list[str]:
 
 def _section(name: str, model: type[BaseModel], fixed: dict[str, str], *, is_off: bool = False) -> list[str]:
     lines = [*_comment(" ".join((model.__doc__ or "").split())), f"{'#' if is_off else ''}{name}:"]
-    for key, info in model.model_fields.items():
+    for field_name, info in model.model_fields.items():
+        key = key_of(field_name, info)
         lines += [f"  {line}" for line in _setting(f"{name}.{key}", key, info, fixed, is_off=is_off)]
     return lines
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from megatune.config.check import check_run
 from megatune.config.document import MAX_BYTES, Key, read_document
+from megatune.config.fields import key_of
 from megatune.config.problems import explain
 from megatune.config.run import Run
 from megatune.config.settings import Settings, command_line_settings, file_settings, merge
@@ -93,7 +94,7 @@ def _is_given(key: Key, settings: Settings) -> bool:
 def leaves(section: BaseModel, above: Key = ()) -> list[tuple[Key, object]]:
     """Every key of a run that holds a value, not a section, with the value; in the order of the schema."""
     found: list[tuple[Key, object]] = []
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        found += leaves(value, (*above, name)) if isinstance(value, BaseModel) else [((*above, name), value)]
+    for name, info in type(section).model_fields.items():
+        value, key = getattr(section, name), (*above, key_of(name, info))
+        found += leaves(value, key) if isinstance(value, BaseModel) else [(key, value)]
     return found

@@ -319,6 +319,11 @@ class CheckpointSection(Section):
         description="Checkpoints kept; older ones are deleted, the best one never.",
         examples=[3],
     )
+    asynchronous: Flag | Literal["auto"] = Field(
+        default="auto",
+        alias="async",
+        description="Write checkpoints behind training, from a copy in host memory; auto: where that memory is there.",
+    )
     keep_every: Count | None = Field(
         default=None,
         description="Checkpoints of every so many steps are kept for ever, whatever the limit.",

@@ -83,7 +83,12 @@ class World:
 
     def any_rank(self, flag: bool) -> bool:
         """Whether `flag` is true on some rank. Collective: every rank calls it."""
-        return self.sum_over_all(torch.tensor(float(flag), device=self.device)).item() > 0
+        return self.any_ranks(flag)[0]
+
+    def any_ranks(self, *flags: bool) -> list[bool]:
+        """For each of the flags, whether it is true on some rank. Collective: every rank calls it."""
+        values = torch.tensor([float(flag) for flag in flags], device=self.device)
+        return [value > 0 for value in self.sum_over_all(values).tolist()]
 
     def gather_objects(self, value: Any) -> list[Any]:
         """`value` of every rank, in rank order, on every rank. Collective: every rank calls it."""

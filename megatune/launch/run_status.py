@@ -9,6 +9,7 @@ from typing import Any
 
 from megatune.launch.digest import Digest, digest_run
 from megatune.launch.processes import STOPPED_BUT_SAVED
+from megatune.launch.progress import newest_saved_step
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.command import Call, call
 from megatune.launch.slurm.history import SubmittedJob, jobs_of
@@ -152,6 +153,7 @@ class RunStatus:
             "more_jobs_needed": self.more_jobs_needed,
             "restarts": self.restarts,
             "goodput": progress.goodput.as_object() if progress.goodput else None,
+            "slow_ranks": dict(progress.slow_ranks),
             "checkpoint_step": self.checkpoint_step,
             "checkpoint_age_s": seconds_since(self.checkpoint_saved_at, now),
             "last_record_age_s": seconds_since(progress.last_record_at, now),
@@ -195,6 +197,9 @@ def _status(
     progress = standing(read_metrics(folder.metrics)) if folder.metrics.is_file() else Standing()
     saved = [entry for entry in progress.saves if _is_whole(folder.checkpoints, entry[0])]
     step, saved_at = saved[-1] if saved else (None, None)
+    newest = newest_saved_step(folder.checkpoints)
+    if newest > (-1 if step is None else step):  # its ranks were killed before they told
+        step, saved_at = newest, _written_at(folder.checkpoints / f"step-{newest:08d}" / _WHOLE)
     found = RunStatus(
         folder=folder,
         jobs=tuple(reports[job] for job in jobs),
@@ -225,6 +230,10 @@ def _digest(status: RunStatus) -> Digest | None:
 
 def _is_whole(checkpoints: Path, step: int) -> bool:
     return (checkpoints / f"step-{step:08d}" / _WHOLE).is_file()
+
+
+def _written_at(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 def _job_object(job: JobReport) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Goodput:
     """Building model and engine, and loading a checkpoint."""
     eval_s: float
     save_s: float
+    """What training waited for saves."""
     lost_s: float
     """Steps, evaluations and saves that were done again or left out, and skipped steps."""
     down_s: float
@@ -73,6 +74,14 @@ class Goodput:
         }
 
 
+def time_taken(entry: Entry) -> float:
+    """Seconds of training time that went into what the line tells of; behind training, a save takes few."""
+    for key in ("step_seconds", "blocked_seconds", "seconds"):
+        if entry.get(key) is not None:
+            return float(entry[key])
+    return 0.0
+
+
 def goodput_facts(found: Goodput | None) -> dict[str, str]:
     """Rows for people."""
     if found is None:
@@ -106,7 +115,7 @@ def goodput(entries: Sequence[Entry]) -> Goodput | None:
         startup_s=_sum(runs, "startup_seconds"),
         load_s=_sum(runs, "load_seconds") + _sum(_of(entries, "resume"), "seconds"),
         eval_s=_sum(_of(entries, "eval"), "seconds"),
-        save_s=_sum(_of(entries, "save"), "seconds") + _sum(_of(entries, "save_failed"), "seconds"),
+        save_s=sum(map(time_taken, [*_of(entries, "save"), *_of(entries, "save_failed")]), 0.0),
         lost_s=_sum(lost, "seconds") + skipped_s,
         down_s=down,
         restarts=len(starts) - 1,

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Self
 
 from megatune.errors import MegatuneError
 from megatune.files import write_text_atomic
+from megatune.report.goodput import time_taken
 from megatune.report.records import LostRecord, Record, to_line
 
 _SYNC_EVERY_S = 5.0
@@ -113,11 +114,10 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _lost(gone: list[dict[str, Any]], step: int) -> LostRecord:
-    seconds = (entry.get("step_seconds", entry.get("seconds")) or 0.0 for entry in gone)
     return LostRecord(
         step=step,
         steps=sum(entry["event"] == "step" for entry in gone),
-        seconds=sum(seconds),
+        seconds=sum(map(time_taken, gone), 0.0),
         until=gone[-1].get("time"),
     )
 

@@ -108,6 +108,9 @@ class SaveRecord:
     step: int
     path: str
     seconds: float
+    """From its beginning until it was safe on the disk."""
+    blocked_seconds: float | None = None
+    """What of it training has waited; all of it unless it was written behind training."""
     num_bytes: int | None = None
 
 
@@ -159,6 +162,24 @@ class FaultRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlowRankRecord:
+    """A rank that the others have waited for over many steps. It stays when training goes back."""
+
+    event: ClassVar[str] = "slow_rank"
+    step: int
+    rank: int
+    host: str
+    own_seconds: float
+    """What it took for a step without waiting for others, on average over the last window."""
+    others_seconds: float
+    """The median of what the others took."""
+    step_seconds: float
+    """What a step took."""
+    num_steps: int
+    """Steps in which it was so."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LostRecord:
     """Work after `step` that was done and is done again, or left out: its own lines were taken away."""
 
@@ -192,6 +213,7 @@ Record = (
     | SaveFailedRecord
     | ResumeRecord
     | FaultRecord
+    | SlowRankRecord
     | LostRecord
     | StopRecord
 )

@@ -2,11 +2,12 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from megatune.report.goodput import Goodput, goodput
+from megatune.report.summary import slow_ranks
 
 _STEPS_FOR_SPEED = 50  # as for the progress bar: the first steps warm up, the last ones tell the speed
 
@@ -30,6 +31,8 @@ class Standing:
     stop_code: int | None = None
     restart_count: int | None = None
     goodput: Goodput | None = None
+    slow_ranks: Mapping[str, int] = field(default_factory=dict)
+    """Rank and host -> how often it was found to hold the others up."""
 
     @property
     def eta_s(self) -> float | None:
@@ -60,6 +63,7 @@ def standing(entries: Sequence[Mapping[str, Any]]) -> Standing:
         stop_code=stop.get("exit_code"),
         restart_count=starts[-1].get("restart_count") if starts else None,
         goodput=goodput(entries),
+        slow_ranks=slow_ranks(entries),
     )
 
 

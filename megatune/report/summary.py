@@ -60,7 +60,9 @@ class Summary:
     stop_reason: str | None
     splits: tuple[SplitSummary, ...]
     faults: Mapping[str, int]
-    """How often each remedy was used against a bad step or a slow rank."""
+    """How often each remedy was used against a bad step."""
+    slow_ranks: Mapping[str, int]
+    """Rank and host -> how often it was found to hold the others up."""
     goodput: Goodput | None
 
     def as_object(self) -> dict[str, Any]:
@@ -94,7 +96,21 @@ def summarise_entries(entries: Sequence[Mapping[str, Any]]) -> Summary:
         stop_reason=stops[-1]["reason"] if stops else None,
         splits=_summarise_splits([entry for entry in entries if entry["event"] == "eval"]),
         faults=Counter(entry["remedy"] for entry in entries if entry["event"] == "fault"),
+        slow_ranks=slow_ranks(entries),
         goodput=goodput(entries),
+    )
+
+
+def slow_ranks(entries: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
+    """As in `Summary`, of the lines of a metrics file."""
+    told = (entry for entry in entries if entry.get("event") == "slow_rank")
+    return Counter(f"rank {entry['rank']} on {entry['host']}" for entry in told)
+
+
+def shown_slow_ranks(found: Mapping[str, int]) -> str:
+    """For people."""
+    return (
+        ", ".join(f"{name} ({count} times)" if count > 1 else name for name, count in found.items()) or "none"
     )
 
 
@@ -141,6 +157,7 @@ def _facts(summary: Summary) -> dict[str, str]:
         "peak memory by rank": by_rank or "n/a",
         **goodput_facts(summary.goodput),
         "faults": ", ".join(f"{count} {remedy}" for remedy, count in summary.faults.items()) or "none",
+        "slow ranks": shown_slow_ranks(summary.slow_ranks),
         "stopped because": summary.stop_reason or "n/a",
     }
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from megatune.config import Run
-from megatune.errors import MegatuneError
+from megatune.errors import MegatuneError, SaveError
 from megatune.report.records import FaultRecord
 from megatune.train.health import Finding, judge_loss, remember_loss
 from megatune.train.reporting import Reporter
@@ -48,7 +48,7 @@ class BadSteps:
             return self._left_out(state, finding, step_sequences)
         if finding.remedy == "rollback":
             return self._gone_back(state, finding, step_sequences)
-        raise MegatuneError(self._last_words(state, finding, self._as_asked(finding)))
+        raise self._ended(state, finding, self._as_asked(finding))
 
     def _judge(self, state: TrainingState, result: StepResult) -> Finding | None:
         """What is wrong with the step.
@@ -70,17 +70,17 @@ class BadSteps:
         in_a_row = state.bad_steps_in_a_row + 1
         if in_a_row > self._health.max_bad_steps:
             why = f"{in_a_row} steps in a row would be left out; health.max_bad_steps is {in_a_row - 1}"
-            raise MegatuneError(self._last_words(state, finding, why))
+            raise self._ended(state, finding, why)
         self._tell(state.step, finding, skipped_sequences=step_sequences)
         return replace(state, bad_steps_in_a_row=in_a_row)
 
     def _gone_back(self, bad: TrainingState, finding: Finding, step_sequences: int) -> TrainingState:
         if bad.rollbacks >= self._health.max_rollbacks:
             why = f"the run has gone back {bad.rollbacks} times; health.max_rollbacks is {self._health.max_rollbacks}"
-            raise MegatuneError(self._last_words(bad, finding, why))
+            raise self._ended(bad, finding, why)
         state = self._checkpoints.go_back(bad)
         if state is None:
-            raise MegatuneError(self._last_words(bad, finding, "there is no checkpoint to go back to yet"))
+            raise self._ended(bad, finding, "there is no checkpoint to go back to yet")
         sequences = (bad.step - state.step) * step_sequences
         self._tell(bad.step, finding, back_to_step=state.step, skipped_sequences=sequences)
         return state
@@ -110,10 +110,16 @@ class BadSteps:
             return "health.on_spike is stop"
         return "Training cannot recover from numbers that are not finite"
 
-    def _last_words(self, state: TrainingState, finding: Finding, why: str) -> str:
+    def _ended(self, state: TrainingState, finding: Finding, why: str) -> MegatuneError:
+        """What to end the run with, on all ranks; a save that was begun from good numbers is finished before."""
+        failed = ""
+        try:
+            self._checkpoints.saves.finish(state)
+        except SaveError as error:
+            failed = f" Beside that, {error}"
         newest = self._checkpoints.last
         go_on = f"start again to go on from {newest}" if newest else "start again"
-        return (
-            f"step {state.step}: {finding.words}. {why}; nothing was saved. Lower train.learning_rate (now "
-            f"{self._run.train.learning_rate:g}) or look at the data of this step, then {go_on}."
+        return MegatuneError(
+            f"step {state.step}: {finding.words}. {why}; nothing was saved of it. Lower train.learning_rate (now "
+            f"{self._run.train.learning_rate:g}) or look at the data of this step, then {go_on}.{failed}"
         )

@@ -17,7 +17,7 @@ from megatune.launch.launchers import start_command
 from megatune.launch.local import run_ranks
 from megatune.launch.local_hangs import HangRule
 from megatune.launch.processes import Start
-from megatune.launch.progress import run_with_restarts
+from megatune.launch.progress import newest_saved_step, run_with_restarts
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.verdict import RanksResult
@@ -143,4 +143,6 @@ def interrupted(run: Run, arguments: Sequence[str]) -> str:
         return "stopped early, and nothing was saved: checkpoint.save_at_end is false"
     resume = [] if run.checkpoint.resume == "auto" else ["checkpoint.resume=auto"]
     command = shlex.join(["megatune", "train", *arguments, *resume])
+    if newest_saved_step(RunFolder(run.train.output_dir).checkpoints) < 0:
+        return f"stopped before the first step: there is nothing to save yet. Start again with: {command}"
     return f"stopped early and saved in {run.train.output_dir}. Go on with: {command}"

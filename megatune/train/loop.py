@@ -1,5 +1,6 @@
 """The training loop: steps, evaluations, saves, and one agreed end."""
 
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from megatune.data.batches import step_batches
 from megatune.data.prepared import PreparedSet
 from megatune.data.sampler import next_position, num_steps_per_epoch
 from megatune.engine.base import TrainingEngine
+from megatune.engine.own_time import OwnTime
 from megatune.evaluate.exam import Result
 from megatune.launch.heartbeat import Heart
 from megatune.launch.run_folder import RunFolder
@@ -22,6 +24,7 @@ from megatune.train.profiling import StepProfiler
 from megatune.train.reporting import Reporter
 from megatune.train.saving import Checkpoints, patience_of
 from megatune.train.schedule import learning_rate_at
+from megatune.train.slow_ranks import SlowRanks, words_of
 from megatune.train.state import TrainingState
 from megatune.train.step import StepResult, train_step
 from megatune.train.stopping import Stopping
@@ -60,10 +63,20 @@ class TrainingLoop:
         self._total_steps = total_steps(run, train.num_rows, batch.global_sequences)
         self._state = TrainingState(patience=patience_of(run))
         self._checkpoints = Checkpoints(
-            run, engine, batch, train, folder=folder, reporter=reporter, on_saved=stopping.saved
+            run,
+            engine,
+            batch,
+            train,
+            folder=folder,
+            reporter=reporter,
+            stopping=stopping,
+            beat=lambda: heart.beat("save"),
         )
+        self._saves = self._checkpoints.saves
         self._bad_steps = BadSteps(run, self._checkpoints, reporter)
         self._profiler = StepProfiler(run.train.profile, folder.profile, engine.world, reporter)
+        self._own_time = OwnTime(engine.world.device)
+        self._slow_ranks = SlowRanks(run.health, engine.world.gather_objects(socket.gethostname()))
         self._is_first_step = True
         self._peak_memory_bytes: list[int] = []
 
@@ -76,9 +89,11 @@ class TrainingLoop:
         finally:
             self._profiler.finish()
         steps_done = self._state.step
-        if self._state.step > 0 and self._run.checkpoint.save_at_end:
-            self._heart.beat("save")
-            self._state = self._checkpoints.save(self._state)
+        self._heart.beat("save")
+        if steps_done > 0 and self._run.checkpoint.save_at_end:
+            self._state = self._saves.at_the_end(self._state)
+        else:
+            self._state = self._saves.finish(self._state)
         if code == DONE and self._run.evaluate.load_best_model_at_end:
             reason, code = self._score_best(reason)
         self._reporter.write(
@@ -109,6 +124,8 @@ class TrainingLoop:
 
     def _to_the_end(self) -> tuple[str, int]:
         """Train and evaluate; why that ended, and the exit code that says so."""
+        if self._is_stop_agreed():  # while it loaded: nothing is lost by not taking a step
+            return self._reason_of_some_rank(), STOPPED_EARLY
         if self._state.step == 0 or self._is_due(self._run.evaluate.eval_steps):
             # A run that stopped early has left it to this start.
             before = ("validation", "test") if self._state.step == 0 else ("validation",)
@@ -137,7 +154,9 @@ class TrainingLoop:
                     return reason, STOPPED_EARLY
             if self._is_due(self._run.checkpoint.save_steps) and self._goes_on():
                 self._heart.beat("save")  # after the last step the end of `run` saves
-                self._state = self._checkpoints.save_on_the_way(self._state)
+                self._state = self._saves.on_the_way(self._state)
+                if self._is_stop_agreed():  # now rather than after another step and another save
+                    return self._reason_of_some_rank(), STOPPED_EARLY
         if self._state.patience.exhausted:
             return self._state.patience.reason, DONE
         return "all steps done", DONE
@@ -151,6 +170,7 @@ class TrainingLoop:
     def _step(self) -> bool:
         """Take one step. Returns whether some rank was asked to stop."""
         started, state = time.monotonic(), self._state
+        self._own_time.begin()
         self._heart.beat(self._phase("data"), state.step + 1)
         rate = learning_rate_at(state.step, self._run.train, self._total_steps)
         result = self._train_step(rate)
@@ -167,6 +187,8 @@ class TrainingLoop:
         self._peak_memory_bytes = result.peak_memory_bytes
         seconds = time.monotonic() - started
         self._stopping.stepped(seconds)
+        if not self._is_first_step:  # which compiles and warms up
+            self._tell_slow_ranks(result)
         self._is_first_step = False
         epoch = self._state.epoch(self._train.num_rows)
         self._reporter.write(
@@ -175,6 +197,7 @@ class TrainingLoop:
             )
         )
         self._state = self._bad_steps.handled(self._state, result, self._batch.global_sequences)
+        self._state = self._saves.advance(self._state, all_ready=result.saves_ready)
         return result.stop_asked
 
     def _train_step(self, rate: float) -> StepResult:
@@ -189,15 +212,23 @@ class TrainingLoop:
                 data_parallel=world.data_parallel,
                 dp_rank=world.data_rank,
             )
+        self._own_time.rows_are_ready()
         return train_step(
             self._engine,
             batches,
             rate,
             stop_asked=self._stopping.reason() is not None,
+            save_ready=self._saves.is_ready,
+            times=self._own_time.taken,
             peak_memory_bytes=peak_memory_bytes(world.device),
             is_refused=self._bad_steps.refusal(self._state),
             beat=lambda phase: self._heart.beat(self._phase(phase)),
         )
+
+    def _tell_slow_ranks(self, result: StepResult) -> None:
+        for record in self._slow_ranks.stepped(self._state.step, result.times):
+            self._reporter.write(record)
+            self._reporter.note(words_of(record))
 
     def _phase(self, phase: str) -> str:
         return "first step" if self._is_first_step else phase
@@ -206,10 +237,15 @@ class TrainingLoop:
         return self._stopping.reason() or "asked to stop by a signal to another rank"
 
     def _is_stop_agreed(self, *, before_evaluation: bool = False) -> bool:
-        """Whether some rank knows a reason to stop. Collective."""
-        self._heart.beat("eval")
+        """Whether some rank knows a reason to stop. Takes a save in flight further. Collective."""
         known = self._stopping.reason(before_evaluation=before_evaluation) is not None
-        return self._engine.world.any_rank(known)
+        is_stop, is_waited_for = self._engine.world.any_ranks(known, not self._saves.is_ready)
+        self._state = self._saves.advance(self._state, all_ready=not is_waited_for)
+        return is_stop
+
+    def _is_evaluation_given_up(self) -> bool:
+        self._heart.beat("eval")
+        return self._is_stop_agreed()
 
     def _evaluate(self, *splits: str) -> str | None:
         """Score those of `splits` that there are and that this step has no scores of yet.
@@ -219,9 +255,10 @@ class TrainingLoop:
         for split in splits:
             if split not in self._evaluations.exams or self._is_scored(split):
                 continue
+            self._heart.beat("eval")
             if self._is_stop_agreed(before_evaluation=True):
                 return self._reason_of_some_rank()
-            found = self._evaluations.score(split, self._state.step, self._is_stop_agreed)
+            found = self._evaluations.score(split, self._state.step, self._is_evaluation_given_up)
             if found is None:
                 return self._reason_of_some_rank()
             result, seconds = found

@@ -13,10 +13,11 @@ from megatune.engine.world import World, check_degrees
 from megatune.evaluate.exam import Exam
 from megatune.evaluate.loss_check import choose_loss
 from megatune.evaluate.packing_check import refuse_leaking_packing
+from megatune.launch.devices import count_gpus
 from megatune.launch.environment import environment_report
 from megatune.launch.heartbeat import Heart
 from megatune.launch.rank_info import RankInfo
-from megatune.launch.ranks import own_slurm_job
+from megatune.launch.ranks import own_slurm_job, record_collectives
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.time_limit import JobEnd
 from megatune.model.quiet import quiet_libraries
@@ -29,7 +30,7 @@ from megatune.train.evaluating import Evaluations, marking_of, set_exams
 from megatune.train.inputs import Inputs, open_inputs, open_tokenizer, prepare_inputs, prepared_folders
 from megatune.train.kernels_used import kernels_used
 from megatune.train.launched import prepare_launched_rank
-from megatune.train.loop import DONE, TrainingLoop, total_steps
+from megatune.train.loop import DONE, STOPPED_EARLY, TrainingLoop, total_steps
 from megatune.train.meters import Meter, device_name, peak_flops
 from megatune.train.place import Place, find_place
 from megatune.train.reporting import Reporter
@@ -37,11 +38,14 @@ from megatune.train.stopping import Stopping, StopRequest
 from megatune.train.unchanged_data import refuse_changed_data
 
 
-def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
-    """Run this rank of a training job to its end. Returns the exit code. Collective: every rank calls it."""
+def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = None) -> int:
+    """Run this rank of a training job to its end. Returns the exit code. Collective: every rank calls it.
+
+    stop: what listens to signals already; without one this does.
+    """
     run, started = loaded.run, time.monotonic()
     quiet_libraries()
-    stop = StopRequest()
+    stop = stop or StopRequest()
     restore = stop.listen()
     prepare_launched_rank(run, rank)
     check_degrees(rank.world_size, run.parallel.tp_size)
@@ -52,13 +56,19 @@ def train_rank(loaded: LoadedRun, rank: RankInfo) -> int:
     prepared = prepare_inputs(run, folder) if rank.rank == 0 else None
     if rank.rank == 0:
         write_run_folder(folder, loaded, ds_config)
+    if count_gpus():
+        record_collectives(folder.heartbeats)
     try:
         world = join(rank, tensor_parallel=run.parallel.tp_size, timeout_s=run.launch.timeout_s)
         inputs = _share_inputs(run, prepared, rank, world)
         place = find_place(rank, own_slurm_job(), world)
-        with beating(run, rank, folder) as heart:
-            startup = time.monotonic() - started
-            code = _train(run, batch, ds_config, inputs, folder, world, place, stop, heart, startup)
+        if world.any_rank(stop.asked_by is not None):  # before the weights are read: that may take minutes
+            code = STOPPED_EARLY
+        else:
+            with beating(run, rank, folder) as heart:
+                startup = time.monotonic() - started
+                code = _train(run, batch, ds_config, inputs, folder, world, place, stop, heart, startup)
+        world.barrier()  # srun and mpirun kill what still works when one rank has ended with 75
     finally:
         restore()
     # Not after an error: leaving waits for the others, who may wait for this rank. The launcher ends them.
@@ -127,7 +137,6 @@ def _train(
             _export(run, loop, folder, reporter, world)
     finally:
         reporter.close()
-    world.barrier()  # srun and mpirun kill what still works when one rank has ended with 75
     return code
 
 

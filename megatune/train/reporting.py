@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 from megatune.config import Run
 from megatune.engine.world import World
 from megatune.launch.ranks import rank_log
 from megatune.launch.run_folder import RunFolder
-from megatune.report.metrics import MetricsWriter
+from megatune.report.metrics import MetricsWriter, read_metrics
 from megatune.report.progress import Progress
 from megatune.report.records import Record, StepRecord
 from megatune.report.tensorboard import TensorBoardSink
@@ -51,6 +52,10 @@ class Reporter:
         lost = self.metrics.cut_back(step, keep_evaluation=keep_evaluation)
         if lost is not None:
             self._write(lost)
+
+    def earlier_saves(self) -> list[dict[str, Any]]:
+        """First rank: the lines about saves that are in the metrics so far."""
+        return [entry for entry in read_metrics(self.metrics.path) if entry.get("event") == "save"]
 
     def write(self, record: Record) -> None:
         """Keep one record and show it. Collective."""

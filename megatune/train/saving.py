@@ -9,18 +9,18 @@ from megatune.checkpoint.folders import prune, remove_unfinished, set_aside_newe
 from megatune.checkpoint.layout import folder_name
 from megatune.checkpoint.read import Found, find_checkpoint, layout_of, open_state, restore_generators
 from megatune.checkpoint.weights_index import describe_weights
-from megatune.checkpoint.write import Shared, save_checkpoint
+from megatune.checkpoint.write import Shared
 from megatune.config import BatchShape, Run
 from megatune.data.prepared import PreparedSet
 from megatune.engine.base import TrainingEngine
-from megatune.errors import SaveError
 from megatune.launch.run_folder import RunFolder
-from megatune.report.records import ResumeRecord, SaveFailedRecord, SaveRecord
+from megatune.report.records import ResumeRecord
 from megatune.tasks.scores import greater_is_better
 from megatune.train.identity import identity_hash, refuse_another_run, run_identity
 from megatune.train.reporting import Reporter
+from megatune.train.saves import Saves
 from megatune.train.state import TrainingState
-from megatune.train.stopping import Patience
+from megatune.train.stopping import Patience, Stopping
 from megatune.units import format_bytes
 
 
@@ -37,10 +37,7 @@ def patience_of(run: Run) -> Patience:
 
 
 class Checkpoints:
-    """Loads and saves the engine and what all ranks share. Every method is collective.
-
-    `on_saved` is told the seconds of each save.
-    """
+    """Loads and saves the engine and what all ranks share. Every method is collective."""
 
     def __init__(
         self,
@@ -51,22 +48,33 @@ class Checkpoints:
         *,
         folder: RunFolder,
         reporter: Reporter,
-        on_saved: Callable[[float], None],
+        stopping: Stopping,
+        beat: Callable[[], None],
     ) -> None:
+        """beat: told while training waits for a save whose bytes still go out."""
         self._run, self._engine, self._batch, self._train = run, engine, batch, train
-        self._folder, self._reporter, self._on_saved = folder, reporter, on_saved
+        self._folder, self._reporter = folder, reporter
         self._identity: dict[str, str] = {}
-        self._saved_at: int | None = None
+        self.saves = Saves(
+            run,
+            engine,
+            reporter,
+            stopping,
+            checkpoints=folder.checkpoints,
+            describe=self._shared,
+            tend=self._tend,
+            beat=beat,
+        )
 
     @property
     def last(self) -> Path | None:
         """The folder of the newest checkpoint this start has saved or gone on from."""
-        step = self._saved_at
+        step = self.saves.saved_at
         return None if step is None else self._folder.checkpoints / folder_name(step)
 
     def is_saved(self, state: TrainingState) -> bool:
         """Whether the newest checkpoint is of the step of `state`."""
-        return self._saved_at == state.step
+        return self.saves.saved_at == state.step
 
     def resume(self, state: TrainingState) -> TrainingState:
         """The state of the checkpoint that the run asks for, loaded into the engine; else `state`."""
@@ -92,6 +100,7 @@ class Checkpoints:
         if found is None:
             self._reporter.cut_back(-1)  # a new run: an earlier one's curves are not its own
             return state
+        self.saves.learn_speed()
         # An evaluation that a start made after this checkpoint, and that is made again.
         self._reporter.cut_back(state.step, keep_evaluation=state.evaluated_at == state.step)
         self._tell_resumed(state, found, passed_over, seconds, bytes_by_rank)
@@ -100,10 +109,12 @@ class Checkpoints:
     def go_back(self, bad: TrainingState) -> TrainingState | None:
         """The state of the newest good checkpoint, loaded, at the data behind `bad`; None without one.
 
-        The checkpoint is the last one this start knows, or an older one if that is damaged.
+        The checkpoint is the last one this start knows, or an older one if that is damaged. A save in
+        flight is finished before.
         """
         world = self._engine.world
-        if self._saved_at is None:
+        self.saves.finish(bad)
+        if self.saves.saved_at is None:
             return None
         found, _ = find_checkpoint(self._folder.checkpoints, "auto", world)
         if found is None:
@@ -125,50 +136,25 @@ class Checkpoints:
         loaded, _ = self._load(found)
         return loaded
 
-    def save_on_the_way(self, state: TrainingState) -> TrainingState:
-        """Save, or go on without where the run asks for that and the disk is what refused."""
-        started = time.monotonic()
-        try:
-            return self.save(state)
-        except SaveError as error:
-            if self._run.checkpoint.on_failure == "stop":
-                raise
-            seconds = time.monotonic() - started
-            self._reporter.write(SaveFailedRecord(step=state.step, reason=str(error), seconds=seconds))
-            self._reporter.note(f"WARNING, step {state.step} is NOT saved, training goes on: {error}")
-            return state
-
-    def save(self, state: TrainingState) -> TrainingState:
-        """Save unless that is done. Returns the state that the checkpoint holds."""
-        if self.is_saved(state):
-            return state
-        started, world = time.monotonic(), self._engine.world
-        state = state.saved()
-        path, num_bytes = save_checkpoint(
-            self._folder.checkpoints, world=world, state=self._engine.state(), shared=self._shared(state)
-        )
-        self._saved_at = state.step
-        self.tend(state)
-        seconds = time.monotonic() - started
-        self._on_saved(seconds)
-        self._reporter.write(
-            SaveRecord(step=state.step, path=str(path), seconds=seconds, num_bytes=num_bytes)
-        )
-        self._reporter.note(f"saved {path} ({seconds:.1f} s)")
-        return state
-
     def tend(self, state: TrainingState) -> None:
         """Point at the newest and the best checkpoint, and let go of others."""
-        self._engine.world.first_rank(lambda: self._tend(state))
+        remark = self._engine.world.first_rank(lambda: self._tend(state))
+        if remark:
+            self._reporter.note(f"WARNING, {remark}")
 
-    def _tend(self, state: TrainingState) -> None:
-        newest, best = self.last, self._best(state)
-        write_hint(self._folder.path / "latest", newest)
-        write_hint(self._folder.path / "best", best)
-        keep = self._run.checkpoint.save_total_limit
-        if keep:
-            protected = {folder for folder in (newest, best) if folder is not None}
-            prune(self._folder.checkpoints, keep, protected=protected)
+    def _tend(self, state: TrainingState) -> str | None:
+        """First rank, once the checkpoint of `state` stands. What it has to remark: a disk that refused."""
+        newest, best = self._folder.checkpoints / folder_name(state.step), self._best(state)
+        try:
+            write_hint(self._folder.path / "latest", newest)
+            write_hint(self._folder.path / "best", best)
+            keep = self._run.checkpoint.save_total_limit
+            if keep:
+                protected = {folder for folder in (newest, best) if folder is not None}
+                prune(self._folder.checkpoints, keep, protected=protected)
+        except OSError as error:
+            return f"{newest} is saved, but its hints were not written or older ones not removed: {error}"
+        return None
 
     def _load(self, found: Found) -> tuple[TrainingState, list[int]]:
         """Go on from `found`. Returns its state, and the bytes of tensors that each rank read."""
@@ -187,7 +173,7 @@ class Checkpoints:
             self._train.num_rows
         )
         is_own = found.folder.parent.resolve() == self._folder.checkpoints.resolve()
-        self._saved_at = state.step if is_own else None
+        self.saves.saved_at = state.step if is_own else None
         return state, world.gather_objects(saved.bytes_read)
 
     def _tell_resumed(

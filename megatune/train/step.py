@@ -9,6 +9,7 @@ from torch.profiler import record_function
 
 from megatune.data.batches import Batch
 from megatune.engine.base import Engine, StepOutcome
+from megatune.engine.own_time import StepTimes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,14 @@ class StepResult:
     outcome: StepOutcome
     stop_asked: bool
     """Some rank was asked to stop; all ranks see it after the same step."""
+    saves_ready: bool
+    """All ranks have done their part of the save in flight, if there is one."""
     cpu_seconds: float
     """Processor time of all ranks together."""
     peak_memory_bytes: list[int]
     """Each rank's, in rank order."""
+    times: list[StepTimes]
+    """Each rank's."""
     left_out: bool = False
     """`is_refused` said so: the weights are as before."""
 
@@ -38,6 +43,8 @@ def train_step(
     *,
     stop_asked: bool,
     peak_memory_bytes: int,
+    save_ready: bool = True,
+    times: Callable[[], StepTimes] = lambda: StepTimes(0.0, 0.0),
     is_refused: Callable[[float], bool] | None = None,
     beat: Callable[[str], None] = lambda _: None,
 ) -> StepResult:
@@ -46,7 +53,8 @@ def train_step(
     The loss is the mean over all target tokens of the step on all ranks, so it does not depend on
     how tokens fall into micro-batches, ranks or packed rows. `engine.backward` adds gradients over
     micro-batches and ranks. `is_refused` tells from the loss whether to leave the step out; it costs a
-    small collective, and must answer the same on all ranks. `beat` is told what begins.
+    small collective, and must answer the same on all ranks. `beat` is told what begins. `save_ready`: this
+    rank has done its part of the save in flight. `times`: what this rank has taken for the step.
     """
     world, cpu_started = engine.world, time.process_time()
     counts = torch.tensor([b.num_targets for b in batches], dtype=torch.float64, device=world.device).sum()
@@ -70,28 +78,32 @@ def train_step(
         sum(b.sum_squared_lengths for b in batches),
         cpu_seconds,
     )
-    totals = _sum_over_all(engine, own, stop_asked, peak_memory_bytes)
+    flags = (stop_asked, not save_ready)
+    sums, by_rank = _sum_over_all(engine, (*own, *map(float, flags)), (float(peak_memory_bytes), *times()))
     return StepResult(
-        loss=totals[0] / world.tensor_parallel if agreed is None else agreed,
+        loss=sums[0] / world.tensor_parallel if agreed is None else agreed,
         target_tokens=round(num_targets.item()),
-        tokens=round(totals[1] / world.tensor_parallel),
-        squared_lengths=round(totals[2] / world.tensor_parallel),
+        tokens=round(sums[1] / world.tensor_parallel),
+        squared_lengths=round(sums[2] / world.tensor_parallel),
         outcome=outcome,
-        cpu_seconds=totals[3],
-        stop_asked=totals[4] > 0,
-        peak_memory_bytes=[round(value) for value in totals[5:]],
+        cpu_seconds=sums[3],
+        stop_asked=sums[4] > 0,
+        saves_ready=sums[5] == 0,
+        peak_memory_bytes=[round(memory) for memory, *_ in by_rank],
+        times=[StepTimes(*taken) for _, *taken in by_rank],
         left_out=left_out,
     )
 
 
 def _sum_over_all(
-    engine: Engine, own: Sequence[torch.Tensor | float], stop_asked: bool, peak_memory_bytes: int
-) -> list[float]:
-    """One collective for everything a step reports: sums, the wish to stop, and a slot a rank for its memory."""
-    world = engine.world
-    values = torch.zeros(len(own) + 1 + world.size, dtype=torch.float64, device=world.device)
+    engine: Engine, own: Sequence[torch.Tensor | float], apart: Sequence[float]
+) -> tuple[list[float], list[list[float]]]:
+    """One collective for everything a step reports: the sums of `own`, and each rank's `apart`."""
+    world, num_sums, width = engine.world, len(own), len(apart)
+    values = torch.zeros(num_sums + width * world.size, dtype=torch.float64, device=world.device)
     for index, value in enumerate(own):
         values[index] = value
-    values[len(own)] = float(stop_asked)
-    values[len(own) + 1 + world.rank] = peak_memory_bytes
-    return world.sum_over_all(values).tolist()
+    for index, value in enumerate(apart, start=num_sums + width * world.rank):
+        values[index] = value
+    found: list[float] = world.sum_over_all(values).tolist()
+    return found[:num_sums], [found[at : at + width] for at in range(num_sums, len(found), width)]

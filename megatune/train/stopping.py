@@ -2,14 +2,16 @@
 
 import math
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
-# SIGUSR2 warns of a job's time limit: SIGUSR1, which is the usual one, may be caught by NCCL.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+# SIGUSR2 warns of a job's time limit: SIGUSR1, which is the usual one, may be caught by NCCL. It counts
+# where it comes: left alone, it would end the process.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _MEANINGS = {signal.SIGUSR2: " (the time limit of the job is near)"}
 _SAVES_TO_FIT = 1.5  # shared disks are now fast, now slow
 _STEPS_TO_FIT = 2.0  # the one that runs, and one that is slower than those before
@@ -27,7 +29,7 @@ class StopRequest:
         self.asked_by: str | None = None
 
     def listen(self) -> Callable[[], None]:
-        """Take SIGINT, SIGTERM and SIGUSR2 over. Returns the call that gives them back."""
+        """Take SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 over. Returns the call that gives them back."""
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
 
         def restore() -> None:
@@ -57,9 +59,10 @@ class Stopping:
         unmeasured_save_s: float = 300.0,
     ) -> None:
         """`unmeasured_save_s`: what is kept free for a save while none was seen (slurm.signal_delay_s)."""
-        self._request, self._seconds_left = request, seconds_left
+        self._request, self.seconds_left = request, seconds_left
         self._unmeasured_save_s = unmeasured_save_s
         self._save_s: float | None = None
+        self._save_began_at: float | None = None
         self._evaluation_s: float | None = None
         self._step_s: deque[float] = deque(maxlen=_STEPS_MEASURED)
         self._found: str | None = None  # and stays: what one look found, all ranks have acted on
@@ -76,9 +79,18 @@ class Stopping:
         """A step took so long."""
         self._step_s.append(seconds)
 
+    def save_began(self) -> None:
+        """A save is under way: it will be finished before the last one is made."""
+        self._save_began_at = time.monotonic()
+
+    def save_ended(self) -> None:
+        """It is no more."""
+        self._save_began_at = None
+
     def saved(self, seconds: float) -> None:
         """A save took so long."""
         self._save_s = seconds
+        self.save_ended()
 
     def evaluated(self, seconds: float) -> None:
         """A whole evaluation took so long."""
@@ -93,7 +105,7 @@ class Stopping:
     def _look(self, before_evaluation: bool) -> str | None:
         if self._request.asked_by is not None:
             return f"asked to stop by {self._request.asked_by}"
-        left_s = self._seconds_left()
+        left_s = self.seconds_left()
         evaluation_s = (self._evaluation_s or 0.0) if before_evaluation else 0.0
         if left_s is None or left_s >= evaluation_s + self._needed_s():
             return None
@@ -102,9 +114,14 @@ class Stopping:
 
     def _needed_s(self) -> float:
         steps_s = _STEPS_TO_FIT * max(self._step_s, default=0.0)
-        if self._save_s is None:
-            return self._unmeasured_save_s + steps_s + _MARGIN_S
-        return _SAVES_TO_FIT * self._save_s + steps_s + _MARGIN_S
+        save_s = self._unmeasured_save_s if self._save_s is None else _SAVES_TO_FIT * self._save_s
+        return save_s + self._rest_of_save_s(save_s) + steps_s + _MARGIN_S
+
+    def _rest_of_save_s(self, save_s: float) -> float:
+        """What the save that is under way may still take."""
+        if self._save_began_at is None:
+            return 0.0
+        return max(0.0, save_s - (time.monotonic() - self._save_began_at))
 
     def _saving(self) -> str:
         if self._save_s is None:

@@ -21,9 +21,9 @@ def _refusing(error_number: int, is_due: Callable[[Path], bool]) -> Callable[...
     """The writer of tensor files, with a disk that breaks half-way through those that are due."""
     real = write.write_tensor_file
 
-    def write_tensor_file(path: Path, tensors: Any) -> Any:
+    def write_tensor_file(path: Path, tensors: Any, **how: Any) -> Any:
         if not is_due(path):
-            return real(path, tensors)
+            return real(path, tensors, **how)
         path.write_bytes(b"half of a file")
         raise OSError(error_number, os.strerror(error_number), str(path))
 

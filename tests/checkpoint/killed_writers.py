@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from safetensors.torch import save_file
 from written_checkpoints import KINDS, SMALL, piece
 
 from megatune.checkpoint import folders
+from megatune.checkpoint.in_flight import SaveInFlight, save_checkpoint
 from megatune.checkpoint.layout import TRAINING, Layout, folder_name, rank_file, read_json, step_of
 from megatune.checkpoint.read import find_checkpoint
 from megatune.checkpoint.saved_state import SavedPieces
+from megatune.checkpoint.snapshot import HostCopy
 from megatune.checkpoint.tensors import SliceFile
 from megatune.checkpoint.weights_index import WeightEntry
-from megatune.checkpoint.write import Shared, save_checkpoint
+from megatune.checkpoint.write import Shared
 from megatune.engine.state import RankState
 from megatune.engine.world import World, single_world
 from megatune.model.collectives import TensorGroup
@@ -53,8 +56,17 @@ def training_after(step: int) -> dict[str, Any]:
     return {"state": {"step": step, "best_step": step - step % 3 or None}, "identity": {}}
 
 
+def shared_after(step: int) -> Shared:
+    return Shared(
+        step=step,
+        training=training_after(step),
+        weights={name: entry.to_json() for name, entry in ENTRIES.items()},
+        write_model=lambda folder: folder.joinpath("config.json").write_text("{}"),
+    )
+
+
 class Writer:
-    """Saves, points and prunes as a run does (`Checkpoints.save` in train/saving.py)."""
+    """Saves, points and prunes as a run does that waits for its checkpoints (train/saves.py)."""
 
     def start(self, run: Path, world: World) -> int:
         """Clear up after an earlier start; the step to go on after. Collective."""
@@ -66,30 +78,22 @@ class Writer:
     def save(self, run: Path, world: World, step: int) -> None:
         """Save the state after `step`. Collective."""
         save_checkpoint(
-            run / "checkpoints",
-            world=world,
-            state=state_after(step, world.rank),
-            shared=Shared(
-                step=step,
-                training=training_after(step),
-                weights={name: entry.to_json() for name, entry in ENTRIES.items()},
-                write_model=lambda folder: folder.joinpath("config.json").write_text("{}"),
-            ),
+            run / "checkpoints", world=world, state=state_after(step, world.rank), shared=shared_after(step)
         )
 
     def tend(self, run: Path, world: World, step: int) -> None:
         """Replace the hints and let go of old checkpoints. Collective."""
+        world.first_rank(lambda: self.tend_alone(run, step))
 
-        def act() -> None:
-            checkpoints, best_step = run / "checkpoints", training_after(step)["state"]["best_step"]
-            best = checkpoints / folder_name(best_step) if best_step else None
-            newest = checkpoints / folder_name(step)
-            folders.write_hint(run / "latest", newest)
-            folders.write_hint(run / "best", best)
-            protected = {folder for folder in (newest, best) if folder is not None}
-            folders.prune(checkpoints, KEEP, protected=protected)
-
-        world.first_rank(act)
+    def tend_alone(self, run: Path, step: int) -> None:
+        """`tend`, on the first rank."""
+        checkpoints, best_step = run / "checkpoints", training_after(step)["state"]["best_step"]
+        best = checkpoints / folder_name(best_step) if best_step else None
+        newest = checkpoints / folder_name(step)
+        folders.write_hint(run / "latest", newest)
+        folders.write_hint(run / "best", best)
+        protected = {folder for folder in (newest, best) if folder is not None}
+        folders.prune(checkpoints, KEEP, protected=protected)
 
     def last_step(self, run: Path) -> int | None:
         """The step a next start would go on after, once each of its bytes is what was saved.
@@ -122,6 +126,58 @@ class Writer:
         for hint in (run / "latest", run / "best"):
             named = hint.read_text().strip() if hint.exists() else None
             assert named is None or named in whole, f"{hint.name} names {named!r}; there are {whole}"
+
+
+class Behind(Writer):
+    """Saves behind training, which changes every number meanwhile."""
+
+    def __init__(self) -> None:
+        self.copy = HostCopy()
+
+    def save(self, run: Path, world: World, step: int) -> None:
+        state = state_after(step, world.rank)
+        save = self.begin(run, world, step, state)
+        while world.any_ranks(not save.is_ready)[0] or not save.advance():
+            for held in state.tensors.values():
+                for tensor in held.values():
+                    tensor.add_(1)
+            time.sleep(0.001)  # a step leaves the writing thread some of the processor
+
+    def begin(self, run: Path, world: World, step: int, state: RankState) -> SaveInFlight:
+        save = SaveInFlight(
+            run / "checkpoints",
+            world=world,
+            state=state,
+            shared=shared_after(step),
+            then=lambda: self.tend_alone(run, step),
+        )
+        save.begin(self.copy)
+        return save
+
+    def tend(self, run: Path, world: World, step: int) -> None:
+        """Done by the thread that commits."""
+
+
+class BehindUnfinished(Behind):
+    """Says that a checkpoint is saved once its writing has begun."""
+
+    def save(self, run: Path, world: World, step: int) -> None:
+        before: SaveInFlight | None = getattr(self, "before", None)
+        while before is not None and (world.any_ranks(not before.is_ready)[0] or not before.advance()):
+            pass
+        self.before = self.begin(run, world, step, state_after(step, world.rank))
+
+
+class BehindUncopied(Behind):
+    """Writes the numbers that training changes."""
+
+    def __init__(self) -> None:
+        self.copy = _NoCopy()
+
+
+class _NoCopy(HostCopy):
+    def of(self, state: RankState) -> RankState:
+        return state
 
 
 class PrunesFirst(Writer):
@@ -185,5 +241,8 @@ class LatestFirst(Writer):
         return step_of(Path(hint.read_text().strip())) if hint.exists() else None
 
 
-WRITERS = {kind.__name__: kind for kind in (Writer, PrunesFirst, LatestFirst)}
+WRITERS: dict[str, type[Writer]] = {
+    kind.__name__: kind
+    for kind in (Writer, Behind, PrunesFirst, LatestFirst, BehindUnfinished, BehindUncopied)
+}
 assert math.prod(ENTRIES["large"].shape) > 50_000, "a write long enough to be killed in"

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from parity_steps import SEQUENCES, batches, run_steps, tiny_run, world_of, zero_engine
 
+from megatune.checkpoint.in_flight import save_checkpoint
 from megatune.checkpoint.read import find_checkpoint, open_state, restore_generators
 from megatune.checkpoint.saved_state import SavedPieces
 from megatune.checkpoint.weights_index import describe_weights
-from megatune.checkpoint.write import Shared, save_checkpoint
+from megatune.checkpoint.write import Shared
 from megatune.engine.base import TrainingEngine
 from megatune.errors import CheckpointError
 

@@ -35,8 +35,9 @@ def started(run_file: Path, output_dir: Path, *overrides: str, **environment: st
     )
 
 
-def wait_for_step(process: subprocess.Popen[str], output_dir: Path, step: int) -> None:
-    while not (output_dir / "metrics.jsonl").is_file() or len(steps_of(output_dir)) < step:
+def wait_for_save(process: subprocess.Popen[str], output_dir: Path) -> None:
+    """Until a checkpoint stands: it is written behind the steps that follow."""
+    while not list((output_dir / "checkpoints").glob("step-????????/manifest.json")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
 
@@ -67,7 +68,7 @@ def test_after_a_rank_was_killed_the_run_ends_with_the_losses_of_one_that_was_no
     assert code == 0, printed
 
     process = started(run_file, killed, "launch.max_restarts=1")
-    wait_for_step(process, killed, 7)
+    wait_for_save(process, killed)
     os.kill(pids(killed)[1], signal.SIGKILL)
     code, printed = finished(process)
 
@@ -98,7 +99,7 @@ def hung(tiny_gpt2: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFact
     run_file = write_run(folder / "run.yaml", tiny_gpt2, rows_file, output_dir)
     overrides = ("health.hang_timeout_s=4", "train.max_steps=100000")
     process = started(run_file, output_dir, *overrides, **SECRETS)
-    wait_for_step(process, output_dir, 7)
+    wait_for_save(process, output_dir)
     ranks = pids(output_dir)
     os.kill(ranks[1], signal.SIGSTOP)
     code, printed = finished(process)

@@ -53,3 +53,20 @@ def test_zero_on_a_gpu_trains_like_plain_torch_on_it(answer: dict[str, Any]) -> 
 
 def test_a_state_that_was_saved_on_a_gpu_goes_on_bit_by_bit(answer: dict[str, Any]) -> None:
     assert answer["resumed"] == [True, 0.0]
+
+
+def test_a_snapshot_is_pinned_and_keeps_the_numbers_of_its_moment() -> None:
+    from megatune.checkpoint.snapshot import HostCopy
+    from megatune.engine.state import RankState
+
+    held = {"weight": {"a": torch.randn(1000, device="cuda"), "b": torch.randn(3, device="cuda")}}
+    expected = {name: piece.cpu() for name, piece in held["weight"].items()}
+
+    copy = HostCopy().of(RankState(held, {}))
+    for piece in held["weight"].values():
+        piece.zero_()
+    torch.cuda.synchronize()
+
+    for name, piece in copy.tensors["weight"].items():
+        assert piece.is_pinned()
+        assert torch.equal(piece, expected[name])

@@ -69,6 +69,25 @@ def test_the_parts_add_up_to_the_elapsed_time() -> None:
     assert sum(found.parts().values()) == pytest.approx(found.elapsed_s)
 
 
+def test_a_save_behind_training_costs_what_training_waited_for_it() -> None:
+    # The start takes 10 s. The save of step 2 takes from 30 to 58, and training waits 2 s of it; steps 3 and
+    # 4 end at 42 and 52. A save of step 4 waits 6 s for the one before and 2 s more.
+    entries = [
+        entry("run", 10, startup_seconds=4.0, load_seconds=6.0),
+        *steps(range(1, 3), 20, 10.0),
+        *steps(range(3, 5), 42, 10.0),
+        entry("save", 58, step=2, seconds=26.0, blocked_seconds=8.0),
+        *steps(range(5, 6), 70, 10.0),
+        entry("save", 70, step=4, seconds=10.0, blocked_seconds=2.0),
+    ]
+    found = goodput(entries)
+
+    assert found is not None
+    assert (found.elapsed_s, found.train_s, found.save_s) == (70.0, 50.0, 10.0)
+    assert found.other_s == 0.0
+    assert found.effective_ratio == pytest.approx(50 / 70)
+
+
 def test_a_skipped_step_is_lost_time() -> None:
     entries = [entry("run", 10, startup_seconds=4.0, load_seconds=6.0), *steps(range(1, 4), 20, 10.0)]
     entries[2]["skipped"] = True

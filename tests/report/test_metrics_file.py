@@ -93,6 +93,21 @@ def test_an_unfinished_last_line_of_a_killed_run_is_passed_over_and_then_removed
     assert events(path) == [("step", 1), ("step", 2)]
 
 
+def test_a_lost_save_costs_what_training_waited_for_it_and_one_that_ended_late_stays(tmp_path):
+    path = tmp_path / "m.jsonl"
+    with MetricsWriter(path) as writer:
+        writer.write(RunRecord(model="m"))
+        for step in (1, 2, 3):
+            writer.write(replace(STEP, step=step, step_seconds=10.0))
+        writer.write(SaveRecord(step=1, path="p", seconds=19.0, blocked_seconds=1.0))
+        writer.write(SaveRecord(step=2, path="p", seconds=18.0, blocked_seconds=2.0))
+        lost = writer.cut_back(1)
+
+    assert events(path) == [("run", None), ("step", 1), ("save", 1)]
+    assert lost is not None
+    assert (lost.steps, lost.seconds) == (2, 22.0)
+
+
 def test_cutting_back_removes_what_lies_beyond_the_step_and_keeps_what_happened(tmp_path):
     path = tmp_path / "m.jsonl"
     with MetricsWriter(path) as writer:

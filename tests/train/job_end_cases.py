@@ -39,19 +39,19 @@ def train_until_five_seconds_are_left(run_file: str, overrides: list[str], look:
 
 def train_with_signal_in_evaluation(run_file: str, overrides: list[str], rank: int, evaluation: int) -> int:
     """`train` where `rank` alone gets SIGUSR2 once the evaluation of that number has begun."""
-    from megatune.train import loop
+    from megatune.train.evaluating import Evaluations
 
-    original, begun = loop.held_out_loss, 0
+    original, begun = Evaluations.score, 0
 
-    def held_out_loss(*args: Any, **kwargs: Any) -> Any:
+    def score(self: Evaluations, *args: Any, **kwargs: Any) -> Any:
         nonlocal begun
         begun += 1
         if (int(os.environ["RANK"]), begun) == (rank, evaluation):
             os.kill(os.getpid(), signal.SIGUSR2)
-        return original(*args, **kwargs)
+        return original(self, *args, **kwargs)
 
-    loop.held_out_loss = held_out_loss
+    Evaluations.score = score  # type: ignore[method-assign]
     try:
         return train(run_file, overrides)
     finally:
-        loop.held_out_loss = original
+        Evaluations.score = original  # type: ignore[method-assign]

@@ -7,6 +7,7 @@ import pytest
 from tiny_runs import write_run
 
 from megatune.config import load_run
+from megatune.engine.world import single_world
 from megatune.errors import DataError
 from megatune.launch.ranks import RankInfo, discover_rank
 from megatune.train import rank as rank_module
@@ -27,11 +28,11 @@ def test_only_a_rank_without_an_error_leaves(
         "prepare_launched_rank",
         "prepare_inputs",
         "write_run_folder",
-        "join",
         "_share_inputs",
         "find_place",
     ):
         monkeypatch.setattr(rank_module, name, lambda *_, **__: None)
+    monkeypatch.setattr(rank_module, "join", lambda *_, **__: single_world())
     monkeypatch.setattr(rank_module, "_train", train)
     monkeypatch.setattr(rank_module, "leave", lambda: left.append("left"))
     run = load_run(write_run(tmp_path / "run.yaml", tmp_path), [])

@@ -25,7 +25,7 @@ def stopping(left: Left, **durations: float) -> Stopping:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_asks_to_stop_and_the_first_one_says_why(number: signal.Signals) -> None:
     request = StopRequest()
     restore = request.listen()
@@ -62,6 +62,19 @@ def test_before_a_save_was_measured_the_signal_delay_is_kept_free(left_s: float,
     reason = stopping(Left(left_s), stepped=10.0).reason()
     assert (reason is not None) == stops
     assert reason is None or "60 s are kept for one (slurm.signal_delay_s)" in reason
+
+
+def test_a_save_under_way_is_given_the_time_to_end_before_the_last_one() -> None:
+    # 1.5 x 96 s twice, 2 x 10 and 10.
+    for left_s, stops in ((319, False), (317, True)):
+        found = stopping(Left(left_s), saved=96.0, stepped=10.0)
+        found.save_began()
+        assert (found.reason() is not None) == stops
+
+    ended = stopping(Left(317), saved=96.0, stepped=10.0)
+    ended.save_began()
+    ended.saved(96.0)
+    assert ended.reason() is None
 
 
 def test_the_slowest_of_the_last_steps_counts_and_older_ones_do_not() -> None:
