@@ -56,10 +56,14 @@ def _be_rank(loaded: LoadedRun, rank: RankInfo) -> int:
         _print_at_once()
         if rank.rank == 0:  # our own launcher has told them already
             _tell(loaded.notices)
+    from megatune.train.stopping import StopRequest
+
+    stop = StopRequest()
+    stop.listen()  # before torch is imported: that takes seconds, and a signal would end the process
     from megatune.train.rank import train_rank
 
     try:
-        return train_rank(loaded, rank)
+        return train_rank(loaded, rank, stop)
     except PortTakenError as error:
         if rank.launcher != "slurm":
             raise

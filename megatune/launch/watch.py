@@ -17,8 +17,9 @@ _TICK_S = 0.1
 # One Ctrl-C may arrive twice: from the terminal and passed on by a wrapper such as `uv run`.
 _REPEAT_S = 1.0
 _DRAIN_S = 0.5
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
-"""What asks a job to save and stop. SIGUSR2, not SIGUSR1: NCCL may catch that one."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks a job to save and stop."""
+_PASSED_ON_AS = {signal.SIGHUP: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR2}  # NCCL may catch USR1
 
 
 class Member(Protocol):
@@ -133,7 +134,7 @@ class Watch(Generic[AnyMember]):
 
     def note_signal(self, signum: int, _frame: FrameType | None = None) -> None:
         """Signal handler: remember it for the loop."""
-        self._signals.append(signal.SIGTERM if signum == signal.SIGHUP else signum)
+        self._signals.append(_PASSED_ON_AS.get(signal.Signals(signum), signum))
 
     def end_members(self) -> None:
         """Tell all members to end because of a failure, and kill them after the grace; once."""

@@ -13,6 +13,7 @@ from launcher_process import SAVING_RANK, STUBBORN_RANK, is_alive, wait_until
         (signal.SIGINT, "SIGINT"),
         (signal.SIGTERM, "SIGTERM"),
         (signal.SIGHUP, "SIGTERM"),
+        (signal.SIGUSR1, "SIGUSR2"),
         (signal.SIGUSR2, "SIGUSR2"),
     ],
 )
