@@ -1,0 +1,223 @@
+"""What saving costs: `python benchmarks/saves.py SHAPE [RANKS] [SAVES]`.
+
+SHAPE is a folder of benchmarks/models. megatune trains it on RANKS processes and saves SAVES times, once while
+training waits for each checkpoint and once behind training; the first save of each run, which gets its memory, is
+told apart. A bare DeepSpeed engine saves the same model with `save_checkpoint`. Then the run is resumed and exported.
+One JSON line each: seconds that training was blocked, seconds until the checkpoint was safe, step times with and
+without a save in flight.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from megatune.bench.inputs import write_inputs
+from megatune.bench.suite import Work
+from megatune.report.metrics import read_metrics
+
+STEPS_BETWEEN, WARMUP = 4, 2
+
+
+def train(run_file: Path, output_dir: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Run `megatune train`; the lines of its metrics."""
+    command = [sys.executable, "-m", "megatune", "train", str(run_file), f"train.output_dir={output_dir}"]
+    done = subprocess.run([*command, *overrides], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{command} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return read_metrics(output_dir / "metrics.jsonl")
+
+
+def figures(name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of one run: what its saves took, and its steps beside them."""
+    saves = [entry for entry in entries if entry["event"] == "save"]
+    beside, alone = steps_by_flight(entries)
+    return {
+        "case": name,
+        "num_bytes": saves[0]["num_bytes"],
+        "first_blocked_s": saves[0]["blocked_seconds"],
+        "blocked_median_s": statistics.median(save["blocked_seconds"] for save in saves[1:]),
+        "blocked_range_s": spread([save["blocked_seconds"] for save in saves[1:]]),
+        "written_median_s": statistics.median(save["seconds"] for save in saves[1:]),
+        "written_range_s": spread([save["seconds"] for save in saves[1:]]),
+        "step_median_s": statistics.median(alone) if alone else None,
+        "step_beside_save_median_s": statistics.median(beside) if beside else None,
+        "num_steps": [len(alone), len(beside)],
+    }
+
+
+def steps_by_flight(entries: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Seconds of the steps with a save in flight, and of those without. A save's line is written when it ends."""
+    ended_after: dict[int, int] = {}
+    last = 0
+    for entry in entries:
+        if entry["event"] == "step":
+            last = entry["step"]
+        elif entry["event"] == "save":
+            ended_after[entry["step"]] = last
+    flights = {step for begun, ended in ended_after.items() for step in range(begun + 1, ended + 1)}
+    steps = [entry for entry in entries if entry["event"] == "step" and entry["step"] > WARMUP]
+    beside = [entry["step_seconds"] for entry in steps if entry["step"] in flights]
+    return beside, [entry["step_seconds"] for entry in steps if entry["step"] not in flights]
+
+
+def spread(values: list[float]) -> list[float]:
+    return [round(pick(values), 4) for pick in (min, max)]
+
+
+def save_with_deepspeed(model_folder: str, target: str, saves: str) -> None:
+    """What each rank of torchrun does: one step, then saves, one after the other."""
+    import deepspeed
+    import torch
+    import torch.distributed as dist
+    from transformers import AutoModelForCausalLM
+
+    deepspeed.ops.__compatible_ops__ = {**deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm": False}
+    dist.init_process_group("gloo")
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 3},
+        "zero_allow_untested_optimizer": True,
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    ids = torch.randint(0, model.config.vocab_size, (1, 16))
+    engine.backward(engine(input_ids=ids, labels=ids).loss)
+    engine.step()
+    taken = []
+    for number in range(int(saves)):
+        dist.barrier()
+        started = time.perf_counter()
+        engine.save_checkpoint(target, tag=f"step-{number}")
+        taken.append(time.perf_counter() - started)
+    if dist.get_rank() == 0:
+        (Path(target) / "seconds.json").write_text(json.dumps(taken))
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Print a JSON record a case, then the ratios."""
+    if sys.argv[1] == "deepspeed":
+        save_with_deepspeed(*sys.argv[2:])
+        return
+    shape = sys.argv[1]
+    ranks, saves = (
+        (int(sys.argv[2]) if len(sys.argv) > 2 else 2),
+        (int(sys.argv[3]) if len(sys.argv) > 3 else 5),
+    )
+    steps = WARMUP + STEPS_BETWEEN * saves
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        work = Work(model=shape, ranks=ranks, warmup_steps=WARMUP, steps=steps, max_seq_length=256)
+        inputs = write_inputs(work, folder / "inputs")
+        common = [
+            f"train.max_steps={steps}",
+            f"checkpoint.save_steps={STEPS_BETWEEN}",
+            "checkpoint.save_total_limit=2",
+        ]
+        found = {}
+        for name, is_async in (("training waits", "false"), ("behind training", "true")):
+            output_dir = folder / name.replace(" ", "-")
+            entries = train(inputs.run_file, output_dir, *common, f"checkpoint.async={is_async}")
+            found[name] = figures(name, entries)
+            print(json.dumps(found[name]), flush=True)
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={ranks}",
+        ]
+        bare = folder / "deepspeed"
+        subprocess.run(
+            [*torchrun, __file__, "deepspeed", str(inputs.model), str(bare), str(saves)],
+            check=True,
+            capture_output=True,
+        )
+        taken = json.loads((bare / "seconds.json").read_text())
+        print(
+            json.dumps(
+                {
+                    "case": "DeepSpeed save_checkpoint (no sync, no hash)",
+                    "blocked_median_s": statistics.median(taken[1:]),
+                    "blocked_range_s": spread(taken[1:]),
+                }
+            ),
+            flush=True,
+        )
+        print(json.dumps(resumed(inputs.run_file, output_dir, steps)), flush=True)
+        print(json.dumps(verified(output_dir)), flush=True)
+        print(json.dumps(exported(output_dir, folder / "export")), flush=True)
+        waits, behind = found.values()
+        print(
+            json.dumps(
+                {
+                    "blocked_behind_to_waiting": behind["blocked_median_s"] / waits["blocked_median_s"],
+                    "step_beside_save_to_alone": (
+                        behind["step_beside_save_median_s"] / behind["step_median_s"]
+                        if behind["step_beside_save_median_s"] and behind["step_median_s"]
+                        else None
+                    ),
+                    "load_1_5_15_min": [round(load, 2) for load in os.getloadavg()],
+                }
+            )
+        )
+
+
+def resumed(run_file: Path, output_dir: Path, steps: int) -> dict[str, Any]:
+    """Go on from the newest checkpoint for a step."""
+    entries = train(run_file, output_dir, "checkpoint.resume=auto", f"train.max_steps={steps + 1}")
+    resume = next(entry for entry in reversed(entries) if entry["event"] == "resume")
+    total = sum(resume["num_bytes_by_rank"])
+    return {
+        "case": "resume",
+        "seconds": resume["seconds"],
+        "num_bytes": total,
+        "bytes_per_s": total / resume["seconds"],
+    }
+
+
+def verified(output_dir: Path) -> dict[str, Any]:
+    """`megatune checkpoint verify` of the newest checkpoint, beside only reading its files."""
+    newest = sorted((output_dir / "checkpoints").glob("step-????????"))[-1]
+    files = [path for path in newest.rglob("*") if path.is_file()]
+    started = time.perf_counter()
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+    read_s = time.perf_counter() - started
+    command = [sys.executable, "-m", "megatune", "checkpoint", "verify", str(newest), "--json"]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    num_bytes = sum(path.stat().st_size for path in files)
+    (found,) = answer["checkpoints"]
+    return {
+        "case": "verify",
+        "num_bytes": num_bytes,
+        "seconds": found["seconds"],
+        "bytes_per_s": num_bytes / found["seconds"],
+        "only_read_bytes_per_s": num_bytes / read_s,
+    }
+
+
+def exported(output_dir: Path, target: Path) -> dict[str, Any]:
+    """`megatune export`, its start included."""
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "megatune", "export", str(output_dir), str(target)],
+        check=True,
+        capture_output=True,
+    )
+    return {"case": "export", "seconds": time.perf_counter() - started}
+
+
+if __name__ == "__main__":
+    main()
