@@ -140,6 +140,13 @@ def test_bleu_is_that_of_sacrebleu_and_comes_with_its_signature() -> None:
     assert scores.intervals["bleu"][0] < scores.metrics["bleu"] < scores.intervals["bleu"][1]
 
 
+def test_answers_that_score_nothing_have_an_interval_too() -> None:
+    scores = translation_scores(["ein Hund", "eine Katze"], ["", "eine Katze lief"])
+
+    low, high = scores.intervals["bleu"]
+    assert 0 == low <= scores.metrics["bleu"] <= high
+
+
 def test_the_interval_of_a_share_is_as_wide_as_the_binomial_one() -> None:
     rows = np.array([[1.0, 1.0]] * 300 + [[0.0, 1.0]] * 100)
 

@@ -158,7 +158,14 @@ def test_every_task_runs_to_its_scores(
     run_file = write_classification(
         tmp_path,
         session_folder,
-        data={"task": task, "train": path, "validation": path, "test": None, "template": None},
+        data={
+            "task": task,
+            "train": path,
+            "validation": path,
+            "test": None,
+            "template": None,
+            "max_seq_length": 512,
+        },
         train={"max_steps": 1, "per_device_train_batch_size": 2},
         evaluate={"max_new_tokens": 6, "max_eval_rows": 5, "metric_for_best_model": metric},
     )
