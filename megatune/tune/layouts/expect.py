@@ -6,13 +6,14 @@ from megatune.plan.assess import Question
 from megatune.plan.calibration import Constants, relative_errors
 from megatune.plan.layout import Layout
 from megatune.tune.layouts.candidates import Candidate, Space, Tuned
-from megatune.tune.layouts.forecast import Leftover, calibrate, planned_seconds
+from megatune.tune.layouts.forecast import ACCUMULATION, Leftover, calibrate, planned_seconds
 from megatune.tune.layouts.halving import Forecast
 from megatune.tune.layouts.journal import Trial
 from megatune.tune.layouts.knobs import LAYOUT_KNOBS
 from megatune.tune.layouts.measure import Clock
 from megatune.tune.layouts.standing import figures_of
 
+_MICRO = "train.per_device_train_batch_size"
 _IN_LAYOUT = {knob.key for knob in LAYOUT_KNOBS}
 
 
@@ -23,30 +24,40 @@ class Forecaster:
         self._tuned, self._space, self._clock = tuned, space, clock
         self._questions: dict[tuple[tuple[str, str], ...], Question] = {}
 
+    def _point(self, one: Candidate) -> dict[str, str]:
+        """The values that a factor is learnt for: accumulation in place of the micro-batch it follows from."""
+        values = {key: text for key, text in one.values.items() if key != _MICRO}
+        return {**values, ACCUMULATION: str(one.layout.accumulation)}
+
+    def _varied(self) -> dict[str, list[str]]:
+        found = {key: list(values) for key, values in self._space.varied.items() if key != _MICRO}
+        passes = dict.fromkeys(str(one.layout.accumulation) for one in self._space.candidates)
+        return {**found, ACCUMULATION: list(passes)}
+
     def forecast(self, trials: Sequence[Trial]) -> Forecast:
         """Seconds a token and bytes of every candidate, as far as `trials` and the planner know."""
         measured = self._measured(trials)
         tokens = self._tokens_a_step(trials)
         constants = self.constants(trials)
-        points = [self._space.candidates[number].values for number in measured]
+        points = [self._point(self._space.candidates[number]) for number in measured]
         planned = {one.number: self._planned(one, constants) / tokens for one in self._space.candidates}
         seconds = Leftover(
-            self._space.varied,
+            self._varied(),
             points,
             [planned[number] for number in measured],
             [token_s for token_s, _ in measured.values()],
         )
         weighed = {number: peak for number, (_, peak) in measured.items() if peak is not None}
         memory = Leftover(
-            self._space.varied,
-            [self._space.candidates[number].values for number in weighed],
+            self._varied(),
+            [self._point(self._space.candidates[number]) for number in weighed],
             [self._space.candidates[number].planned_bytes for number in weighed],
             list(weighed.values()),
         )
         return {
             one.number: (
-                seconds.expected(one.values, planned[one.number]),
-                memory.expected(one.values, one.planned_bytes),
+                seconds.expected(self._point(one), planned[one.number]),
+                memory.expected(self._point(one), one.planned_bytes),
             )
             for one in self._space.candidates
         }

@@ -25,8 +25,10 @@ _SCALE = 3.0
 """Of the factor that all candidates share: machines that nobody has measured may be twenty times off."""
 _VALUE, _SIDE_VALUE = 0.2, 0.1
 """Of the factor of one value of a knob: of a layout, and of any other one, which matter less."""
-_DOUBLING = 0.1
+_DOUBLING = 0.3
 """Of the factor of each doubling of a knob that is a number."""
+ACCUMULATION = "accumulation"
+"""Passes of a step: what each of them costs beside its tokens is the same at every degree."""
 _PLAIN = Constants(compute_factor=1.0, gather_overhead_s=1e-4)
 
 Vector = npt.NDArray[np.float64]
@@ -115,14 +117,17 @@ class Leftover:
         )
 
     def _widths(self, key: str) -> list[float]:
+        if key == ACCUMULATION:
+            return [_DOUBLING]
         width = _VALUE if BY_KEY[key].layout_field is not None else _SIDE_VALUE
         return [width] * len(self._varied[key]) + [_DOUBLING] * _are_numbers(self._varied[key])
 
     def _row(self, point: Mapping[str, str]) -> Vector:
         row = [1.0]
         for key, values in self._varied.items():
-            row += [float(point[key] == value) for value in values]
-            if _are_numbers(values):
+            if key != ACCUMULATION:
+                row += [float(point[key] == value) for value in values]
+            if _are_numbers(values) or key == ACCUMULATION:
                 row.append(math.log2(float(point[key])))
         return np.array(row)
 

@@ -1,7 +1,7 @@
 """Which trial is next: successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) with a forecast as prior.
 
 The first rung looks at candidates one by one, always at the one that may be best for all that is known: the
-forecast's middle less one width. It ends when its trials are spent, or when no other can win even two widths
+forecast's middle less half a width. It ends when its trials are spent, or when no other can win even two widths
 below. Of those measured a third goes up, for twice the steps, and so on; a rung goes through its candidates in
 turn, so that those which stay to the end are measured in rounds.
 """
@@ -20,7 +20,7 @@ _FIRST_SHARE = 0.6
 """Of all trials, for the first rung."""
 _KEPT = 3
 """One of so many goes up."""
-_EAGER, _SURE = 1.0, 2.0
+_EAGER, _SURE = 0.5, 2.0
 """Widths below the middle: of the candidate to look at next, and of one that is given up."""
 
 Forecast = Mapping[int, tuple[Expected, Expected]]
