@@ -1,5 +1,6 @@
 """Which trial is next, and which layout wins, over measurements that a table gives."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,11 @@ from recorded_tune import LOSSES, Replay, good, write_run
 from megatune.tune.layouts.candidates import Candidate
 from megatune.tune.layouts.halving import Done, Next, Wait, rungs
 from megatune.tune.layouts.journal import INTERRUPTED, Ended, Trial
+from megatune.tune.layouts.measure import Measure
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RECORD = BENCHMARKS / "results/tune-llama-1m.json"
+RECORDED_MODEL = BENCHMARKS / "models/llama-1m"
 KNOBS = (
     "parallel.tp_size=1,2",
     "train.per_device_train_batch_size=1,2,4,8",
@@ -54,6 +59,31 @@ def test_the_first_trial_is_the_runs_own_layout_and_the_best_is_found_in_a_fract
     assert len(candidates) > 2 * len(trials)
     assert made_up(tune.best) == min(made_up(candidate) for candidate in candidates)
     assert {trial.steps for trial in trials if trial.rung} == {2 * tune.definition.rules.steps}
+
+
+def test_the_measurements_of_a_real_grid_lead_near_its_best_in_a_quarter_of_its_trials(tmp_path):
+    record = json.loads(RECORD.read_text())
+    measures = {
+        tuple(sorted(one["values"].items())): Measure.from_object(record["grid"][str(one["number"])])
+        for one in record["candidates"]
+    }
+
+    def measured_in_the_grid(candidate: Candidate, rung: int) -> Ended:
+        del rung
+        return Ended(
+            outcome="ok", why=None, seconds=1.0, measure=measures[tuple(sorted(candidate.values.items()))]
+        )
+
+    run_file = write_run(tmp_path, model={"model_name_or_path": str(RECORDED_MODEL)})
+    run_file.write_text(
+        run_file.read_text().replace("per_device_train_batch_size: 4", "per_device_train_batch_size: 1")
+    )
+    asked = {"tried": tuple(record["knobs"]), "fixed": (*FIXED, "parallel.offload"), "clock": "cpu"}
+    tune = Replay(run_file, measured_in_the_grid, num_trials=len(measures) // 4, **asked)
+
+    assert len(tune.run()) <= len(measures) / 4
+    seconds = {values: measure.token_s("cpu", 2) for values, measure in measures.items()}
+    assert seconds[tuple(sorted(tune.best.values.items()))] <= 1.03 * min(seconds.values())
 
 
 def test_a_layout_that_fails_and_one_with_another_loss_never_win_however_fast(tmp_path):
