@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from published import MORE_ROWS, ROWS, Row
+from published import MORE_ROWS, OTHER_ROWS, ROWS, Row
 
 from megatune.plan.hardware import accelerator_named
 from megatune.plan.layout import Layout
@@ -61,6 +61,7 @@ def groups() -> dict[str, list[Row]]:
     by_gpu: dict[str, list[Row]] = {}
     for row in ROWS:
         by_gpu.setdefault(f"{row.source}, {row.gpu.partition('-')[0].upper()}", []).append(row)
+    by_gpu["other papers, never fitted"] = OTHER_ROWS
     for generation in ("a100", "h100"):
         more = [(number, row) for number, row in enumerate(MORE_ROWS) if row.gpu.startswith(generation)]
         by_gpu[f"further llm-foundry, {generation.upper()}, fitted"] = [row for n, row in more if n % 2 == 0]

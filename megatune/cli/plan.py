@@ -17,6 +17,7 @@ from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.text import memory_bytes, time_limit_s
 from megatune.plan.answer import plan_answer
 from megatune.plan.assess import Assessment, Question, assess
+from megatune.plan.buckets import sizes_of
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.plan.forecast import forecast
 from megatune.plan.hardware import ACCELERATORS, Accelerator, accelerator_named
@@ -68,7 +69,7 @@ def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None
     if not chosen.ledger.fits:
         raise refuse_too_big(chosen, found)
     if options.write:
-        _write(run, chosen.layout, answer)
+        _write(run, chosen.layout, answer, sizes_of(question.work.model))
 
 
 def _asked_layout(run: Run, options: PlanOptions, question: Question) -> Layout | None:
@@ -90,7 +91,8 @@ def _machine(run: Run, options: PlanOptions) -> Machine:
     accelerator = _accelerator(options.gpu, on_gpus=bool(count_gpus()) if asked is None else asked > 0)
     per_node = asked or (count_gpus() if accelerator else 0) or max(1, count_cpus())
     memory = memory_bytes(slurm.mem.upper()) or None if slurm and slurm.mem else None
-    if memory is None and slurm is None:
+    is_elsewhere = accelerator is not None and not count_gpus()
+    if memory is None and slurm is None and not is_elsewhere:
         memory = host_memory_bytes()
     return Machine(
         nodes=nodes,
@@ -114,13 +116,13 @@ def _accelerator(name: str | None, *, on_gpus: bool) -> Accelerator | None:
     )
 
 
-def _write(run: Run, layout: Layout, answer: dict[str, Any]) -> None:
+def _write(run: Run, layout: Layout, answer: dict[str, Any], sizes: dict[str, int]) -> None:
     folder = RunFolder(run.train.output_dir)
     folder.create()
     batch = BatchShape(
         micro=layout.micro_batch, accumulation=layout.accumulation, global_sequences=layout.global_sequences
     )
-    ds_config = make_ds_config(planned_run(run, layout), batch, read_policy(run.deepspeed))
+    ds_config = make_ds_config(planned_run(run, layout), batch, read_policy(run.deepspeed), sizes)
     write_text_atomic(folder.plan, to_json(answer) + "\n")
     write_text_atomic(folder.ds_config, json.dumps(ds_config, indent=2) + "\n")
 
@@ -164,6 +166,7 @@ def _pictures(
             "bytes": format_bytes(ledger.host_total),
         }
     )
+    peaks = ", ".join(f"{name} {format_bytes(size)}" for name, size in ledger.host_peaks.items())
     phases = answer["time"]["by_phase"] or {}
     front = [
         {"layout": str(a.layout), "device": format_bytes(a.ledger.device_total), "step": _seconds(a.step_s)}
@@ -173,7 +176,11 @@ def _pictures(
     return [
         *map(Text, head),
         render_table(rows, title=f"one device, at the {ledger.moment}"),
-        *([render_table(host, title="host memory of one node")] if ledger.host else []),
+        *(
+            [render_table(host, title=f"host memory of one node (at its most: {peaks})")]
+            if ledger.host
+            else []
+        ),
         *(
             [render_table([{"phase": k, "seconds": v} for k, v in phases.items()], title="one step")]
             if phases
@@ -191,6 +198,7 @@ def _as_overrides(layout: Layout) -> list[str]:
     """What the run file must say for this layout."""
     return [
         f"parallel.tp_size={layout.tensor_parallel}",
+        f"parallel.zero_stage={layout.zero_stage}",
         f"train.per_device_train_batch_size={layout.micro_batch}",
         f"train.global_batch_size={layout.global_sequences}",
         f"model.gradient_checkpointing={str(layout.gradient_checkpointing).lower()}",
@@ -199,7 +207,7 @@ def _as_overrides(layout: Layout) -> list[str]:
 
 
 def _words(layout: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in layout.items() if key != "zero_stage")
+    return " ".join(f"{key}={value}" for key, value in layout.items())
 
 
 def _seconds(seconds: float | None) -> str:

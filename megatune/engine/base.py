@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from megatune.engine.accounting import HeldBytes
 from megatune.engine.speaker import Gather, Speaker
 from megatune.engine.state import RankState, SavedState
 from megatune.engine.world import World
@@ -88,6 +89,9 @@ class TrainingEngine(Engine, Protocol):
     @property
     def is_replicated(self) -> bool:
         """Every data-parallel rank holds everything: `state` is a part of it, `load_state` wants the whole."""
+
+    def held_bytes(self) -> HeldBytes | None:
+        """What this rank's training state weighs, counted tensor by tensor; None before its first step."""
 
     def state(self) -> RankState:
         """This rank's part of the training state; its tensors are views that the next step changes."""

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from megatune.config.sections import TrainSection
+from megatune.engine.accounting import HeldBytes, num_bytes, plain_held
 from megatune.engine.base import StepOutcome
 from megatune.engine.inference import InferenceEngine
 from megatune.engine.masters import Piece
@@ -49,6 +50,7 @@ class PlainEngine(InferenceEngine):
             name: torch.nn.Parameter(p.detach().float().clone()) if p.dtype != torch.float32 else p
             for name, p in self._parameters.items()
         }
+        self._gradient_bytes: int | None = None
         groups = parameter_groups(self._masters.values(), train.weight_decay)
         self.optimizer = make_optimizer(groups, train)
 
@@ -87,6 +89,7 @@ class PlainEngine(InferenceEngine):
             self._sum_gradients_over_data()
 
     def step(self, learning_rate: float, *, leave_out: bool = False) -> StepOutcome:
+        self._gradient_bytes = self._gradient_bytes or num_bytes(self._gradients().values())
         norm = None if leave_out else self._unscaled_norm()
         if norm is None:
             self.optimizer.zero_grad()
@@ -104,6 +107,11 @@ class PlainEngine(InferenceEngine):
         held = self._masters if master else self._parameters
         shares = ((name, nullcontext(parameter.detach())) for name, parameter in held.items())
         yield from whole_weights(shares, self.built, self.world)
+
+    def held_bytes(self) -> HeldBytes | None:
+        if self._gradient_bytes is None:
+            return None
+        return plain_held(self._parameters, self._masters, self.optimizer, self._gradient_bytes)
 
     def state(self) -> RankState:
         """This rank's part of the training state; its tensors are views that the next step changes."""

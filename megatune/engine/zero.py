@@ -7,10 +7,11 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_modules
+from deepspeed.utils import groups, safe_get_full_fp32_param, set_z3_leaf_modules
 from torch import nn
 
 from megatune.config import Run
+from megatune.engine.accounting import HeldBytes, zero_gradient_bytes, zero_held
 from megatune.engine.annotate import annotate
 from megatune.engine.base import StepOutcome
 from megatune.engine.dtypes import DTYPES
@@ -38,6 +39,7 @@ def _build(
     run: Run, source: ModelSource, world: World, ds_config: dict[str, Any], *, widen_bf16: bool
 ) -> BuiltModel:
     dtype = DTYPES[run.precision]
+    near = _near_group(ds_config)
 
     def partition(module: nn.Module) -> None:
         if run.parallel.zero_stage < 3:
@@ -49,6 +51,7 @@ def _build(
             config_dict_or_path=ds_config,
             dtype=dtype,
             mpu=world,
+            zero_param_parallel_group=near,
         )
 
     return build_model(
@@ -62,6 +65,29 @@ def _build(
         place=partition,
         widen_bf16=widen_bf16,
     )
+
+
+def _near_group(ds_config: dict[str, Any]) -> Any:
+    """The ranks that keep a second copy of the weights between them (hpZ); None without. Made once a process."""
+    size = ds_config["zero_optimization"].get("zero_hpz_partition_size", 1)
+    if size == 1:
+        return None
+    if groups._get_zero_param_intra_parallel_group() is None:
+        groups._create_zero_param_parallel_group(size)
+    return groups._get_zero_param_intra_parallel_group()
+
+
+def refuse_quantized(ds_config: dict[str, Any], world: World) -> None:
+    """Raise ConfigError where DeepSpeed has no kernels for the policy's quantized messages."""
+    zero = ds_config["zero_optimization"]
+    asked = [key for key in ("zero_quantized_weights", "zero_quantized_gradients") if zero.get(key)]
+    if asked and world.device.type == "cpu":
+        raise ConfigError(
+            [
+                f"the policy asks for {' and '.join(asked)}, whose kernels DeepSpeed has for GPUs only. Take another "
+                "policy, for instance ds_configs/zero3_hpz.json."
+            ]
+        )
 
 
 def refuse_precision(run: Run, world: World) -> None:
@@ -81,16 +107,17 @@ class ZeroEngine:
     def __init__(self, run: Run, source: ModelSource, world: World, ds_config: dict[str, Any]) -> None:
         self.world, self._run = world, run
         refuse_precision(run, world)
+        refuse_quantized(ds_config, world)
         self._widened = widens_bf16(run.precision, world)
         self.built = _build(run, source, world, ds_config, widen_bf16=self._widened)
         model = self.built.model
         if run.parallel.leaf_modules and run.parallel.zero_stage == 3:
             set_z3_leaf_modules(model, [self.built.block_class])
         on_host = run.parallel.offload != "none"
-        groups = parameter_groups(model.parameters(), run.train.weight_decay)
+        by_decay = parameter_groups(model.parameters(), run.train.weight_decay)
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=make_optimizer(groups, run.train, on_host=on_host),
+            optimizer=make_optimizer(by_decay, run.train, on_host=on_host),
             config=ds_config,
             mpu=world,
             dist_init_required=False,
@@ -107,6 +134,7 @@ class ZeroEngine:
         kind = StageThree if run.parallel.zero_stage == 3 else FlatGroups
         self._masters: StageThree | FlatGroups = kind(zero, self._parameters)
         self._divisions = self._ask_divisions()
+        self._gradient_bytes: int | None = None
 
     @property
     def divisions(self) -> dict[str, tuple[Division, ...]] | None:
@@ -147,6 +175,8 @@ class ZeroEngine:
     def step(self, learning_rate: float, *, leave_out: bool = False) -> StepOutcome:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self._gradient_bytes is None:
+            self._gradient_bytes = zero_gradient_bytes(self._engine.optimizer)
         skipped_before = self._engine.skipped_steps
         with overflowing(self._engine.optimizer) if leave_out else nullcontext():
             self._engine.step()
@@ -201,6 +231,11 @@ class ZeroEngine:
     def weights(self, *, master: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         shares = ((name, self._gathered(p, master)) for name, p in self._parameters.items())
         yield from whole_weights(shares, self.built, self.world)
+
+    def held_bytes(self) -> HeldBytes | None:
+        if self._gradient_bytes is None:
+            return None
+        return zero_held(self._engine.optimizer, self._gradient_bytes)
 
     def state(self) -> RankState:
         """This rank's training state; its tensors are views that the next step changes."""

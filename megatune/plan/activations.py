@@ -68,6 +68,12 @@ def outside_bytes(model: ModelWeights, tokens: Tokens) -> int:
     return tokens.count * last_norm + mask
 
 
+def largest_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int = 1) -> int:
+    """Bytes of the largest tensor that a block keeps."""
+    widest = max(model.shape.hidden_size, -(-model.ffn_size // tensor_parallel))
+    return tokens.count * tokens.element_bytes * widest
+
+
 def loss_chunk_rows(vocabulary: int, *, on_cpu: bool) -> int:
     """Tokens whose logits exist at a time when the loss is taken in chunks; `vocabulary`: this rank's part.
 

@@ -113,7 +113,7 @@ def reasons(chosen: Assessment, found: Found) -> list[str]:
     if chosen.step_s is None:
         return ["no times are known for this device or precision: the layout that gives up least was taken"]
     told = []
-    for name in ("tensor_parallel", "offload", "gradient_checkpointing", "micro_batch"):
+    for name in ("tensor_parallel", "zero_stage", "offload", "gradient_checkpointing", "micro_batch"):
         mine = getattr(chosen.layout, name)
         for value in dict.fromkeys(getattr(a.layout, name) for a in (*found.fitting, *found.too_big)):
             if value != mine:
@@ -154,6 +154,7 @@ def _memory(chosen: Assessment) -> dict[str, Any]:
         "moment": ledger.moment,
         "host_bytes": ledger.host,
         "host_total_bytes": ledger.host_total,
+        "host_peak_bytes": ledger.host_peaks,
         "host_limit_bytes": ledger.host_limit,
     }
 

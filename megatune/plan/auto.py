@@ -1,71 +1,125 @@
-"""What the run file leaves to the planner: `model.gradient_checkpointing: auto`."""
+"""What a run file leaves to the planner: the keys that say `auto`, gradient checkpointing unless it is given."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from megatune.config import Run
 from megatune.errors import ModelError, PlanError
-from megatune.plan.assess import Question, assess
-from megatune.plan.layout import Layout
-from megatune.plan.question import Machine, layout_of, make_question
+from megatune.plan.assess import Assessment, Question
+from megatune.plan.layout import Layout, Offload
+from megatune.plan.search import Found, Space, search
 from megatune.units import format_bytes
+
+CHECKPOINTING = "model.gradient_checkpointing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Whether blocks are computed again in backward, and why."""
+    """A run without `auto`, and why it is as it is."""
 
-    gradient_checkpointing: bool
+    run: Run
+    keys: tuple[str, ...]
+    """The keys whose values were chosen."""
     why: str
 
     def __str__(self) -> str:
-        return f"gradient checkpointing: {'on' if self.gradient_checkpointing else 'off'} ({self.why})"
+        return f"planned: {' '.join(f'{key}={_shown(value_of(self.run, key))}' for key in self.keys)} ({self.why})"
 
 
-def fill_auto(
-    run: Run, config: Mapping[str, Any], machine: Machine, policy: Mapping[str, Any] | None = None
-) -> tuple[Run, Choice | None]:
-    """`run` with `auto` replaced, and what was chosen; None where the run file says it itself.
+def open_keys(run: Run, auto: Collection[str]) -> tuple[str, ...]:
+    """What is to be chosen; `auto` as a loaded run tells it."""
+    checkpointing = (CHECKPOINTING,) if run.model.gradient_checkpointing == "auto" else ()
+    return (*auto, *checkpointing)
 
-    What cannot be planned trains without checkpointing, and the reason says so. Raises ConfigError for
-    a layout that cannot be.
+
+def value_of(run: Run, key: str) -> object:
+    """The value at a dotted key of two names."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(run, section), name)
+
+
+def fill_auto(run: Run, auto: Collection[str], question: Question | None, why_not: str = "") -> Choice | None:
+    """`run` with the values of its open keys; None where nothing is open.
+
+    `question`: what `run` asks on its machine; None where that cannot be planned, for the reason `why_not`:
+    then, and where the device's memory is not known, every key has its documented default. Where nothing fits,
+    the layout that lacks least is taken, and the run is left to try: the ledger may be wrong, memory is not.
     """
-    if run.model.gradient_checkpointing != "auto":
-        return run, None
-    layout = layout_of(run, machine.num_devices)
+    keys = open_keys(run, auto)
+    if not keys:
+        return None
+    if question is None:
+        return _defaults(run, keys, f"not planned: {why_not}")
+    if question.place.device_limit_bytes is None:
+        return _defaults(run, keys, "how much memory this device has is not known")
     try:
-        choice = choose_checkpointing(make_question(run, config, machine, policy), layout)
+        found = search(question, _space(run, keys))
     except (ModelError, PlanError) as error:
-        choice = Choice(gradient_checkpointing=False, why=f"not planned: {error}")
-    return with_checkpointing(run, choice.gradient_checkpointing), choice
+        return _defaults(run, keys, f"not planned: {error}")
+    taken = found.best or min(found.too_big, key=_missing, default=None)
+    if taken is None:
+        reasons = "; ".join(f"{one.layout}: {one.reason}" for one in found.rejected[:3])
+        return _defaults(run, keys, f"not planned, no layout keeps the batch: {reasons}")
+    return Choice(run=with_layout(run, taken.layout, keys), keys=keys, why=_why(taken, found))
 
 
-def choose_checkpointing(question: Question, layout: Layout) -> Choice:
-    """Off where `layout` fits without it, on where it fits only with it.
+def with_layout(run: Run, layout: Layout, keys: Sequence[str]) -> Run:
+    """A copy of `run` in which `keys` have the values of `layout`."""
+    values: dict[str, object] = {
+        "parallel.tp_size": layout.tensor_parallel,
+        "parallel.zero_stage": layout.zero_stage,
+        "parallel.offload": layout.offload,
+        "train.per_device_train_batch_size": layout.micro_batch,
+        CHECKPOINTING: layout.gradient_checkpointing,
+    }
+    return _with_values(run, {key: values[key] for key in keys})
 
-    Where neither fits it is on, and the run is left to try: the ledger may be wrong, memory is not.
-    """
-    without = assess(question, replace(layout, gradient_checkpointing=False)).ledger
-    limit = format_bytes(without.device_limit)
-    if without.device_limit is None and without.fits:
-        return Choice(gradient_checkpointing=False, why="how much memory this device has is not known")
-    if without.fits:
-        needed = format_bytes(without.device_total)
-        return Choice(
-            gradient_checkpointing=False, why=f"the plan needs {needed} a rank, of {limit}, without it"
-        )
-    recomputed = assess(question, replace(layout, gradient_checkpointing=True)).ledger
-    needed, less = format_bytes(without.device_total), format_bytes(recomputed.device_total)
-    verdict = (
-        f"{less} with it" if recomputed.fits else f"{less} with it, which is too much as well: it is tried"
+
+def _with_values(run: Run, values: dict[str, object]) -> Run:
+    by_section: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        by_section.setdefault(section, {})[name] = value
+    sections: dict[str, Any] = {
+        section: getattr(run, section).model_copy(update=update) for section, update in by_section.items()
+    }
+    return run.model_copy(update=sections)
+
+
+def _defaults(run: Run, keys: tuple[str, ...], why: str) -> Choice:
+    values = {CHECKPOINTING: False} if CHECKPOINTING in keys else {}
+    return Choice(run=_with_values(run, dict(values)), keys=keys, why=why)
+
+
+def _space(run: Run, keys: Collection[str]) -> Space:
+    """What the run file says itself stays."""
+    offload: Offload = run.parallel.offload  # type: ignore[assignment]
+    recomputes = run.model.gradient_checkpointing
+    return Space(
+        tensor_parallel=None if "parallel.tp_size" in keys else run.parallel.tp_size,
+        zero_stage=None if "parallel.zero_stage" in keys else run.parallel.zero_stage,
+        offload=None if "parallel.offload" in keys else offload,
+        micro_batch=(
+            None if "train.per_device_train_batch_size" in keys else run.train.per_device_train_batch_size
+        ),
+        gradient_checkpointing=None if recomputes == "auto" else recomputes,
     )
-    return Choice(
-        gradient_checkpointing=True, why=f"the plan needs {needed} a rank, of {limit}, without it; {verdict}"
-    )
 
 
-def with_checkpointing(run: Run, gradient_checkpointing: bool) -> Run:
-    """A copy of `run` that says whether activations are recomputed."""
-    model = run.model.model_copy(update={"gradient_checkpointing": gradient_checkpointing})
-    return run.model_copy(update={"model": model})
+def _missing(judged: Assessment) -> int:
+    return max(judged.ledger.missing_bytes, judged.ledger.host_missing_bytes)
+
+
+def _why(taken: Assessment, found: Found) -> str:
+    ledger, count = taken.ledger, len(found.fitting)
+    needs = f"it needs {format_bytes(ledger.device_total)} a rank, of {format_bytes(ledger.device_limit)}"
+    if not count:
+        return f"{needs}: too much, and none of {len(found.too_big)} layouts needs less: it is tried"
+    if taken.step_s is None:
+        return f"{needs}; no times are known here, of {count} layout(s) that fit it gives up least"
+    return f"{needs}, and {taken.step_s:.3g} s a step: the fastest of {count} layout(s) that fit"
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

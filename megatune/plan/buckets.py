@@ -1,9 +1,11 @@
-"""What ZeRO-3 holds beside its partitions: gathered weights, gradient buckets. Settings of the DeepSpeed file."""
+"""What ZeRO holds beside its partitions: gathered weights, gradient buckets. Settings of the DeepSpeed file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatune.plan.layout import Layout
+from megatune.plan.states import GRADIENT_BYTES
 from megatune.plan.weights import ModelWeights
 
 
@@ -19,8 +21,15 @@ class Buckets:
     sub_group: int = 1_000_000_000
     keep_gathered: bool | Literal["auto"] = False
     """`parallel.keep_gathered`."""
+    near_ranks: int = 1
+    """hpZ: so many neighbours keep a second copy of the weights between them; 1 is none."""
+    overlap: bool = False
+    """Under stages 1 and 2, where it doubles the bucket; stage 3 has one whatever this says."""
 
 
+_ALL_REDUCE = 500_000_000
+"""Elements that bf16 stage 1 reduces at a time (engine.py, `MEMORY_OPT_ALLREDUCE_SIZE`)."""
+_PLAIN_BUCKET = 2**25  # engine/plain.py
 _KEYS = {
     "reduce": "reduce_bucket_size",
     "prefetch": "stage3_prefetch_bucket_size",
@@ -28,16 +37,35 @@ _KEYS = {
     "max_live": "stage3_max_live_parameters",
     "max_reuse": "stage3_max_reuse_distance",
     "sub_group": "sub_group_size",
+    "near_ranks": "zero_hpz_partition_size",
 }
 
 
-def buckets_of(ds_config: Mapping[str, Any]) -> Buckets:
-    """The sizes that a DeepSpeed configuration or policy sets; "auto" and missing ones are DeepSpeed's."""
-    zero = ds_config.get("zero_optimization", {})
+def sizes_of(model: ModelWeights) -> dict[str, int]:
+    """What "auto" means for each size of a policy, in elements: formulas of the model.
+
+    Two blocks' gradients make one message; the next block is gathered while one computes; norms and biases
+    stay whole on every rank. DeepSpeed's defaults are the limits.
+    """
+    block = sum(weight.num_params for weight in model.block)
+    vectors = [weight.num_params for weight in model.block if not weight.is_matrix]
+    return {
+        _KEYS["reduce"]: min(2 * block, Buckets.reduce),
+        _KEYS["prefetch"]: min(block, Buckets.max_live),
+        _KEYS["persistence"]: max(vectors, default=0),
+    }
+
+
+def buckets_of(ds_config: Mapping[str, Any], model: ModelWeights | None = None) -> Buckets:
+    """The sizes that a DeepSpeed configuration or policy sets; missing ones are DeepSpeed's, as "auto" without
+    a `model`."""
+    zero = dict(ds_config.get("zero_optimization", {}))
+    if model is not None:
+        zero |= {key: size for key, size in sizes_of(model).items() if zero.get(key) == "auto"}
     given: dict[str, Any] = {
         name: int(zero[key]) for name, key in _KEYS.items() if zero.get(key, "auto") != "auto"
     }
-    return Buckets(**given)
+    return Buckets(**given, overlap=zero.get("overlap_comm") is True)
 
 
 def keeps_gathered(num_local_params: int, buckets: Buckets) -> bool:
@@ -83,12 +111,48 @@ def gathered_params(model: ModelWeights, tensor_parallel: int, buckets: Buckets)
     return min(whole, kept + block + prefetched + widest + persistent_params(model, tensor_parallel, buckets))
 
 
-def bucket_params(model: ModelWeights, tensor_parallel: int, buckets: Buckets) -> int:
-    """Elements of gradients on their way: one block's (or the head's), the bucket, and its copy being scattered.
+def bucket_bytes(
+    model: ModelWeights, layout: Layout, buckets: Buckets, *, element_bytes: int, on_cpu: bool
+) -> int:
+    """Bytes of gradients on their way during backward, beside those that states.py counts.
 
-    The bucket is allocated whole whatever the model's size (stage3.py, `bucket.buffer`).
+    Under stages 2 and 3: one block's (or the head's) gradients, the bucket, and its copy that is being reduced.
+    The bucket is allocated whole whatever the model's size (stage3.py, `bucket.buffer`); in host memory only what
+    is written to takes room. Under stages 0 and 1 backward makes the gradients of all weights; they are counted
+    here where their fp32 sums are what states.py has.
     """
-    block = sum(weight.num_params for weight in model.local_block(tensor_parallel))
-    widest = max(weight.num_params for weight in model.local_outside(tensor_parallel))
-    whole = model.num_local_params(tensor_parallel)
-    return max(block, widest) + buckets.reduce + min(buckets.reduce, whole)
+    tp = layout.tensor_parallel
+    whole = model.num_local_params(tp)
+    if layout.zero_stage == 0:
+        return element_bytes * whole if element_bytes < GRADIENT_BYTES else 0
+    bucket = min(buckets.reduce, whole) if on_cpu else buckets.reduce
+    if layout.zero_stage == 1:
+        in_bf16_sums = element_bytes < GRADIENT_BYTES and layout.offload == "none"
+        return 0 if in_bf16_sums else element_bytes * bucket
+    copies = 2 if layout.zero_stage == 2 and buckets.overlap else 1
+    block = sum(weight.num_params for weight in model.local_block(tp))
+    widest = max(weight.num_params for weight in model.local_outside(tp))
+    # gloo reduces a clone of what it is to scatter (ProcessGroupGloo.cpp, `_reduce_scatter_base`).
+    sent = min(buckets.reduce, whole) * (2 if on_cpu and layout.zero_stage == 3 else 1)
+    return element_bytes * (max(block, widest) + copies * bucket + sent)
+
+
+def step_gradient_bytes(
+    model: ModelWeights, layout: Layout, buckets: Buckets, *, element_bytes: int, in_one_group: bool
+) -> int:
+    """Bytes of gradients' copies that the optimizer step makes on the device.
+
+    Stage 3: the flat copy of one sub-group (stage3.py, `_prepare_fp32_grad_for_sub_group`). Stage 2 and fp32 stage
+    1: the flat copy of what the rank steps, unless it is summed up flat already. Stage 0: what goes over the network
+    at a time. bf16 stage 1: that in fp32 and rounded (engine.py, `allreduce_bucket`).
+    """
+    tp, dp = layout.tensor_parallel, layout.data_parallel
+    whole = model.num_local_params(tp)
+    if layout.zero_stage == 3:
+        return GRADIENT_BYTES * min(model.num_share(tp, dp), buckets.sub_group)
+    if layout.zero_stage == 0:
+        return GRADIENT_BYTES * min(whole, _PLAIN_BUCKET) if dp > 1 else 0
+    if element_bytes < GRADIENT_BYTES:
+        sent = min(whole, _ALL_REDUCE) if layout.zero_stage == 1 else 0
+        return (GRADIENT_BYTES + element_bytes) * sent
+    return GRADIENT_BYTES * model.flat_share(tp, dp, in_one_group=in_one_group)

@@ -6,13 +6,11 @@ are straight lines in both, but for the bend where communication is hidden no lo
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from megatune.errors import PlanError
 from megatune.files import write_text_atomic
 
 SCHEMA = 1
@@ -131,12 +129,6 @@ def read_calibration(file: Path, place: str, *, device: str, precision: str) -> 
     if not isinstance(entry, dict) or entry.keys() != {field.name for field in fields(Calibration)}:
         return None
     return Calibration(**entry)
-
-
-def check_measured(seconds: Sequence[float]) -> None:
-    """Raise PlanError unless there are measured steps to fit to."""
-    if not seconds or not all(math.isfinite(value) and value > 0 for value in seconds):
-        raise PlanError("there is no measured step to calibrate with.")
 
 
 def _key(device: str, precision: str) -> str:

@@ -15,9 +15,15 @@ from megatune.errors import ConfigError
 Json = dict[str, Any]
 
 
-def make_ds_config(run: Run, batch: BatchShape, policy: Mapping[str, Any] | None = None) -> Json:
+def make_ds_config(
+    run: Run,
+    batch: BatchShape,
+    policy: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Json:
     """The configuration handed to deepspeed.initialize.
 
+    sizes: what "auto" means for the bucket sizes of the policy (`sizes_of` the model); DeepSpeed's defaults without.
     Raises ConfigError where the policy contradicts the run, and for what this version cannot prove.
     """
     policy = policy or {}
@@ -31,8 +37,12 @@ def make_ds_config(run: Run, batch: BatchShape, policy: Mapping[str, Any] | None
         **_precision(run),
         "steps_per_print": 10**9,  # metrics.jsonl is the only log of steps
     }
-    problems = list(_contradictions(run, policy))
+    problems = [*_contradictions(run, policy), *_unfit_for_groups(run, policy)]
     merged = _merge(own, policy, "", problems)
+    asked = policy.get("zero_optimization", {})
+    if isinstance(asked, Mapping):
+        wanted = {key: size for key, size in (sizes or {}).items() if asked.get(key) == "auto"}
+        merged["zero_optimization"] = {**merged["zero_optimization"], **wanted}
     if problems:
         raise ConfigError(problems, source=str(run.deepspeed or "the DeepSpeed policy"))
     return merged
@@ -93,6 +103,20 @@ def _contradictions(run: Run, policy: Mapping[str, Any]) -> Iterator[str]:
             yield (
                 f"zero_optimization.{key} is in the policy file, but the run file says parallel.offload = "
                 f"{run.parallel.offload}. Set parallel.offload={offloads[0]}, or take it out of the policy."
+            )
+
+
+def _unfit_for_groups(run: Run, policy: Mapping[str, Any]) -> Iterator[str]:
+    """ZeRO++ counts ranks of the whole job where tensor parallelism would need those of its groups (groups.py,
+    `_create_zero_param_parallel_group`): neighbours would gather weights that are not theirs."""
+    zero = policy.get("zero_optimization")
+    if not isinstance(zero, Mapping) or run.parallel.tp_size == 1:
+        return
+    for key in ("zero_hpz_partition_size", "zero_quantized_gradients"):
+        if zero.get(key, "auto") not in ("auto", 1, False):
+            yield (
+                f"zero_optimization.{key} is in the policy file, and parallel.tp_size is {run.parallel.tp_size}: "
+                "DeepSpeed would mix the ranks of tensor-parallel groups. Set parallel.tp_size=1, or take it out."
             )
 
 

@@ -35,7 +35,7 @@ class Layout:
     def __str__(self) -> str:
         words = [
             f"tp={self.tensor_parallel} dp={self.data_parallel} micro_batch={self.micro_batch}",
-            f"accumulation={self.accumulation}",
+            f"accumulation={self.accumulation} zero_stage={self.zero_stage}",
         ]
         words += ["checkpointing"] * self.gradient_checkpointing
         words += [f"offload={self.offload}"] * (self.offload != "none")

@@ -5,26 +5,35 @@ step. The ledger is of the one that needs more. Sources of each term stand where
 states.py, buckets.py, activations.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from megatune.plan.activations import (
     Tokens,
     block_bytes,
     checkpoint_bytes,
+    largest_bytes,
     loss_bytes,
     outside_bytes,
 )
-from megatune.plan.buckets import Buckets, bucket_params, gathered_params, persistent_params
+from megatune.plan.buckets import (
+    Buckets,
+    bucket_bytes,
+    gathered_params,
+    persistent_params,
+    step_gradient_bytes,
+)
 from megatune.plan.layout import Layout
 from megatune.plan.states import ELEMENT_BYTES, GRADIENT_BYTES, States, rank_states
 from megatune.plan.weights import ModelWeights
 
-# Private memory of a process that has imported torch, DeepSpeed, transformers and datasets (smaps_rollup,
-# torch 2.13 CPU build on x86-64): 357 MiB. A CUDA context's share of it is not counted.
-FRAMEWORK_BYTES = 357 * 2**20
+# Anonymous memory of a rank that has imported torch, DeepSpeed, transformers and datasets and holds no model yet
+# (RssAnon; torch 2.13 CPU build on x86-64). A CUDA context's share of it is not counted.
+FRAMEWORK_BYTES = 330 * 2**20
 # Allowances, not formulas: what a CUDA context with cuBLAS workspaces takes, and NCCL for each group of ranks.
 _CUDA_BYTES = 700 * 2**20
 _NCCL_BYTES_A_GROUP = 400 * 2**20
+_GIVEN_BACK_BYTES = 32 * 2**20
 _FRAGMENTATION = 0.05
 """Share of what is allocated anew in every step that the allocator cannot use."""
 
@@ -38,6 +47,8 @@ class Workload:
     precision: str
     optimizer_bytes: int
     """Of one weight: see states.py."""
+    in_one_group: bool
+    """The optimizer has all parameters in one group (Adagrad), not matrices and vectors apart."""
     kernel: str
     packed: bool
     buckets: Buckets
@@ -61,6 +72,8 @@ class Place:
     host_limit_bytes: int | None
     """Of one node; None when nobody said."""
     on_cpu: bool
+    framework_bytes: int = FRAMEWORK_BYTES
+    """Host memory of one rank before it holds a model: a measured figure where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +82,8 @@ class Ledger:
 
     device: dict[str, int]
     host: dict[str, int]
+    host_passing: dict[str, int]
+    """Of the host memory of one node, what passes: at `load` and at `save`."""
     moment: str
     device_limit: int | None
     host_limit: int | None
@@ -80,6 +95,19 @@ class Ledger:
     @property
     def host_total(self) -> int:
         return sum(self.host.values())
+
+    @property
+    def host_peaks(self) -> dict[str, int]:
+        """Bytes of one node's host memory while it loads, trains and saves; {} without GPUs."""
+        if not self.host:
+            return {}
+        kept = self.host_total - self.host["load_or_save"]
+        loading = kept - self.host["offloaded_gradients"] - self.host["offloaded_optimizer"]
+        return {
+            "load": loading + self.host_passing["load"],
+            "train": kept,
+            "save": kept + self.host_passing["save"],
+        }
 
     @property
     def missing_bytes(self) -> int:
@@ -98,20 +126,58 @@ class Ledger:
 
 def make_ledger(work: Workload, layout: Layout, place: Place) -> Ledger:
     """The ledger of `layout`. Raises ModelError when the model cannot be cut to its degree."""
-    states = rank_states(work.model, layout, precision=work.precision, bytes_a_master=work.optimizer_bytes)
+    states = rank_states(
+        work.model,
+        layout,
+        precision=work.precision,
+        bytes_a_master=work.optimizer_bytes,
+        in_one_group=work.in_one_group,
+    )
     if place.on_cpu:
         states = _all_on_device(states)
     fixed = {"weights": states.weights, "gradients": states.gradients, "optimizer": states.optimizer}
-    in_forward, in_step = _forward_bytes(work, layout, place.on_cpu), _step_bytes(work, layout, place)
-    moment = "forward and backward" if sum(in_forward.values()) >= sum(in_step.values()) else "optimizer step"
-    at_peak = in_forward if moment == "forward and backward" else in_step
+    if layout.zero_stage == 3 and work.buckets.near_ranks > 1:
+        local = work.model.num_local_params(layout.tensor_parallel)
+        near = min(work.buckets.near_ranks, layout.data_parallel)
+        fixed["second_weights"] = ELEMENT_BYTES[work.precision] * -(-local // near)
+    in_forward, in_step = _forward_bytes(work, layout, place), _step_bytes(work, layout, place)
+    stays = _stays_in_heap(work, layout) if place.on_cpu else ()
+    is_forward = _sum_without(in_forward, stays) >= _sum_without(in_step, stays)
+    at_peak = in_forward if is_forward else in_step | {name: in_forward[name] for name in stays}
+    moment = "forward and backward" if is_forward else "optimizer step"
+    passing = _host_passing(work, layout, place)
     margin = {"fragmentation": int(_FRAGMENTATION * sum(at_peak.values()))}
     return Ledger(
         device=fixed | at_peak | margin | _framework_bytes(layout, place),
-        host={} if place.on_cpu else _host_bytes(work, layout, place, states),
+        host={} if place.on_cpu else _host_bytes(states, place, passing),
+        host_passing=passing,
         moment=moment,
         device_limit=place.device_limit_bytes,
         host_limit=None if place.on_cpu else place.host_limit_bytes,
+    )
+
+
+def _stays_in_heap(work: Workload, layout: Layout) -> tuple[str, ...]:
+    """Components of forward and backward that a process on a CPU still holds at its optimizer step.
+
+    The C library gives blocks of 32 MiB and more back to the system when they are freed (mallopt(3),
+    M_MMAP_THRESHOLD); smaller ones stay with the process for the next forward.
+    """
+    largest = largest_bytes(work.model, _tokens(work, layout), layout.tensor_parallel)
+    return ("activations", "gathered_weights") if largest < _GIVEN_BACK_BYTES else ()
+
+
+def _sum_without(sizes: Mapping[str, int], names: tuple[str, ...]) -> int:
+    return sum(size for name, size in sizes.items() if name not in names)
+
+
+def _tokens(work: Workload, layout: Layout) -> Tokens:
+    return Tokens(
+        batch=layout.micro_batch,
+        seq=work.seq,
+        element_bytes=ELEMENT_BYTES[work.precision],
+        kernel="eager" if work.kernel == "eager" else "sdpa",
+        packed=work.packed,
     )
 
 
@@ -123,55 +189,68 @@ def _all_on_device(states: States) -> States:
     )
 
 
-def _forward_bytes(work: Workload, layout: Layout, on_cpu: bool) -> dict[str, int]:
+def _forward_bytes(work: Workload, layout: Layout, place: Place) -> dict[str, int]:
     """What is alive when the loss is taken, and while the last block's gradients are made."""
     element, tp = ELEMENT_BYTES[work.precision], layout.tensor_parallel
-    tokens = Tokens(
-        batch=layout.micro_batch,
-        seq=work.seq,
-        element_bytes=element,
-        kernel="eager" if work.kernel == "eager" else "sdpa",
-        packed=work.packed,
-    )
+    tokens = _tokens(work, layout)
     block, layers = block_bytes(work.model, tokens, tp), work.model.shape.num_layers
     # Under checkpointing backward computes one block again while the inputs of all are kept.
     recomputed = layers * checkpoint_bytes(work.model, tokens) + block
     kept = recomputed if layout.gradient_checkpointing else layers * block
-    gathered = buckets = 0
-    if layout.zero_stage == 3:
-        gathered = element * gathered_params(work.model, tp, work.buckets_of(layout))
-        buckets = element * bucket_params(work.model, tp, work.buckets)
+    is_gathered = layout.zero_stage == 3
     return {
-        "gathered_weights": gathered,
-        "gradient_buckets": buckets,
+        "gathered_weights": element * gathered_params(work.model, tp, work.buckets_of(layout))
+        if is_gathered
+        else 0,
+        "gradient_buckets": bucket_bytes(
+            work.model, layout, work.buckets, element_bytes=element, on_cpu=place.on_cpu
+        ),
         "activations": kept + outside_bytes(work.model, tokens),
-        "loss": loss_bytes(work.model, tokens, tp, chunked=work.chunked_loss, on_cpu=on_cpu),
+        "loss": loss_bytes(work.model, tokens, tp, chunked=work.chunked_loss, on_cpu=place.on_cpu),
     }
 
 
 def _step_bytes(work: Workload, layout: Layout, place: Place) -> dict[str, int]:
-    """The flattened copy of one sub-group's gradients (stage3.py, `_prepare_fp32_grad_for_sub_group`)."""
-    element = ELEMENT_BYTES[work.precision]
-    share = work.model.num_share(layout.tensor_parallel, layout.data_parallel)
+    """What the optimizer step holds beside the states: weights that stay gathered, the bucket, gradients' copies."""
+    element, tp = ELEMENT_BYTES[work.precision], layout.tensor_parallel
     on_device = layout.offload == "none" or place.on_cpu
-    flat = GRADIENT_BYTES * min(share, work.buckets.sub_group) if on_device else 0
+    is_gathered = layout.zero_stage == 3
+    kept = persistent_params(work.model, tp, work.buckets_of(layout)) if is_gathered else 0
+    bucket = (
+        min(work.buckets.reduce, work.model.num_local_params(tp)) if place.on_cpu else work.buckets.reduce
+    )
+    flat = step_gradient_bytes(
+        work.model, layout, work.buckets, element_bytes=element, in_one_group=work.in_one_group
+    )
     return {
-        "gathered_weights": element
-        * persistent_params(work.model, layout.tensor_parallel, work.buckets_of(layout)),
-        "gradient_buckets": element * work.buckets.reduce,
-        "step_gradients": flat,
+        "gathered_weights": element * kept,
+        # Stages 1 and 2 give their buckets back after backward (stage_1_and_2.py, `_release_ipg_buffers`).
+        "gradient_buckets": element * bucket if is_gathered else 0,
+        "step_gradients": flat if on_device else 0,
     }
 
 
 def _framework_bytes(layout: Layout, place: Place) -> dict[str, int]:
     if place.on_cpu:
-        return {"framework": FRAMEWORK_BYTES}
+        return {"framework": place.framework_bytes}
     groups = (layout.tensor_parallel > 1) + (layout.data_parallel > 1) + (layout.num_devices > 1)
     return {"nccl": groups * _NCCL_BYTES_A_GROUP, "framework": _CUDA_BYTES}
 
 
-def _host_bytes(work: Workload, layout: Layout, place: Place, states: States) -> dict[str, int]:
-    """One node: libraries, offloaded states, and the larger of the peaks at load and at save.
+def _host_bytes(layout_states: States, place: Place, passing: Mapping[str, int]) -> dict[str, int]:
+    """One node: libraries, offloaded states, and the larger of the peaks at load and at save."""
+    ranks = place.ranks_per_node
+    return {
+        "framework": ranks * place.framework_bytes,
+        "offloaded_weights": ranks * layout_states.host_weights,
+        "offloaded_gradients": ranks * layout_states.host_gradients,
+        "offloaded_optimizer": ranks * layout_states.host_optimizer,
+        "load_or_save": max(passing.values()),
+    }
+
+
+def _host_passing(work: Workload, layout: Layout, place: Place) -> dict[str, int]:
+    """What the ranks of a node hold in host memory while they load, and while they save.
 
     Loading copies a rank's share block by block out of files whose mapped pages all ranks share
     (model/build.py); saving brings one piece after another to the host.
@@ -183,10 +262,4 @@ def _host_bytes(work: Workload, layout: Layout, place: Place, states: States) ->
     at_load = 4 * model.num_params if work.draws_weights else element * (outside + block)
     largest = max(weight.num_params for weight in (*model.local_outside(tp), *model.local_block(tp)))
     at_save = GRADIENT_BYTES * -(-largest // layout.data_parallel)
-    return {
-        "framework": ranks * FRAMEWORK_BYTES,
-        "offloaded_weights": ranks * states.host_weights,
-        "offloaded_gradients": ranks * states.host_gradients,
-        "offloaded_optimizer": ranks * states.host_optimizer,
-        "load_or_save": ranks * max(at_load, at_save),
-    }
+    return {"load": ranks * at_load, "save": ranks * at_save}

@@ -1,7 +1,8 @@
 """How an engine computes a step, where engines differ: what the time model must know beside the layout."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from megatune.config import Run
 from megatune.plan.activations import NO_SDPA
@@ -25,15 +26,23 @@ class Practice:
     """Ranks of a node fetch what is elsewhere once, over all ports together, as NCCL's rings do. The
     ZeRO-3 of SC21 did not: its steps take the time of all weights through each device's own port, on
     384 devices as on 2240."""
-    reduce_bytes: int = 2
+    gather_bytes: float = 2
+    """Of one weight on the wire."""
+    reduce_bytes: float = 2
     """Of one gradient on the wire."""
+    near_ranks: int = 0
+    """hpZ: so many neighbours keep a second copy of the weights, which backward gathers among them."""
     pipeline_stages: int = 1
     virtual_stages: int = 1
     """Interleaved pipeline: model chunks a stage (arXiv:2104.04473, section 2.2.2)."""
 
 
-def practice_of(run: Run, model: ModelWeights, *, gradient_checkpointing: bool) -> Practice:
+def practice_of(
+    run: Run, model: ModelWeights, *, gradient_checkpointing: bool, policy: Mapping[str, Any] | None = None
+) -> Practice:
     """What megatune does with `run`: transformers' own modules, kernel by kernel, under DeepSpeed."""
+    zero = (policy or {}).get("zero_optimization", {})
+    element, near = (4 if run.precision == "fp32" else 2), zero.get("zero_hpz_partition_size", 1)
     asked = run.model.attn_implementation
     eager = asked == "eager" or model.shape.model_type in NO_SDPA
     return Practice(
@@ -41,5 +50,7 @@ def practice_of(run: Run, model: ModelWeights, *, gradient_checkpointing: bool) 
         fused_elementwise=False,
         recompute="full" if gradient_checkpointing else "none",
         gathers="block" if run.parallel.leaf_modules else "module",
-        reduce_bytes=4 if run.precision == "fp32" else 2,
+        gather_bytes=1 if zero.get("zero_quantized_weights") is True else element,
+        reduce_bytes=0.5 if zero.get("zero_quantized_gradients") is True else element,
+        near_ranks=near if isinstance(near, int) and near > 1 else 0,
     )

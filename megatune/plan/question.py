@@ -11,7 +11,7 @@ from megatune.plan.assess import Question
 from megatune.plan.buckets import buckets_of
 from megatune.plan.hardware import Accelerator
 from megatune.plan.layout import Layout, Offload
-from megatune.plan.ledger import Place, Workload
+from megatune.plan.ledger import FRAMEWORK_BYTES, Place, Workload
 from megatune.plan.practice import practice_of
 from megatune.plan.rates import Measured
 from megatune.plan.states import optimizer_bytes
@@ -51,11 +51,13 @@ class Machine:
                 "how much memory a rank may use is not known: without GPUs it is a share of the node's. Give "
                 "slurm.mem=256G, or plan on the machine itself."
             )
+        known = self.measured.calibration
         return Place(
             ranks_per_node=self.ranks_per_node,
             device_limit_bytes=limit,
             host_limit_bytes=self.host_memory_bytes,
             on_cpu=on_cpu,
+            framework_bytes=(known.framework_bytes if known else None) or FRAMEWORK_BYTES,
         )
 
 
@@ -75,9 +77,10 @@ def make_question(
         seq=run.data.max_seq_length,
         precision=run.precision,
         optimizer_bytes=optimizer_bytes(run.train.optimizer, momentum=run.train.momentum),
+        in_one_group=run.train.optimizer == "adagrad",
         kernel=_kernel(run, model),
         packed=run.packs,
-        buckets=replace(buckets_of(policy or {}), keep_gathered=run.parallel.keep_gathered),
+        buckets=replace(buckets_of(policy or {}, model), keep_gathered=run.parallel.keep_gathered),
         chunked_loss=run.train.chunked_loss is not False,
         draws_weights=run.model.initialize == "random",
     )
@@ -87,7 +90,7 @@ def make_question(
         num_devices=machine.num_devices,
         global_sequences=_global_sequences(run, machine.num_devices),
         accelerator=machine.accelerator,
-        practice=practice_of(run, model, gradient_checkpointing=False),
+        practice=practice_of(run, model, gradient_checkpointing=False, policy=policy),
         measured=machine.measured,
     )
 

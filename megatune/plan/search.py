@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from megatune.errors import ModelError, PlanError
@@ -11,6 +12,9 @@ from megatune.plan.layout import Layout, Offload
 from megatune.units import format_bytes
 
 _OFFLOADS: tuple[Offload, ...] = ("none", "optimizer", "all")
+_STAGES = (1, 2, 3)
+"""Stage 0 holds more than stage 1 and sends as much: it is judged where it is asked for."""
+_LEAST_STAGE = {"none": 0, "optimizer": 1, "all": 3}
 _WIDEST_DEGREE = 64
 """Tensor-parallel degrees above this are not looked at: no node has so many devices."""
 
@@ -21,6 +25,17 @@ class Rejected:
 
     layout: dict[str, Any]
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What a search may choose; None where it may choose anything."""
+
+    tensor_parallel: int | None = None
+    micro_batch: int | None = None
+    zero_stage: int | None = None
+    offload: Offload | None = None
+    gradient_checkpointing: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +51,13 @@ class Found:
         return self.fitting[0] if self.fitting else None
 
 
-def search(question: Question) -> Found:
-    """Judge every layout that keeps the global batch."""
+def search(question: Question, space: Space | None = None) -> Found:
+    """Judge every layout of `space` (all, without one) that keeps the global batch."""
+    space = space or Space()
     rejected: list[Rejected] = []
     judged: list[Assessment] = []
-    for degree in _degrees(question, rejected):
-        judged += [assess(question, layout) for layout in _layouts(question, degree)]
+    for degree in _degrees(question, space, rejected):
+        judged += [assess(question, layout) for layout in _layouts(question, degree, space)]
     fitting = sorted((a for a in judged if a.ledger.fits), key=_order)
     too_big = sorted((a for a in judged if not a.ledger.fits), key=lambda a: _overrun(a))
     rejected += [Rejected(a.layout.to_json(), why_too_big(a)) for a in too_big]
@@ -99,10 +115,10 @@ def why_too_big(asked: Assessment) -> str:
     )
 
 
-def _degrees(question: Question, rejected: list[Rejected]) -> Iterator[int]:
+def _degrees(question: Question, space: Space, rejected: list[Rejected]) -> Iterator[int]:
     model, per_node = question.work.model, question.place.ranks_per_node
     for degree in range(1, min(question.num_devices, _WIDEST_DEGREE) + 1):
-        if question.num_devices % degree:
+        if question.num_devices % degree or space.tensor_parallel not in (None, degree):
             continue
         reason = None
         if degree > 1 and per_node % degree:
@@ -126,31 +142,38 @@ def _degrees(question: Question, rejected: list[Rejected]) -> Iterator[int]:
             rejected.append(Rejected({"tp": degree, "dp": data}, reason))
 
 
-def _layouts(question: Question, degree: int) -> Iterator[Layout]:
+def _layouts(question: Question, degree: int, space: Space) -> Iterator[Layout]:
     data = question.num_devices // degree
     sequences = question.global_sequences // data
-    offloads = ("none",) if question.place.on_cpu else _OFFLOADS
-    for micro in (n for n in range(1, sequences + 1) if sequences % n == 0):
-        for offload in offloads:
-            for checkpointing in (False, True):
-                yield Layout(
-                    tensor_parallel=degree,
-                    data_parallel=data,
-                    micro_batch=micro,
-                    accumulation=sequences // micro,
-                    gradient_checkpointing=checkpointing,
-                    offload=offload,
-                )
+    offloads: Sequence[Offload] = _OFFLOADS
+    if space.offload is not None or question.place.on_cpu:
+        offloads = (space.offload or "none",)
+    stages = _STAGES if space.zero_stage is None else (space.zero_stage,)
+    recomputes = (False, True) if space.gradient_checkpointing is None else (space.gradient_checkpointing,)
+    micros = [n for n in range(1, sequences + 1) if sequences % n == 0 and space.micro_batch in (None, n)]
+    for micro, offload, stage, checkpointing in product(micros, offloads, stages, recomputes):
+        if stage >= _LEAST_STAGE[offload]:
+            yield Layout(
+                tensor_parallel=degree,
+                data_parallel=data,
+                micro_batch=micro,
+                accumulation=sequences // micro,
+                gradient_checkpointing=checkpointing,
+                offload=offload,
+                zero_stage=stage,
+            )
 
 
-def _order(judged: Assessment) -> tuple[float, int, bool, int, int]:
-    """Fastest first. Without times: least offload, no recomputation, smallest degree, largest micro-batch."""
+def _order(judged: Assessment) -> tuple[float, int, bool, int, int, int]:
+    """Fastest first. Without times: least offload, no recomputation, smallest degree, least divided, largest
+    micro-batch."""
     layout = judged.layout
     return (
         judged.step_s or 0.0,
         _OFFLOADS.index(layout.offload),
         layout.gradient_checkpointing,
         layout.tensor_parallel,
+        layout.zero_stage,
         -layout.micro_batch,
     )
 

@@ -49,23 +49,59 @@ class States:
     host_optimizer: int = 0
 
 
-def rank_states(model: ModelWeights, layout: Layout, *, precision: str, bytes_a_master: int) -> States:
+def rank_states(
+    model: ModelWeights, layout: Layout, *, precision: str, bytes_a_master: int, in_one_group: bool = False
+) -> States:
     """The states of the rank that holds the most; `bytes_a_master` is `optimizer_bytes`.
 
-    Exact under stage 3: see tests/plan/test_states.py.
-
-    Offloaded gradients are kept twice on the host: as they are added up, and as the optimizer reads
-    them (deepspeed/runtime/zero/stage3.py, `grad_partitions_flat_buffer` and `subgroup_gradient_buffer`).
+    Exact for stages 0 and 3, and for 1 and 2 in bf16: see tests/plan/test_states.py. In fp32 and fp16 stages 1
+    and 2 give up a part of the gradients before the step: this is what they hold before that.
+    `in_one_group`: as Adagrad has its parameters.
     """
-    num_local = model.num_local_params(layout.tensor_parallel)
-    share = model.num_share(layout.tensor_parallel, layout.data_parallel)
-    stage = layout.zero_stage
-    weights = ELEMENT_BYTES[precision] * (share if stage == 3 else num_local)
-    gradients = GRADIENT_BYTES * (share if stage >= 2 else num_local)
-    masters = bytes_a_master * (share if stage >= 1 else num_local)
+    whole = _whole_states(model, layout, precision, bytes_a_master)
+    if layout.zero_stage == 0:
+        return whole
+    if layout.zero_stage == 3:
+        share = model.num_share(layout.tensor_parallel, layout.data_parallel)
+        return _stage_three(share, layout.offload, precision, bytes_a_master)
+    share = model.flat_share(layout.tensor_parallel, layout.data_parallel, in_one_group=in_one_group)
+    padded, element = share * layout.data_parallel, ELEMENT_BYTES[precision]
+    weights, masters = element * padded, bytes_a_master * share
+    gradients = GRADIENT_BYTES * (share if layout.zero_stage == 2 else padded)
     if layout.offload == "none":
+        # Under stage 1 the bf16 gradients stay beside their fp32 sums (bf16_optimizer.py, `clear_lp_grads`).
+        stays = whole.weights if layout.zero_stage == 1 and precision == "bf16" else 0
+        return States(weights=weights, gradients=gradients + stays, optimizer=masters)
+    # The summed gradients stay on the device, and a copy is made for the optimizer on the host, where new
+    # weights are rounded before they go back (stage_1_and_2.py, `param_buffer_of_bit16_for_cpu_offload_groups`).
+    return States(
+        weights=weights,
+        gradients=gradients,
+        host_gradients=GRADIENT_BYTES * share,
+        host_optimizer=masters + element * share,
+    )
+
+
+def _whole_states(model: ModelWeights, layout: Layout, precision: str, bytes_a_master: int) -> States:
+    """Stage 0. In fp32 the masters are the weights themselves."""
+    num_local, element = model.num_local_params(layout.tensor_parallel), ELEMENT_BYTES[precision]
+    beside = bytes_a_master - (GRADIENT_BYTES if element == GRADIENT_BYTES else 0)
+    return States(
+        weights=element * num_local, gradients=GRADIENT_BYTES * num_local, optimizer=beside * num_local
+    )
+
+
+def _stage_three(share: int, offload: str, precision: str, bytes_a_master: int) -> States:
+    """Offloaded gradients are kept twice on the host: as they are added up, and as the optimizer reads
+    them (deepspeed/runtime/zero/stage3.py, `grad_partitions_flat_buffer` and `subgroup_gradient_buffer`)."""
+    weights, gradients, masters = (
+        ELEMENT_BYTES[precision] * share,
+        GRADIENT_BYTES * share,
+        bytes_a_master * share,
+    )
+    if offload == "none":
         return States(weights=weights, gradients=gradients, optimizer=masters)
     host = {"host_gradients": 2 * gradients, "host_optimizer": masters}
-    if layout.offload == "optimizer":
+    if offload == "optimizer":
         return States(weights=weights, **host)
     return States(host_weights=weights, **host)

@@ -108,9 +108,12 @@ def _zero_s(
     calls = model.shape.num_layers * (modules if practice.gathers == "module" else 1) + 2
     params = model.num_local_params(layout.tensor_parallel)
     seconds = 0.0
-    for element_bytes in (2, 2, practice.reduce_bytes):
+    near = min(practice.near_ranks, ranks_per_node) or group.size
+    second = group if near >= group.size else Group(near, min(near, group.per_node))
+    passes = ((practice.gather_bytes, group), (practice.gather_bytes, second), (practice.reduce_bytes, group))
+    for element_bytes, among in passes:
         num_bytes = params * element_bytes / calls
-        once = gather_seconds(num_bytes, group, network, shares_ports=practice.shares_ports)
+        once = gather_seconds(num_bytes, among, network, shares_ports=practice.shares_ports)
         seconds += calls * (once + device.speeds.gather_overhead_s)
     return seconds
 
@@ -124,12 +127,14 @@ def _exposed(communication_s: float, compute_s: float, device: Device) -> float:
 def _gradient_s(
     model: ModelWeights, layout: Layout, ranks_per_node: int, network: Network, practice: Practice
 ) -> float:
-    """Plain data parallelism and stages 1 and 2: one all-reduce (or scatter and gather) a step."""
+    """Plain data parallelism and stage 1: one all-reduce (or scatter and gather) a step. Stage 2 scatters the
+    gradients of every micro-batch, and gathers the weights once."""
     if layout.zero_stage == 3:
         return 0.0
     group = _data_group(layout, ranks_per_node)
     params = model.num_local_params(layout.tensor_parallel) / practice.pipeline_stages
-    return all_reduce_seconds(params * practice.reduce_bytes, group, network)
+    once = gather_seconds(params * practice.reduce_bytes, group, network)
+    return once * ((layout.accumulation if layout.zero_stage == 2 else 1) + 1)
 
 
 def _pipeline_s(

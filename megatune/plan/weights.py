@@ -79,7 +79,16 @@ class ModelWeights:
 
     def local_block(self, tensor_parallel: int) -> tuple[Weight, ...]:
         """One block's tensors on the tensor-parallel rank that holds the most (the first)."""
-        return tuple(_local(weight, self.family, self.shape, tensor_parallel) for weight in self.block)
+        if tensor_parallel not in self._local_blocks:
+            self._local_blocks[tensor_parallel] = tuple(
+                _local(weight, self.family, self.shape, tensor_parallel) for weight in self.block
+            )
+        return self._local_blocks[tensor_parallel]
+
+    @cached_property
+    def _local_blocks(self) -> dict[int, tuple[Weight, ...]]:
+        """What `local_block` has worked out: a search asks for the same few degrees thousands of times."""
+        return {}
 
     def local_outside(self, tensor_parallel: int) -> tuple[Weight, ...]:
         """The tensors outside the blocks on the rank that holds the most: the vocabulary is cut."""
@@ -99,6 +108,26 @@ class ModelWeights:
         return inside * self.shape.num_layers + sum(
             weight.num_params for weight in self.local_outside(tensor_parallel)
         )
+
+    def flat_share(self, tensor_parallel: int, data_parallel: int, *, in_one_group: bool = False) -> int:
+        """Elements that ZeRO stages 1 and 2 leave on a rank: a group's tensors side by side, divided as one.
+
+        The groups are those of the optimizer, matrices and vectors, unless it has one (`in_one_group`). Each
+        is padded to a multiple of two elements a rank (stage_1_and_2.py, `nccl_start_alignment_factor`).
+        """
+        matrices = vectors = 0
+        pairs = (
+            (self.local_block(tensor_parallel), self.shape.num_layers),
+            (self.local_outside(tensor_parallel), 1),
+        )
+        for weights, times in pairs:
+            for weight in weights:
+                if weight.is_matrix:
+                    matrices += weight.num_params * times
+                else:
+                    vectors += weight.num_params * times
+        groups = (matrices + vectors,) if in_one_group else (matrices, vectors)
+        return sum(-(-size // (2 * data_parallel)) * 2 for size in groups)
 
     def num_share(self, tensor_parallel: int, data_parallel: int) -> int:
         """Elements that ZeRO-3 leaves on a rank: each tensor is divided by itself and rounded up."""

@@ -13,15 +13,29 @@ pytestmark = pytest.mark.world
 
 POLICIES = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 # fp16 needs hardware that has it; tests/plan/test_ds_config.py holds what reaches DeepSpeed.
-ON_CPU = [path for path in POLICIES if "fp16" not in json.loads(path.read_text())]
+# The same for the kernels of quantized messages.
+ON_CPU = [
+    path for path in POLICIES if not any(word in path.read_text() for word in ('"fp16"', "zero_quantized"))
+]
 
 
 def settings_for(policy: Path) -> dict[str, Any]:
-    """The run file's side of a policy: its precision and its offload."""
+    """The run file's side of a policy: its precision, its stage and its offload."""
     content = json.loads(policy.read_text())
     zero = content["zero_optimization"]
     offload = "all" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
-    return {"precision": "bf16" if "bf16" in content else "fp32", "parallel": {"offload": offload}}
+    stage = 3 if zero["stage"] == "auto" else zero["stage"]
+    precision = "bf16" if "bf16" in content else "fp32"
+    return {"precision": precision, "parallel": {"offload": offload, "zero_stage": stage}}
+
+
+def test_quantized_messages_are_refused_where_there_are_no_kernels() -> None:
+    from megatune.engine.world import single_world
+    from megatune.engine.zero import refuse_quantized
+    from megatune.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"zero_quantized_weights and zero_quantized_gradients.*GPUs only"):
+        refuse_quantized(json.loads(POLICIES[0].with_name("zero3_zeropp.json").read_text()), single_world())
 
 
 @pytest.mark.parametrize("policy", ON_CPU, ids=lambda path: path.stem)
@@ -29,8 +43,9 @@ def test_a_policy_trains_like_deepspeeds_defaults(worlds: Worlds, session_folder
     folder, settings = str(write_tiny_model("llama", session_folder)), settings_for(policy)
     settings["train"] = {"optimizer": "adamw", "momentum": 0.0}
 
-    default = worlds.run(4, losses_under, folder, None, settings, 2)[0]
-    ours = worlds.run(4, losses_under, folder, str(policy), settings, 2)[0]
+    degree = 1 if "hpz" in policy.stem else 2  # hpZ is refused with tensor parallelism
+    default = worlds.run(4, losses_under, folder, None, settings, degree)[0]
+    ours = worlds.run(4, losses_under, folder, str(policy), settings, degree)[0]
 
     assert ours == pytest.approx(default, rel=1e-6)
     assert ours[-1] != ours[0]

@@ -10,7 +10,9 @@ from parity_steps import tiny_run
 
 from megatune.config import BatchShape, Run
 from megatune.errors import ConfigError
+from megatune.plan.buckets import buckets_of, sizes_of
 from megatune.plan.ds_config import make_ds_config, read_policy
+from megatune.plan.weights import count_model
 
 POLICIES = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 BATCH = BatchShape(micro=2, accumulation=3, global_sequences=12)
@@ -28,6 +30,33 @@ def test_auto_in_a_policy_means_the_run_files_value() -> None:
     merged = make_ds_config(tiny_run("model"), BATCH, policy)
     assert merged["train_micro_batch_size_per_gpu"] == 2
     assert merged["zero_optimization"]["stage"] == 3
+
+
+def test_auto_sizes_are_formulas_of_the_model() -> None:
+    gpt2 = {
+        "model_type": "gpt2",
+        "n_layer": 12,
+        "n_embd": 768,
+        "n_head": 12,
+        "vocab_size": 50257,
+        "n_positions": 1024,
+    }
+    policy = read_policy(POLICIES[0].with_name("zero3_auto.json"))
+    zero = make_ds_config(tiny_run("model"), BATCH, policy, sizes_of(count_model(gpt2)))["zero_optimization"]
+    block = 12 * 768**2 + 13 * 768  # SC21: 12 h^2 (1 + 13 / 12 h)
+    assert zero["reduce_bucket_size"] == 2 * block
+    assert zero["stage3_prefetch_bucket_size"] == block
+    assert zero["stage3_param_persistence_threshold"] == 4 * 768, "the bias of the feed-forward layer"
+    assert buckets_of(policy, count_model(gpt2)).reduce == 2 * block, "and the ledger counts with them"
+    unknown = make_ds_config(tiny_run("model"), BATCH, policy)["zero_optimization"]
+    assert "reduce_bucket_size" not in unknown, "DeepSpeed's own default"
+    given = {"zero_optimization": {"reduce_bucket_size": 7}}
+    assert (
+        make_ds_config(tiny_run("model"), BATCH, given, sizes_of(count_model(gpt2)))["zero_optimization"][
+            "reduce_bucket_size"
+        ]
+        == 7
+    )
 
 
 def test_low_precision_adds_gradients_in_fp32() -> None:
@@ -57,12 +86,13 @@ def test_a_policy_has_no_place_under_stage_0() -> None:
 
 
 def _run_for(policy: Path) -> Run:
-    """A run file that the policy is meant for: its precision and its offload."""
+    """A run file that the policy is meant for: its precision, its stage and its offload."""
     content = json.loads(policy.read_text())
     zero = content["zero_optimization"]
     offload = "all" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
     precision = next((name for name in ("bf16", "fp16") if name in content), "fp32")
-    return tiny_run("model", precision=precision, parallel={"offload": offload})
+    stage = 3 if zero["stage"] == "auto" else zero["stage"]
+    return tiny_run("model", precision=precision, parallel={"offload": offload, "zero_stage": stage})
 
 
 def _leaves(section: Mapping[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -92,7 +122,7 @@ def test_every_key_of_a_shipped_policy_reaches_the_engines_configuration(policy:
             reached = reached[key]
         if value != "auto":
             assert reached == value, path
-    assert config.zero_config.stage == 3
+    assert config.zero_config.stage == int(policy.stem[4])  # zero1_..., zero2_..., zero3_...
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda path: path.stem)
@@ -123,6 +153,19 @@ def test_a_policy_for_another_precision_or_offload_is_refused(name: str, message
     policy = read_policy(POLICIES[0].with_name(f"{name}.json"))
     with pytest.raises(ConfigError, match=message):
         make_ds_config(tiny_run("model", precision="fp32"), BATCH, policy)
+
+
+@pytest.mark.parametrize("name", ["zero3_hpz", "zero3_zeropp"])
+def test_zero_plus_plus_is_refused_with_tensor_parallelism(name: str) -> None:
+    policy = read_policy(POLICIES[0].with_name(f"{name}.json"))
+    with pytest.raises(ConfigError, match=r"zero_hpz_partition_size.*parallel\.tp_size=1"):
+        make_ds_config(tiny_run("model", tp=2), BATCH, policy)
+
+
+def test_a_policy_of_another_stage_is_refused() -> None:
+    policy = read_policy(POLICIES[0].with_name("zero2_bf16.json"))
+    with pytest.raises(ConfigError, match="stage is 2 in the policy file and 3 by the run file"):
+        make_ds_config(tiny_run("model", precision="bf16"), BATCH, policy)
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])

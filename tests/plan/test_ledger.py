@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 from plan_questions import LLAMA_70B, layout, machine, question
 
-from megatune.plan.assess import Question
+from megatune.plan.assess import Question, assess
 from megatune.plan.ledger import Ledger, make_ledger
+from megatune.plan.links import Link, Links
 from megatune.plan.question import Machine
+from megatune.plan.rates import Measured
 
 
 def ledger(asked: Question | None = None, **changes: Any) -> Ledger:
@@ -63,10 +65,17 @@ def test_tensor_parallelism_divides_activations_but_not_what_every_rank_computes
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_each_stage_divides_one_thing_more(stage: int) -> None:
     found, model = ledger(zero_stage=stage), question().work.model
-    whole, share = model.num_params, model.num_share(1, 8)
-    assert found.device["optimizer"] == 12 * (share if stage >= 1 else whole)
-    assert found.device["gradients"] == 4 * (share if stage >= 2 else whole)
-    assert found.device["weights"] == 2 * (share if stage >= 3 else whole)
+    whole, by_itself, flat = model.num_params, model.num_share(1, 8), model.flat_share(1, 8)
+    assert 0 <= 8 * flat - whole < 32, "two groups, padded to two elements a rank"
+    # Stage 1 keeps bf16 gradients beside their sums.
+    expected = {
+        0: (2 * whole, 4 * whole, 12 * whole),
+        1: (2 * 8 * flat, 4 * 8 * flat + 2 * 8 * flat, 12 * flat),
+        2: (2 * 8 * flat, 4 * flat, 12 * flat),
+        3: (2 * by_itself, 4 * by_itself, 12 * by_itself),
+    }
+    parts = tuple(found.device[name] for name in ("weights", "gradients", "optimizer"))
+    assert parts == pytest.approx(expected[stage], abs=64)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +99,20 @@ def test_settings_that_only_act_at_other_moments_can_only_help(key: str, value: 
     policy = {"zero_optimization": {key: value}}
     before, after = ledger(question(LLAMA_70B)), ledger(question(LLAMA_70B, policy=policy))
     assert after.device_total <= before.device_total
+
+
+def test_a_second_copy_of_the_weights_inside_a_node_is_counted_and_spares_the_network() -> None:
+    policy = {"zero_optimization": {"zero_hpz_partition_size": 8}}
+    slow = Link(latency_s=1e-5, bytes_per_s=3e9, num_points=9)
+    links = Links(measured_at="", backend="nccl", num_nodes=4, intra_node=None, inter_node=slow)
+    on = machine(4, "h100-80gb", measured=Measured(links=links))
+    asked, near = (question(LLAMA_70B, on, policy=p) for p in (None, policy))
+    choice = layout(data_parallel=32, accumulation=2)
+    before, after = assess(asked, choice), assess(near, choice)
+    assert changed(before.ledger, after.ledger) == {"second_weights"}
+    assert after.ledger.device["second_weights"] == 2 * -(-asked.work.model.num_params // 8)
+    assert before.phases and after.phases
+    assert after.phases.zero_s < 0.8 * before.phases.zero_s
 
 
 def test_the_step_is_the_peak_when_little_is_computed() -> None:
@@ -118,6 +141,8 @@ def test_an_entry_of_the_run_file_shows(change: dict[str, Any], component: str) 
 def test_random_weights_are_drawn_whole_on_every_rank_of_the_host() -> None:
     drawn = ledger(question(model={"initialize": "random"}))
     assert drawn.host["load_or_save"] == 8 * 4 * question().work.model.num_params
+    assert drawn.host_peaks["load"] == drawn.host_total, "without offload nothing else is on the host"
+    assert drawn.host_peaks["train"] < drawn.host_peaks["save"] < drawn.host_peaks["load"]
 
 
 def test_without_gpus_the_hosts_share_is_the_device() -> None:
