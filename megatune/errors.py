@@ -1,10 +1,12 @@
 """What megatune raises, and the exit code each error ends the command with.
 
 The user's own mistakes (`UserError`) are printed as a message without a traceback and
-exit 2; everything else exits 1.
+exit 2, a rank without memory 12; everything else exits 1.
 """
 
 from collections.abc import Sequence
+
+OUT_OF_MEMORY = 12  # ENOMEM
 
 
 class MegatuneError(Exception):
@@ -51,6 +53,12 @@ class PlanError(UserError):
 
 class LaunchError(MegatuneError):
     """The ranks could not be started, or one of them died."""
+
+
+class MemoryExhaustedError(MegatuneError):
+    """A rank had no memory left; the message says what it held and what would fit."""
+
+    exit_code = OUT_OF_MEMORY
 
 
 class SubmitError(MegatuneError):

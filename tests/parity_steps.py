@@ -15,7 +15,7 @@ from megatune.engine.base import TrainingEngine
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.make import make_engine
 from megatune.engine.plain import PlainEngine
-from megatune.engine.start import join
+from megatune.engine.start import enter
 from megatune.engine.world import World, make_world, single_world
 from megatune.launch.ranks import discover_rank
 from megatune.model.build import build_model
@@ -52,11 +52,16 @@ def world_of(tp: int) -> World:
 
     Kept: every gloo group has threads that wake all the time, and a rank lives for all tests.
     """
-    if not dist.is_initialized():
-        rank = discover_rank()
-        assert rank is not None
-        return join(rank, tensor_parallel=tp, timeout_s=120)
-    return make_world(tp, own_device())
+    return make_world(tp, entered())
+
+
+def entered() -> torch.device:
+    """This rank's device, once it is in the process group."""
+    if dist.is_initialized():
+        return own_device()
+    rank = discover_rank()
+    assert rank is not None
+    return enter(rank, timeout_s=120)
 
 
 def zero_engine(run: Run, world: World, *, micro: int = 1, accumulation: int = 1) -> TrainingEngine:

@@ -11,7 +11,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 
-from parity_steps import world_of
+from parity_steps import entered, world_of
 from tiny_models import write_tiny_model
 from tiny_tokenizers import byte_level, fast
 
@@ -82,7 +82,7 @@ def train(run_file: str, overrides: list[str], interrupt: tuple[int, int] | None
 
     info = discover_rank()
     assert info is not None
-    originals = rank_module.join, rank_module.leave, loop.train_step
+    originals = rank_module.enter, rank_module.make_world, rank_module.leave, loop.train_step
     calls = 0
 
     def step_with_signal(*args: Any, **kwargs: Any) -> Any:
@@ -90,15 +90,16 @@ def train(run_file: str, overrides: list[str], interrupt: tuple[int, int] | None
         calls += 1
         if interrupt == (info.rank, calls):
             os.kill(os.getpid(), signal.SIGTERM)
-        return originals[2](*args, **kwargs)
+        return originals[3](*args, **kwargs)
 
-    rank_module.join = lambda rank, tensor_parallel, timeout_s: world_of(tensor_parallel)  # noqa: ARG005
+    rank_module.enter = lambda rank, timeout_s: entered()  # noqa: ARG005
+    rank_module.make_world = lambda degree, device, timeout_s: world_of(degree)  # noqa: ARG005
     rank_module.leave = lambda: None
     loop.train_step = step_with_signal
     try:
         return rank_module.train_rank(load_run(Path(run_file), overrides), info)
     finally:
-        rank_module.join, rank_module.leave, loop.train_step = originals
+        rank_module.enter, rank_module.make_world, rank_module.leave, loop.train_step = originals
 
 
 def train_failing(run_file: str, overrides: list[str]) -> str:

@@ -76,12 +76,22 @@ def plan(
     write: bool = typer.Option(
         False, "--write", help="Write plan.json and ds_config.json into the run folder."
     ),
+    calibrate: bool = typer.Option(
+        False,
+        "--calibrate",
+        help="Instead: fit the planner to finished runs, whose folders stand in the run file's place.",
+    ),
     as_json: bool = AsJson,
 ) -> None:
     """Plan a run without a GPU: what fits, how fast, and why each other layout was not taken.
 
     Example: megatune plan run.yaml --nodes 4 --gpus-per-node 8 --gpu h100-80gb
     """
+    if calibrate:
+        from megatune.cli.calibrate import calibrate_runs
+
+        calibrate_runs([run_file, *map(Path, overrides or [])], as_json=as_json)
+        return
     from megatune.cli.plan import PlanOptions, plan_run
 
     options = PlanOptions(

@@ -11,7 +11,7 @@ from rich.text import Text
 from megatune.config import BatchShape, Run, load_run
 from megatune.errors import PlanError
 from megatune.files import write_text_atomic
-from megatune.launch.devices import count_cpus, count_gpus, host_memory_bytes
+from megatune.launch.devices import count_cpus, count_gpus, gpu_kind, host_memory_bytes
 from megatune.launch.measurements import measured_for
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.text import memory_bytes, time_limit_s
@@ -20,7 +20,7 @@ from megatune.plan.assess import Assessment, Question, assess
 from megatune.plan.buckets import sizes_of
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.plan.forecast import forecast
-from megatune.plan.hardware import ACCELERATORS, Accelerator, accelerator_named
+from megatune.plan.hardware import ACCELERATORS, Accelerator, accelerator_named, find_accelerator
 from megatune.plan.layout import Layout
 from megatune.plan.layout_text import parse_layout
 from megatune.plan.model_config import read_model_config
@@ -110,6 +110,10 @@ def _accelerator(name: str | None, *, on_gpus: bool) -> Accelerator | None:
         return accelerator_named(name)
     if not on_gpus:
         return None
+    kind = gpu_kind() if count_gpus() else None
+    row = find_accelerator(kind[0]) if kind else None
+    if row is not None:
+        return row  # this machine's own
     raise PlanError(
         f"which GPU is it? Give --gpu with one of {', '.join(row.name for row in ACCELERATORS)}; cpu plans for "
         "machines without GPUs."

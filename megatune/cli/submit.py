@@ -99,7 +99,7 @@ def prepare_submission(run_file: Path | None, overrides: list[str], options: Sub
     request = _request(runs, options.array[0] if options.array else run_file or Path())
     known = standing_of(RunFolder(runs[0].folder).metrics) if len(runs) == 1 else Standing()
     seen = [
-        preview(run.loaded.run, request, measured=_measured(run, request), num_steps=known.total_steps)
+        preview(run.loaded, request, measured=_measured(run, request), num_steps=known.total_steps)
         for run in runs
     ]
     # The runs of an array are jobs of their own: their first one's forecast says nothing of the others.

@@ -17,6 +17,7 @@ def plan_lines(seen: Preview, *, num_runs: int = 1) -> list[str]:
         f"ranks: {ranks} on {nodes} node(s), tp={seen.tensor_parallel} x dp={seen.data_parallel}",
         f"batch: {seen.sequences_per_step} sequences ({seen.tokens_per_step} tokens) a step = "
         f"{seen.micro_batch} x {seen.accumulation} accumulation x {seen.data_parallel}",
+        *([str(seen.choice)] if seen.choice else []),
         *([f"plan: n/a ({seen.why_not})"] if seen.planned is None else _planned_lines(seen, seen.planned)),
         f"time limit: {format_duration(seen.request.time_limit_s)}",
     ]

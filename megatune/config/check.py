@@ -1,6 +1,6 @@
 """Rules between sections: each section is right by itself, and together they must make sense."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from megatune.config.document import format_value
@@ -33,6 +33,21 @@ def check_run(run: Run, *, source: str = "the run file") -> None:
     problems = [problem for rule in rules for problem in rule(run)]
     if problems:
         raise ConfigError(problems, source=source)
+
+
+def check_auto(run: Run, auto: Collection[str], *, source: str = "the run file") -> None:
+    """Raise ConfigError where a key says `auto` and the run does not hold what it would be chosen by."""
+    if run.train.global_batch_size is not None or run.train.tokens_per_step is not None:
+        return
+    changing = [key for key in ("parallel.tp_size", "train.per_device_train_batch_size") if key in auto]
+    if changing:
+        raise ConfigError(
+            [
+                f"{' and '.join(changing)} = auto must not change the batch of a step; give train.global_batch_size "
+                "or train.tokens_per_step."
+            ],
+            source=source,
+        )
 
 
 def _batch(run: Run) -> Iterator[str]:

@@ -7,7 +7,7 @@ import math
 import re
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 from pydantic.fields import FieldInfo
@@ -99,6 +99,16 @@ def _slurm_memory(text: str) -> str:
     if not _SLURM_MEMORY.fullmatch(text):
         raise ValueError("a number with K, M, G or T, as in 64G; a bare number is MiB")
     return text
+
+
+def or_auto(schema: dict[str, Any]) -> None:
+    """Let a field's JSON schema admit `auto` beside what it is."""
+    kept: dict[str, Any] = {
+        key: schema.pop(key) for key in ("title", "default", "description", "examples") if key in schema
+    }
+    inner = dict(schema)
+    schema.clear()
+    schema.update(kept, anyOf=[inner, {"const": "auto"}])
 
 
 class Section(BaseModel):

@@ -1,12 +1,13 @@
 """Load a run file: the one door through which a user's settings come in."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from megatune.config.check import check_run
+from megatune.config.auto import take_auto
+from megatune.config.check import check_auto, check_run
 from megatune.config.document import MAX_BYTES, Key, read_document
 from megatune.config.fields import key_of
 from megatune.config.problems import explain
@@ -14,6 +15,7 @@ from megatune.config.run import Run
 from megatune.config.settings import Settings, command_line_settings, file_settings, merge
 from megatune.errors import ConfigError
 
+PLANNED = "planned"
 _SECTIONS_WITH_REQUIRED_KEYS = ("model", "data", "train")
 
 
@@ -23,9 +25,16 @@ class LoadedRun:
 
     run: Run
     origins: dict[str, str]
-    """Dotted key -> "run.yaml:12", "command line" or "default", for every key of the run."""
+    """Dotted key -> "run.yaml:12", "command line", "planned", "auto" or "default", for every key of the run."""
     notices: list[str]
     """One line for each foreign spelling that was read as one of ours."""
+    auto: tuple[str, ...] = ()
+    """Keys that say `auto` and hold their defaults until a plan is made: see `AUTO_KEYS`."""
+
+    def planned(self, run: Run, keys: Sequence[str]) -> "LoadedRun":
+        """The same with `run`, in which the planner has chosen the values of `keys`."""
+        origins = self.origins | dict.fromkeys(keys, PLANNED)
+        return replace(self, run=run, origins=origins, auto=())
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> LoadedRun:
@@ -40,9 +49,12 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> LoadedRun:
     settings = Settings()
     command_line = command_line_settings(overrides, settings.problems)
     merge(file_settings(document, path.name), command_line, settings)
+    auto = take_auto(settings)
     run = _validate(settings, source)
+    check_auto(run, auto, source=source)
     check_run(run, source=source)
-    return LoadedRun(run=run, origins=_origins(run, settings), notices=settings.notices)
+    origins = _origins(run, settings) | dict.fromkeys(auto, "auto")
+    return LoadedRun(run=run, origins=origins, notices=settings.notices, auto=auto)
 
 
 def _read_text(path: Path) -> str:

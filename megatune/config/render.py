@@ -1,4 +1,7 @@
-"""The resolved run file: every value with where it came from. `load_run` reads it back to the same run."""
+"""The resolved run file: every value with where it came from. `load_run` reads it back to the same run.
+
+What is left to the planner stays so: a job plans on its own machines.
+"""
 
 from megatune.config.document import format_value
 from megatune.config.load import LoadedRun, leaves
@@ -16,8 +19,9 @@ def resolved_yaml(loaded: LoadedRun) -> str:
             if above[: depth + 1] != opened[: depth + 1]:
                 lines.append(f"{_INDENT * depth}{name}:")
         opened = above
-        text = f"{_INDENT * len(above)}{key[-1]}: {format_value(value)}"
-        lines.append(f"{text}  # {loaded.origins['.'.join(key)]}")
+        name = ".".join(key)
+        shown = "auto" if name in loaded.auto else format_value(value)
+        lines.append(f"{_INDENT * len(above)}{key[-1]}: {shown}  # {loaded.origins[name]}")
     return "\n".join(lines) + "\n"
 
 

@@ -25,6 +25,7 @@ from megatune.config.fields import (
     ValSize,
     Warmup,
     ZeroStage,
+    or_auto,
 )
 from megatune.config.source import DataSource
 
@@ -61,7 +62,7 @@ class ModelSection(Section):
     )
     gradient_checkpointing: Flag | Literal["auto"] = Field(
         default="auto",
-        description="Recompute activations in backward to save memory; auto: off until there is a planner.",
+        description="Recompute activations in backward to save memory; auto: where the plan needs it.",
     )
     tokenizer: PathText | None = Field(
         default=None,
@@ -181,7 +182,9 @@ class TrainSection(Section):
         default=None, description="Optimizer steps; wins over num_train_epochs.", examples=[1000]
     )
     per_device_train_batch_size: Count = Field(
-        default=1, description="Sequences of max_seq_length in one micro-batch of one data-parallel rank."
+        default=1,
+        description="Sequences of max_seq_length in one micro-batch of one data-parallel rank; auto: as planned.",
+        json_schema_extra=or_auto,
     )
     gradient_accumulation_steps: Count | None = Field(
         default=None,
@@ -240,12 +243,19 @@ class ParallelSection(Section):
     """How the model is spread over the devices."""
 
     zero_stage: ZeroStage = Field(
-        default=3, description="What data-parallel ranks share out: 1 optimizer, 2 + gradients, 3 + weights."
+        default=3,
+        description="What data-parallel ranks share out: 1 optimizer, 2 + gradients, 3 + weights; 0 nothing.",
+        json_schema_extra=or_auto,
     )
-    tp_size: Count = Field(default=1, description="Devices that share each layer (tensor parallelism).")
+    tp_size: Count = Field(
+        default=1,
+        description="Devices that share each layer (tensor parallelism).",
+        json_schema_extra=or_auto,
+    )
     offload: Offload = Field(
         default="none",
         description="What lives in host memory: none, optimizer, all, or nvme:/path for a local disk.",
+        json_schema_extra=or_auto,
     )
     leaf_modules: Flag = Field(
         default=True, description="Under stage 3, gather one transformer block at a time."

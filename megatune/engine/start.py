@@ -29,6 +29,15 @@ def join(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
     ranks than GPUs.
     """
     check_degrees(rank.world_size, tensor_parallel)
+    device = enter(rank, timeout_s=timeout_s)
+    return make_world(tensor_parallel, device, timeout_s=timeout_s)
+
+
+def enter(rank: RankInfo, *, timeout_s: float) -> torch.device:
+    """Enter the process group, before anybody knows the layout; the device that this rank trains on. Collective.
+
+    Raises as `join` does.
+    """
     threads = ranks.own_threads()
     if threads is not None:  # a forked rank has loaded torch before its environment was set
         torch.set_num_threads(threads)
@@ -47,7 +56,7 @@ def join(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
         raise LaunchError(
             f"the launcher promised {rank.world_size} ranks, the process group has {dist.get_world_size()}."
         )
-    return make_world(tensor_parallel, device, timeout_s=timeout_s)
+    return device
 
 
 def _enter_process_group(rank: RankInfo, device: torch.device, timeout_s: float) -> None:
@@ -83,6 +92,14 @@ def _store_of_agent(rank: RankInfo, timeout: datetime.timedelta) -> Store | None
         return None
     store = TCPStore(rank.master_addr, rank.master_port, rank.world_size, is_master=False, timeout=timeout)
     return PrefixStore(f"{prefix}/{rank.world_size}", store)
+
+
+def share_object(value: Any) -> Any:
+    """The first rank's `value` on every rank, before there are groups. Collective: every rank calls it."""
+    box = [value]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def leave() -> None:

@@ -1,7 +1,8 @@
 """The DeepSpeed engine: ZeRO 1, 2 or 3 over the data-parallel ranks of tensor-parallel shares."""
 
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import deepspeed
@@ -115,13 +116,14 @@ class ZeroEngine:
             set_z3_leaf_modules(model, [self.built.block_class])
         on_host = run.parallel.offload != "none"
         by_decay = parameter_groups(model.parameters(), run.train.weight_decay)
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=make_optimizer(by_decay, run.train, on_host=on_host),
-            config=ds_config,
-            mpu=world,
-            dist_init_required=False,
-        )
+        with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints the memory of the machine a dozen times
+            self._engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=make_optimizer(by_decay, run.train, on_host=on_host),
+                config=ds_config,
+                mpu=world,
+                dist_init_required=False,
+            )
         self._engine.train()
         self._parameters = dict(model.named_parameters())
         self._check_active()

@@ -37,14 +37,21 @@ def count_gpus(driver_folder: Path = Path("/proc/driver/nvidia/gpus")) -> int:
 
 def gpu_names() -> list[str]:
     """The driver's names of the installed GPUs; none where nvidia-smi is absent, fails or hangs."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+    listed = _nvidia_smi("--query-gpu=name", "--format=csv,noheader") or ""
+    return [line.strip() for line in listed.splitlines() if line.strip()]
+
+
+def gpu_kind() -> tuple[str, int] | None:
+    """The driver's name of this machine's GPUs and the bytes of one; None where they differ or nobody says.
+
+    The smallest memory of equal names: MIG slices and broken boards have less.
+    """
+    text = _nvidia_smi("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+    rows = [line.rsplit(",", 1) for line in (text or "").splitlines() if "," in line]
+    names, sizes = {name.strip() for name, _ in rows}, [size.strip() for _, size in rows]
+    if len(names) != 1 or not all(size.isdigit() for size in sizes):
+        return None
+    return names.pop(), min(int(size) for size in sizes) * 2**20
 
 
 def gpu_driver_version(root: Path = Path("/")) -> str | None:
@@ -97,15 +104,23 @@ def cpu_flags(root: Path = Path("/")) -> str:
 
 
 def _count_by_nvidia_smi() -> int | None:
+    listed = _nvidia_smi("-L")  # not installed, or hanging: the driver's folder is asked next
+    return None if listed is None else sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+def _nvidia_smi(*arguments: str) -> str | None:
+    """What it prints; None where it is not installed, fails, or hangs."""
     try:
         done = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=False
+            ["nvidia-smi", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_NVIDIA_SMI_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None  # not installed, or hanging: the driver's folder is asked next
-    if done.returncode != 0:
         return None
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+    return done.stdout if done.returncode == 0 else None
 
 
 def _cgroup_folders(root: Path, controller: str) -> list[Path]:

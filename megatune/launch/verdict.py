@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatune.errors import OUT_OF_MEMORY
 from megatune.launch import rank_logs
 from megatune.launch.culprit import USER_ERROR, find_culprit
 from megatune.launch.processes import GOOD_ENDS, describe_exit, signal_name
@@ -45,8 +46,8 @@ def judge(
 ) -> RanksResult:
     """The verdict over `exits`, which are in the order in which the ranks were seen to end.
 
-    All 0 is 0; some 75 and the rest 0 is 75; a rank that found the user's input wrong makes it 2;
-    anything else is 1. `stop_signal`: the signal that the user stopped the job with.
+    All 0 is 0; some 75 and the rest 0 is 75; a rank that found the user's input wrong makes it 2, one that
+    ran out of memory first 12; anything else is 1. `stop_signal`: the signal that the user stopped the job with.
     """
     if all(ended.code in GOOD_ENDS for ended in exits) and len(exits) == num_ranks:
         return RanksResult(
@@ -65,7 +66,7 @@ def judge(
         text += f"\n{tail}"
     taken = any(rank_logs.port_was_taken(rank_logs.failure_tail(ended.output), port) for ended in exits)
     return RanksResult(
-        exit_code=1,
+        exit_code=OUT_OF_MEMORY if culprit.code == OUT_OF_MEMORY else 1,
         failed_rank=culprit.rank,
         failure_text=text,
         port_taken=port if taken else None,

@@ -48,6 +48,48 @@ class RunRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanRecord:
+    """What the planner expected of a start. All None and empty where it could not say."""
+
+    event: ClassVar[str] = "plan"
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    """Under the names of plan.json."""
+    device_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Of one rank, by component; on machines without GPUs its host memory."""
+    host_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Of one node beside GPUs."""
+    device_limit_bytes: int | None = None
+    step_seconds: float | None = None
+    seconds_by_phase: Mapping[str, float] | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """The keys that the run file left open, with the values they were given."""
+    why: str | None = None
+    """Of what was chosen, or why nothing could be said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRecord:
+    """What one rank, the first, really held."""
+
+    event: ClassVar[str] = "memory"
+    step: int
+    weights: int
+    """Bytes of the engine's own tensors, counted one by one; see `engine/accounting.py` for each."""
+    gradients: int
+    optimizer: int
+    on_host: bool
+    """The three are in host memory, beside a GPU or as all there is."""
+    framework: int | None
+    """Private memory of the process before it held a model; on a GPU what the driver has beside the allocator."""
+    after_forward: int | None
+    """What the forward of a micro-batch added to what was held before it."""
+    peak: int | None
+    """The most that was held at a time, framework included."""
+    fragmentation: int | None
+    """On a GPU: reserved by the allocator at the peak and not allocated."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """One optimizer step, over all ranks."""
 
@@ -207,6 +249,8 @@ class StopRecord:
 
 Record = (
     RunRecord
+    | PlanRecord
+    | MemoryRecord
     | StepRecord
     | EvalRecord
     | SaveRecord

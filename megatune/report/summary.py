@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from megatune.report.estimate import Comparison, compare, comparison_table
 from megatune.report.goodput import Goodput, goodput, goodput_facts
 from megatune.report.metrics import read_metrics
 from megatune.report.tables import format_cell, render_table
@@ -64,10 +65,16 @@ class Summary:
     slow_ranks: Mapping[str, int]
     """Rank and host -> how often it was found to hold the others up."""
     goodput: Goodput | None
+    planned: Comparison | None
+    """The planner's estimate beside what was measured."""
 
     def as_object(self) -> dict[str, Any]:
         """For `--json`."""
-        return {**asdict(self), "goodput": self.goodput.as_object() if self.goodput else None}
+        return {
+            **asdict(self),
+            "goodput": self.goodput.as_object() if self.goodput else None,
+            "planned": self.planned.as_object() if self.planned else None,
+        }
 
 
 def summarise(path: Path) -> Summary:
@@ -98,6 +105,7 @@ def summarise_entries(entries: Sequence[Mapping[str, Any]]) -> Summary:
         faults=Counter(entry["remedy"] for entry in entries if entry["event"] == "fault"),
         slow_ranks=slow_ranks(entries),
         goodput=goodput(entries),
+        planned=compare(entries),
     )
 
 
@@ -118,7 +126,11 @@ def summary_tables(summary: Summary) -> list[Table]:
     """The summary for people: held-out results first, then speed and memory."""
     results = [row for split in summary.splits for row in _result_rows(split)]
     facts = [{"": name, "value": value} for name, value in _facts(summary).items()]
-    return [*([render_table(results)] if results else []), render_table(facts)]
+    return [
+        *([render_table(results)] if results else []),
+        render_table(facts),
+        *([comparison_table(summary.planned)] if summary.planned else []),
+    ]
 
 
 def _result_rows(split: SplitSummary) -> list[dict[str, Any]]:

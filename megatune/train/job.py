@@ -16,12 +16,13 @@ from megatune.launch.fork_server import rank_starts
 from megatune.launch.launchers import start_command
 from megatune.launch.local import run_ranks
 from megatune.launch.local_hangs import HangRule
+from megatune.launch.planned_run import plan_start
 from megatune.launch.processes import Start
 from megatune.launch.progress import newest_saved_step, run_with_restarts
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.verdict import RanksResult
-from megatune.model.source import stored_dtype
+from megatune.model.source import ModelSource, stored_dtype
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.plan.families import find_family
 from megatune.train.inputs import Inputs, open_model, prepare_inputs
@@ -44,12 +45,12 @@ def train_job(loaded: LoadedRun, arguments: Sequence[str], start: Start | None =
 
         return ssh_job(loaded, arguments)
     with nullcontext(start) if start else rank_starts(PRELOAD) as starts:
-        return _train_here(run, arguments, starts)
+        return _train_here(loaded, arguments, starts)
 
 
-def _train_here(run: Run, arguments: Sequence[str], start: Start) -> int:
-    folder = RunFolder(run.train.output_dir)
-    num_ranks, _ = check_and_prepare(run, folder)
+def _train_here(loaded: LoadedRun, arguments: Sequence[str], start: Start) -> int:
+    folder = RunFolder(loaded.run.train.output_dir)
+    run, num_ranks, _ = check_and_prepare(loaded, folder)
     limit_s = run.health.hang_timeout_s
     extra_env = extension_environment(ready_ops(run))
 
@@ -70,26 +71,40 @@ def _train_here(run: Run, arguments: Sequence[str], start: Start) -> int:
     return result.exit_code
 
 
-def check_and_prepare(run: Run, folder: RunFolder) -> tuple[int, Inputs]:
-    """The number of ranks and their data, once everything that the user can have got wrong is checked."""
-    _refuse_other_machines(run)
-    num_ranks = choose_num_ranks(run)
-    return num_ranks, prepare_for(run, folder, num_ranks)
+def check_and_prepare(loaded: LoadedRun, folder: RunFolder) -> tuple[Run, int, Inputs]:
+    """The run without `auto`, the number of ranks, and their data, once everything that the user can have got
+    wrong is checked."""
+    _refuse_other_machines(loaded.run)
+    num_ranks = choose_num_ranks(loaded.run)
+    run, inputs = prepare_for(loaded, folder, num_nodes=1, ranks_per_node=num_ranks, num_ranks=num_ranks)
+    return run, num_ranks, inputs
 
 
-def prepare_for(run: Run, folder: RunFolder, num_ranks: int) -> Inputs:
-    """The data of `num_ranks` ranks, once what the user can have got wrong in the run is checked."""
+def prepare_for(
+    loaded: LoadedRun, folder: RunFolder, *, num_nodes: int, ranks_per_node: int, num_ranks: int
+) -> tuple[Run, Inputs]:
+    """The run as the first rank will plan it and its data, once what the user can have got wrong is checked."""
+    source = _read_model(loaded.run) if loaded.auto else None
+    run = loaded.run
+    if source is not None:
+        planned = plan_start(loaded, source.config_dict(), num_nodes=num_nodes, ranks_per_node=ranks_per_node)
+        run = planned.loaded.run
     batch = resolve_batch(run, num_ranks // run.parallel.tp_size)
     make_ds_config(run, batch, read_policy(run.deepspeed))
-    ready_model(run)
-    source = open_model(run)
+    source = source or _read_model(run)
     find_family(source.config_dict(), source.shape, run.parallel.tp_size)
     if run.model.initialize == "pretrained":
         stored_dtype(
             source.weights_folder
         )  # reads the headers: no weights, or broken files, are found before the data
     folder.create()
-    return prepare_inputs(run, folder)
+    return run, prepare_inputs(run, folder)
+
+
+def _read_model(run: Run) -> ModelSource:
+    """The model as it is trained: with the tokens that the run adds or trains."""
+    ready_model(run)
+    return open_model(run)
 
 
 def ready_ops(run: Run) -> Path | None:

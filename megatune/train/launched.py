@@ -3,7 +3,7 @@
 Ranks of `megatune train` find it done (train/job.py); those of torchrun, srun and mpirun have nobody to do it for them.
 """
 
-from megatune.config import Run
+from megatune.config import LoadedRun, Run
 from megatune.engine.accelerator import refuse_unusable_gpus
 from megatune.errors import ConfigError
 from megatune.launch.devices import count_gpus
@@ -12,7 +12,7 @@ from megatune.launch.ranks import use_extension_folder
 from megatune.train.job import ready_ops
 
 
-def prepare_launched_rank(run: Run, rank: RankInfo) -> None:
+def prepare_launched_rank(loaded: LoadedRun, rank: RankInfo) -> None:
     """Check this rank's world against the run file and the machine, and have the ops of the run built.
 
     Every rank calls it: one of each environment builds while the others wait. Raises ConfigError, on
@@ -20,14 +20,23 @@ def prepare_launched_rank(run: Run, rank: RankInfo) -> None:
     """
     if rank.launcher == "local":
         return
+    run = loaded.run
     num_gpus = count_gpus()
     refuse_unusable_gpus(num_gpus)
     problems = contradictions(run, rank, num_gpus)
     if problems:
         raise ConfigError(problems)
-    folder = ready_ops(run)
+    folder = ready_ops(_with_most_ops(loaded, num_gpus))
     if folder is not None:
         use_extension_folder(folder)
+
+
+def _with_most_ops(loaded: LoadedRun, num_gpus: int) -> Run:
+    """The run, with offload where that may be chosen: nobody knows yet, and ranks must not compile later."""
+    if not num_gpus or "parallel.offload" not in loaded.auto:
+        return loaded.run
+    parallel = loaded.run.parallel.model_copy(update={"offload": "optimizer"})
+    return loaded.run.model_copy(update={"parallel": parallel})
 
 
 def contradictions(run: Run, rank: RankInfo, num_gpus: int) -> list[str]:

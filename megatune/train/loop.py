@@ -19,6 +19,7 @@ from megatune.launch.run_folder import RunFolder
 from megatune.report.records import StopRecord
 from megatune.train.bad_steps import BadSteps
 from megatune.train.evaluating import Evaluations
+from megatune.train.memory import MemoryMeter
 from megatune.train.meters import Meter, peak_memory_bytes
 from megatune.train.profiling import StepProfiler
 from megatune.train.reporting import Reporter
@@ -30,6 +31,8 @@ from megatune.train.step import StepResult, train_step
 from megatune.train.stopping import Stopping
 
 DONE, STOPPED_EARLY = 0, 75
+_STEPS_TO_SETTLE = 3
+"""Steps after which a start has seen what every step holds."""
 
 
 def total_steps(run: Run, num_rows: int, global_rows: int) -> int:
@@ -55,11 +58,12 @@ class TrainingLoop:
         meter: Meter,
         stopping: Stopping,
         heart: Heart,
+        memory: MemoryMeter,
     ) -> None:
         self._run, self._engine, self._batch = run, engine, batch
         self._train, self._evaluations = train, evaluations
         self._reporter, self._meter = reporter, meter
-        self._stopping, self._heart = stopping, heart
+        self._stopping, self._heart, self._memory = stopping, heart, memory
         self._total_steps = total_steps(run, train.num_rows, batch.global_sequences)
         self._state = TrainingState(patience=patience_of(run))
         self._checkpoints = Checkpoints(
@@ -78,6 +82,7 @@ class TrainingLoop:
         self._own_time = OwnTime(engine.world.device)
         self._slow_ranks = SlowRanks(run.health, engine.world.gather_objects(socket.gethostname()))
         self._is_first_step = True
+        self._steps_of_start = 0
         self._peak_memory_bytes: list[int] = []
 
     def run(self) -> int:
@@ -88,6 +93,7 @@ class TrainingLoop:
             reason, code = self._to_the_end()
         finally:
             self._profiler.finish()
+        self._tell_memory()
         steps_done = self._state.step
         self._heart.beat("save")
         if steps_done > 0 and self._run.checkpoint.save_at_end:
@@ -173,7 +179,9 @@ class TrainingLoop:
         self._own_time.begin()
         self._heart.beat(self._phase("data"), state.step + 1)
         rate = learning_rate_at(state.step, self._run.train, self._total_steps)
+        self._memory.step_begins()
         result = self._train_step(rate)
+        self._memory.step_ends()
         position = next_position(
             state.position, num_rows=self._train.num_rows, global_rows=self._batch.global_sequences
         )
@@ -198,6 +206,9 @@ class TrainingLoop:
         )
         self._state = self._bad_steps.handled(self._state, result, self._batch.global_sequences)
         self._state = self._saves.advance(self._state, all_ready=result.saves_ready)
+        self._steps_of_start += 1
+        if self._steps_of_start == _STEPS_TO_SETTLE:
+            self._tell_memory()  # a start that is killed has said it
         return result.stop_asked
 
     def _train_step(self, rate: float) -> StepResult:
@@ -213,6 +224,7 @@ class TrainingLoop:
                 dp_rank=world.data_rank,
             )
         self._own_time.rows_are_ready()
+        self._memory.saw(batches)
         return train_step(
             self._engine,
             batches,
@@ -220,15 +232,26 @@ class TrainingLoop:
             stop_asked=self._stopping.reason() is not None,
             save_ready=self._saves.is_ready,
             times=self._own_time.taken,
-            peak_memory_bytes=peak_memory_bytes(world.device),
+            peak_memory_bytes=max(peak_memory_bytes(world.device), self._memory.most_ever),
             is_refused=self._bad_steps.refusal(self._state),
-            beat=lambda phase: self._heart.beat(self._phase(phase)),
+            beat=self._beat,
+            watch=self._memory.watch,
         )
 
     def _tell_slow_ranks(self, result: StepResult) -> None:
         for record in self._slow_ranks.stepped(self._state.step, result.times):
             self._reporter.write(record)
             self._reporter.note(words_of(record))
+
+    def _tell_memory(self) -> None:
+        """What was held so far, beside what was planned. Collective."""
+        record = self._memory.record(self._state.step)
+        if record is not None:
+            self._reporter.write(record)
+
+    def _beat(self, phase: str) -> None:
+        self._memory.phase = f"{phase} of step {self._state.step + 1}"
+        self._heart.beat(self._phase(phase))
 
     def _phase(self, phase: str) -> str:
         return "first step" if self._is_first_step else phase
@@ -258,6 +281,7 @@ class TrainingLoop:
             self._heart.beat("eval")
             if self._is_stop_agreed(before_evaluation=True):
                 return self._reason_of_some_rank()
+            self._memory.phase = f"evaluation at step {self._state.step}"
             found = self._evaluations.score(split, self._state.step, self._is_evaluation_given_up)
             if found is None:
                 return self._reason_of_some_rank()

@@ -1,6 +1,8 @@
 """What one rank does: join, build the engine, open the data, train."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from megatune.checkpoint.export import replace_export
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
@@ -8,14 +10,16 @@ from megatune.config.slurm import SlurmSection
 from megatune.engine.base import TrainingEngine
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.make import make_engine
-from megatune.engine.start import join, leave, seed_everything
-from megatune.engine.world import World, check_degrees
+from megatune.engine.start import enter, leave, seed_everything, share_object
+from megatune.engine.world import World, check_degrees, make_world
+from megatune.errors import MegatuneError
 from megatune.evaluate.exam import Exam
 from megatune.evaluate.loss_check import choose_loss
 from megatune.evaluate.packing_check import refuse_leaking_packing
 from megatune.launch.devices import count_gpus
 from megatune.launch.environment import environment_report
 from megatune.launch.heartbeat import Heart
+from megatune.launch.planned_run import PlannedRun, plan_start
 from megatune.launch.rank_info import RankInfo
 from megatune.launch.ranks import own_slurm_job, record_collectives
 from megatune.launch.run_folder import RunFolder
@@ -23,7 +27,7 @@ from megatune.launch.time_limit import JobEnd
 from megatune.model.quiet import quiet_libraries
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.report.metrics import read_metrics
-from megatune.report.records import RunRecord
+from megatune.report.records import PlanRecord, RunRecord
 from megatune.report.tables import to_json
 from megatune.train.beating import beating
 from megatune.train.evaluating import Evaluations, marking_of, set_exams
@@ -31,8 +35,11 @@ from megatune.train.inputs import Inputs, open_inputs, open_tokenizer, prepare_i
 from megatune.train.kernels_used import kernels_used
 from megatune.train.launched import prepare_launched_rank
 from megatune.train.loop import DONE, STOPPED_EARLY, TrainingLoop, total_steps
+from megatune.train.memory import MemoryMeter
 from megatune.train.meters import Meter, device_name, peak_flops
+from megatune.train.out_of_memory import explained, is_out_of_memory
 from megatune.train.place import Place, find_place
+from megatune.train.plan_records import plan_record
 from megatune.train.reporting import Reporter
 from megatune.train.stopping import Stopping, StopRequest
 from megatune.train.unchanged_data import refuse_changed_data
@@ -47,19 +54,23 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
     quiet_libraries()
     stop = stop or StopRequest()
     restore = stop.listen()
-    prepare_launched_rank(run, rank)
-    check_degrees(rank.world_size, run.parallel.tp_size)
-    batch = resolve_batch(run, rank.world_size // run.parallel.tp_size)
-    ds_config = make_ds_config(run, batch, read_policy(run.deepspeed))
+    prepare_launched_rank(loaded, rank)
+    if not loaded.auto:
+        lay_out(run, rank.world_size)  # what is wrong with it is found before anything is waited for
     folder = RunFolder(run.train.output_dir)
-    # The first rank prepares before it joins: the others wait in the rendezvous, not in a collective.
+    # The first rank prepares and plans before it joins: the others wait in the rendezvous, not in a collective.
     prepared = prepare_inputs(run, folder) if rank.rank == 0 else None
-    if rank.rank == 0:
-        write_run_folder(folder, loaded, ds_config)
+    planned = _plan(loaded, rank, prepared) if prepared is not None else None
     if count_gpus():
         record_collectives(folder.heartbeats)
     try:
-        world = join(rank, tensor_parallel=run.parallel.tp_size, timeout_s=run.launch.timeout_s)
+        device = enter(rank, timeout_s=run.launch.timeout_s)
+        loaded, sizes = share_object(planned and (planned.loaded, planned.sizes))
+        run = loaded.run
+        batch, ds_config = lay_out(run, rank.world_size, sizes)
+        if planned is not None:
+            write_run_folder(folder, planned, ds_config)
+        world = make_world(run.parallel.tp_size, device, timeout_s=run.launch.timeout_s)
         inputs = _share_inputs(run, prepared, rank, world)
         place = find_place(rank, own_slurm_job(), world)
         if world.any_rank(stop.asked_by is not None):  # before the weights are read: that may take minutes
@@ -67,13 +78,42 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
         else:
             with beating(run, rank, folder) as heart:
                 startup = time.monotonic() - started
-                code = _train(run, batch, ds_config, inputs, folder, world, place, stop, heart, startup)
+                begun = _Start(
+                    run=run,
+                    batch=batch,
+                    ds_config=ds_config,
+                    inputs=inputs,
+                    folder=folder,
+                    world=world,
+                    place=place,
+                    stop=stop,
+                    heart=heart,
+                    memory=MemoryMeter(device),
+                    planned=planned,
+                    startup_seconds=startup,
+                )
+                code = _train_or_explain(begun, loaded, rank)
         world.barrier()  # srun and mpirun kill what still works when one rank has ended with 75
     finally:
         restore()
     # Not after an error: leaving waits for the others, who may wait for this rank. The launcher ends them.
     leave()
     return code
+
+
+def lay_out(
+    run: Run, world_size: int, sizes: Mapping[str, int] | None = None
+) -> tuple[BatchShape, dict[str, object]]:
+    """The batch and DeepSpeed's configuration on so many ranks. Raises ConfigError for what cannot be."""
+    check_degrees(world_size, run.parallel.tp_size)
+    batch = resolve_batch(run, world_size // run.parallel.tp_size)
+    return batch, make_ds_config(run, batch, read_policy(run.deepspeed), sizes)
+
+
+def _plan(loaded: LoadedRun, rank: RankInfo, prepared: Inputs) -> PlannedRun:
+    nodes = rank.num_nodes or -(-rank.world_size // rank.local_world_size)
+    config = prepared.source.config_dict()
+    return plan_start(loaded, config, num_nodes=nodes, ranks_per_node=rank.local_world_size)
 
 
 def _share_inputs(run: Run, prepared: Inputs | None, rank: RankInfo, world: World) -> Inputs:
@@ -84,28 +124,56 @@ def _share_inputs(run: Run, prepared: Inputs | None, rank: RankInfo, world: Worl
     return inputs
 
 
-def _train(
-    run: Run,
-    batch: BatchShape,
-    ds_config: dict[str, object],
-    inputs: Inputs,
-    folder: RunFolder,
-    world: World,
-    place: Place,
-    stop: StopRequest,
-    heart: Heart,
-    startup_seconds: float,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What a rank has when it begins to build its engine."""
+
+    run: Run
+    batch: BatchShape
+    ds_config: dict[str, object]
+    inputs: Inputs
+    folder: RunFolder
+    world: World
+    place: Place
+    stop: StopRequest
+    heart: Heart
+    memory: MemoryMeter
+    planned: PlannedRun | None
+    """The first rank's."""
+    startup_seconds: float
+
+
+def _train_or_explain(start: _Start, loaded: LoadedRun, rank: RankInfo) -> int:
+    """`_train`; a rank that has no memory left says what it held and what would fit. Collective."""
+    try:
+        return _train(start)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        planned = start.planned or _plan_again(loaded, rank, start.inputs)
+        raise explained(error, planned, start.memory, rank.rank) from None
+
+
+def _plan_again(loaded: LoadedRun, rank: RankInfo, inputs: Inputs) -> PlannedRun | None:
+    try:
+        return _plan(loaded, rank, inputs)
+    except (MegatuneError, MemoryError):
+        return None  # the error in hand is the one to tell
+
+
+def _train(start: _Start) -> int:
+    run, world, batch, memory = start.run, start.world, start.batch, start.memory
     seed_everything(run.train.seed, world)
     load_started = time.monotonic()
-    engine = make_engine(run, inputs.source, world, ds_config)
-    steps = total_steps(run, inputs.train.num_rows, batch.global_sequences)
-    reporter = Reporter(run, folder, steps, world)
+    engine = make_engine(run, start.inputs.source, world, start.ds_config)
+    memory.held_bytes = engine.held_bytes
+    steps = total_steps(run, start.inputs.train.num_rows, batch.global_sequences)
+    reporter = Reporter(run, start.folder, steps, world)
     try:
-        times = startup_seconds, time.monotonic() - load_started
         loss = choose_loss(engine, run.train.chunked_loss)
-        _describe(run, batch, engine, inputs, steps, reporter, place, times)
+        _describe(start, engine, steps, reporter, load_seconds=time.monotonic() - load_started)
         reporter.note(loss)
+        _tell_plan(start.planned, reporter)
         if run.packs:
             measure = refuse_leaking_packing(engine)
             reporter.note(
@@ -123,18 +191,19 @@ def _train(
             run,
             engine,
             batch,
-            inputs.train,
-            _evaluations(run, batch, engine, inputs, folder, reporter),
-            folder=folder,
+            start.inputs.train,
+            _evaluations(run, batch, engine, start.inputs, start.folder, reporter),
+            folder=start.folder,
             reporter=reporter,
             meter=meter,
-            stopping=_stopping(run, stop, place, reporter, world),
-            heart=heart,
+            stopping=_stopping(run, start.stop, start.place, reporter, world),
+            heart=start.heart,
+            memory=memory,
         )
         code = loop.run()
         if code == DONE and run.checkpoint.export_at_end:
-            heart.beat("export")
-            _export(run, loop, folder, reporter, world)
+            start.heart.beat("export")
+            _export(run, loop, start.folder, reporter, world)
     finally:
         reporter.close()
     return code
@@ -184,16 +253,9 @@ def _stopping(run: Run, stop: StopRequest, place: Place, reporter: Reporter, wor
 
 
 def _describe(
-    run: Run,
-    batch: BatchShape,
-    engine: TrainingEngine,
-    inputs: Inputs,
-    steps: int,
-    reporter: Reporter,
-    place: Place,
-    times: tuple[float, float],
+    start: _Start, engine: TrainingEngine, steps: int, reporter: Reporter, *, load_seconds: float
 ) -> None:
-    world = engine.world
+    run, world, place, inputs = start.run, start.world, start.place, start.inputs
     reporter.write(
         RunRecord(
             model=run.model.model_name_or_path,
@@ -205,15 +267,15 @@ def _describe(
             precision=run.precision,
             device=device_name(world.device),
             total_steps=steps,
-            sequences_per_step=batch.global_sequences,
+            sequences_per_step=start.batch.global_sequences,
             max_seq_length=run.data.max_seq_length,
             launcher=place.launcher,
             num_nodes=len(place.hosts),
             hosts=place.hosts,
             job_id=place.job.job_id if place.job else None,
             restart_count=place.job.restart_count if place.job else None,
-            startup_seconds=times[0],
-            load_seconds=times[1],
+            startup_seconds=start.startup_seconds,
+            load_seconds=load_seconds,
             details={"engine": engine.description, **kernels_used(engine)},
         )
     )
@@ -226,6 +288,14 @@ def _describe(
         )
     for notice in precision_notices(run, inputs):
         reporter.note(f"note: {notice}")
+
+
+def _tell_plan(planned: PlannedRun | None, reporter: Reporter) -> None:
+    """What was expected of this start, for the report to compare with. First rank's `planned`. Collective."""
+    record = None if planned is None else plan_record(planned)
+    reporter.write(record or PlanRecord())
+    if planned is not None and planned.choice is not None:
+        reporter.note(str(planned.choice))
 
 
 def precision_notices(run: Run, inputs: Inputs) -> list[str]:
@@ -246,9 +316,10 @@ def _export(run: Run, loop: TrainingLoop, folder: RunFolder, reporter: Reporter,
         reporter.note(f"exported {folder.export}")
 
 
-def write_run_folder(folder: RunFolder, loaded: LoadedRun, ds_config: dict[str, object]) -> None:
+def write_run_folder(folder: RunFolder, planned: PlannedRun, ds_config: dict[str, object]) -> None:
     """The files that say what this run is."""
     folder.create()
-    folder.write_text_atomic(folder.run_file.name, resolved_yaml(loaded))
+    folder.write_text_atomic(folder.run_file.name, resolved_yaml(planned.loaded))
+    folder.write_text_atomic(folder.plan.name, to_json(planned.as_object()) + "\n")
     folder.write_text_atomic(folder.ds_config.name, to_json(ds_config) + "\n")
     folder.write_text_atomic(folder.environment.name, environment_report())

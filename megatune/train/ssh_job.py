@@ -31,7 +31,8 @@ def ssh_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
     num_ranks = sum(host.slots for host in hosts)
     check_degrees(num_ranks, run.parallel.tp_size)
     folder = RunFolder(run.train.output_dir)
-    prepare_for(run, folder, num_ranks)
+    widest = max(host.slots for host in hosts)
+    prepare_for(loaded, folder, num_nodes=len(hosts), ranks_per_node=widest, num_ranks=num_ranks)
     result = run_ranks_over_ssh(
         SshJob(
             command=[sys.executable, "-m", "megatune", "train", *arguments],

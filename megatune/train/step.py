@@ -47,14 +47,16 @@ def train_step(
     times: Callable[[], StepTimes] = lambda: StepTimes(0.0, 0.0),
     is_refused: Callable[[float], bool] | None = None,
     beat: Callable[[str], None] = lambda _: None,
+    watch: Callable[[str], None] = lambda _: None,
 ) -> StepResult:
     """One optimizer step on this rank's micro-batches. Collective: every rank calls it.
 
     The loss is the mean over all target tokens of the step on all ranks, so it does not depend on
     how tokens fall into micro-batches, ranks or packed rows. `engine.backward` adds gradients over
     micro-batches and ranks. `is_refused` tells from the loss whether to leave the step out; it costs a
-    small collective, and must answer the same on all ranks. `beat` is told what begins. `save_ready`: this
-    rank has done its part of the save in flight. `times`: what this rank has taken for the step.
+    small collective, and must answer the same on all ranks. `beat` is told what begins, `watch` when the forward
+    of a micro-batch begins and ends. `save_ready`: this rank has done its part of the save in flight. `times`: what
+    this rank has taken for the step.
     """
     world, cpu_started = engine.world, time.process_time()
     counts = torch.tensor([b.num_targets for b in batches], dtype=torch.float64, device=world.device).sum()
@@ -63,7 +65,9 @@ def train_step(
     loss = torch.zeros((), device=world.device)
     for index, batch in enumerate(batches):
         beat("forward and backward")
+        watch("before forward")
         part = engine.loss(batch) / divisor
+        watch("after forward")
         engine.backward(part, is_last=index == len(batches) - 1)
         loss += part.detach()
     beat("optimizer step")

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from command_line import megatune, rank_process, steps_of
+from command_line import megatune, rank_process, steps_of, write_model, write_run
 
 pytestmark = [pytest.mark.world, pytest.mark.timeout(300)]
 CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -91,6 +91,37 @@ def test_a_killed_rank_is_named_and_not_the_peer_that_lost_it(run_file: Path, ou
         -9,
     )
     assert digest["step"] >= 1
+
+
+def test_a_rank_without_memory_says_what_it_held_and_what_would_fit(
+    session_folder: Path, output_dir: Path, tmp_path: Path
+):
+    """Written-out attention over 4096 tokens: one block's scores are 32 x 4 x 4096 x 4096 x 4 bytes, 8 GiB."""
+    model = write_model(session_folder, n_positions=4096, bos_token_id=0, eos_token_id=0)
+    rows = tmp_path / "long.jsonl"
+    rows.write_text((json.dumps({"text": "one two three " * 4096}) + "\n") * 32)
+    run_file = write_run(tmp_path / "run.yaml", model, rows, output_dir)
+    settings = ("data.max_seq_length=4096", "model.attn_implementation=eager", "data.packing=false")
+    batch = ("train.per_device_train_batch_size=32", "train.global_batch_size=32")
+
+    def small_memory() -> None:  # also where the kernel promises more than there is
+        resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+
+    code = train_as_srun_does(run_file, output_dir, *settings, *batch, limit=small_memory)
+
+    log = (output_dir / "logs" / "rank-00000.log").read_text()
+    assert code == 12, log
+    assert "megatune: out of host memory on rank 0 (forward and backward of step 1): " in log
+    assert "Traceback" not in log
+    assert "longest micro-batch so far: 32 x 4096 tokens" in log
+    for words in ("planned", "held", "activations", "everything else, together", "total, of"):
+        assert words in log
+    proposals = [line for line in log.splitlines() if "of host memory a rank by the plan" in line]
+    assert len(proposals) == 3
+    assert any("train.per_device_train_batch_size=" in line for line in proposals)
+    digest = told(output_dir)
+    assert (digest["class"], digest["rank"]) == ("host_memory", 0)
+    assert sum("by the plan" in each["text"] for each in digest["evidence"]) == 3
 
 
 def test_a_file_system_that_takes_no_more_is_told_as_the_disk(run_file: Path, output_dir: Path):

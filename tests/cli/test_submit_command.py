@@ -98,6 +98,19 @@ def test_a_run_is_submitted_and_told_how_to_be_followed(slurm, run_file):
     assert json.loads((folder / "jobs.jsonl").read_text())["job_id"] == "4711"
 
 
+def test_what_is_left_open_is_shown_as_planned_and_left_open_in_the_job(slurm, run_file):
+    unknown = submit(slurm, run_file, "--dry-run", "parallel.zero_stage=auto")
+    assert (
+        "planned: parallel.zero_stage=3 model.gradient_checkpointing=false (how much memory" in unknown.text
+    )
+    on_cpu = ("slurm.gpus_per_node=0", "slurm.mem=256G", "launch.nproc_per_node=4")
+    known = submit(slurm, run_file, "parallel.zero_stage=auto", *on_cpu)
+    assert "planned: parallel.zero_stage=1" in known.text and "of 64.00 GiB" in known.text
+    submitted = (slurm.parent / "runs/first/submitted.yaml").read_text()
+    assert "zero_stage: auto  # auto" in submitted
+    assert "gradient_checkpointing: auto" in submitted
+
+
 def test_a_dry_run_shows_script_and_plan_and_leaves_nothing(slurm, run_file):
     done = submit(slurm, run_file, "--dry-run")
 

@@ -4,22 +4,23 @@ It trains with ZeRO and with the reference on the device that DeepSpeed chooses,
 saved state, and writes down what came out.
 """
 
-import copy
 import json
 import os
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from parity_steps import SEQUENCES, batches, plain_engine, run_steps, tiny_run, world_of, zero_engine
+from state_cases import load, save
 
+from megatune.engine.base import TrainingEngine
 from megatune.engine.start import leave
-from megatune.engine.state import RankState
-from megatune.engine.zero import ZeroEngine
 
 STEPS, SAVED_AFTER = 4, 2
 RATE = 0.05
@@ -30,11 +31,12 @@ def main(folder: str, precision: str) -> dict[str, object]:
     run, steps = tiny_run(folder, precision=precision), batches(STEPS)
     zero = zero_engine(run, world_of(1), micro=SEQUENCES)
     losses, norms = _train(zero, steps[:SAVED_AFTER])
-    saved = _copy(zero.state())
-    later = _train(zero, steps[SAVED_AFTER:])
     resumed = zero_engine(run, zero.world, micro=SEQUENCES)
-    resumed.load_state(saved)
-    again = _train(resumed, steps[SAVED_AFTER:])
+    with tempfile.TemporaryDirectory() as checkpoints:
+        saved = save(zero, Path(checkpoints), SAVED_AFTER)
+        later = _train(zero, steps[SAVED_AFTER:])
+        load(resumed, saved)
+        again = _train(resumed, steps[SAVED_AFTER:])
     # fp16 needs a loss scale that plain torch has not got, so its reference is exact instead.
     exact = tiny_run(folder, precision="fp32" if precision == "fp16" else precision)
     plain = plain_engine(exact, zero.world.device)
@@ -57,15 +59,7 @@ def _train(engine: object, steps: list[object]) -> tuple[list[float], list[float
     return run_steps(engine, steps, accumulation=1, learning_rate=RATE)  # type: ignore[arg-type]
 
 
-def _copy(state: RankState) -> RankState:
-    tensors = {
-        kind: {name: piece.clone() for name, piece in pieces.items()}
-        for kind, pieces in state.tensors.items()
-    }
-    return RankState(tensors, copy.deepcopy(state.scalars))
-
-
-def _masters(engine: ZeroEngine) -> dict[str, torch.Tensor]:
+def _masters(engine: TrainingEngine) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in engine.weights(master=True)}
 
 

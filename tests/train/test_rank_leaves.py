@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_runs import write_run
 
 from megatune.config import load_run
@@ -32,9 +33,11 @@ def test_only_a_rank_without_an_error_leaves(
         "find_place",
     ):
         monkeypatch.setattr(rank_module, name, lambda *_, **__: None)
-    monkeypatch.setattr(rank_module, "join", lambda *_, **__: single_world())
+    monkeypatch.setattr(rank_module, "enter", lambda *_, **__: torch.device("cpu"))
+    monkeypatch.setattr(rank_module, "make_world", lambda *_, **__: single_world())
     monkeypatch.setattr(rank_module, "_train", train)
     monkeypatch.setattr(rank_module, "leave", lambda: left.append("left"))
+    monkeypatch.setattr(rank_module, "share_object", lambda _: (run, {}))
     run = load_run(write_run(tmp_path / "run.yaml", tmp_path), [])
 
     if fails:

@@ -20,6 +20,8 @@ MACHINE_CAUSES: tuple[Cause, ...] = (
             r"Cuda failure.*out of memory",
             r"CU(?:BLAS|DNN|SOLVER)_STATUS_ALLOC_FAILED",
             r"(?:cuda|hip)Error(?:MemoryAllocation|OutOfMemory)",
+            r"^megatune: out of GPU memory",
+            r"of GPU memory a rank by the plan, instead of",  # train/out_of_memory.py: what would fit
         ),
     ),
     Cause(
@@ -39,6 +41,8 @@ MACHINE_CAUSES: tuple[Cause, ...] = (
             r"DefaultCPUAllocator: (?:can't allocate|not enough) memory",
             r"(?<!ibv_reg_mr )Cannot allocate memory",
             r"DataLoader worker .* is killed by signal: Killed",
+            r"^megatune: out of host memory",
+            r"of host memory a rank by the plan, instead of",
         ),
         states=frozenset({"OUT_OF_MEMORY"}),
     ),

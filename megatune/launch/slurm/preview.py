@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from megatune.config import Run
+from megatune.config import LoadedRun, Run
 from megatune.errors import ConfigError, ModelError, PlanError
 from megatune.launch.slurm.request import JobRequest
 from megatune.launch.slurm.text import memory_bytes
 from megatune.plan.answer import plan_answer
 from megatune.plan.assess import Assessment, Question, assess
+from megatune.plan.auto import Choice, fill_auto
 from megatune.plan.ds_config import read_policy
 from megatune.plan.forecast import forecast
 from megatune.plan.hardware import accelerator_named
@@ -47,6 +48,8 @@ class Preview:
     tokens_per_step: int
     num_steps: int | None
     """None: as many as the epochs have, which nobody has counted yet."""
+    choice: Choice | None
+    """What the run file leaves open, as the job will fill it in on such machines."""
     planned: Planned | None
     why_not: str | None
     """Why the planner says nothing; None when it does."""
@@ -99,15 +102,25 @@ class Preview:
 
 
 def preview(
-    run: Run, request: JobRequest, *, measured: Measured | None = None, num_steps: int | None = None
+    loaded: LoadedRun,
+    request: JobRequest,
+    *,
+    measured: Measured | None = None,
+    num_steps: int | None = None,
 ) -> Preview:
-    """What `run` will be on the nodes of `request`.
+    """What `loaded` will be on the nodes of `request`; what it leaves open is filled in as the job will do it.
 
     measured: by the doctor and by runs, where the job goes. num_steps: of the whole run, where an earlier start
     has counted them. Raises ModelError when the model cannot be cut to the run's degree.
     """
+    machine = machine_of(request, measured or Measured())
+    question, why_not = _ask(loaded.run, machine)
+    choice = fill_auto(loaded.run, loaded.auto, question, why_not or "")
+    run = choice.run if choice else loaded.run
     layout = layout_of(run, request.num_ranks)
-    planned, why_not = _judge(run, request, measured or Measured())
+    if choice is not None:
+        question, why_not = _ask(run, machine)
+    planned = None if question is None else Planned(question=question, judged=assess(question, layout))
     sequences = layout.global_sequences
     return Preview(
         request=request,
@@ -118,18 +131,17 @@ def preview(
         sequences_per_step=sequences,
         tokens_per_step=sequences * run.data.max_seq_length,
         num_steps=run.train.max_steps or num_steps,
+        choice=choice,
         planned=planned,
         why_not=why_not,
     )
 
 
-def _judge(run: Run, request: JobRequest, measured: Measured) -> tuple[Planned | None, str | None]:
-    machine = machine_of(request, measured)
+def _ask(run: Run, machine: Machine) -> tuple[Question | None, str | None]:
     try:
-        question = make_question(run, read_model_config(run), machine, read_policy(run.deepspeed))
+        return make_question(run, read_model_config(run), machine, read_policy(run.deepspeed)), None
     except (ModelError, PlanError, ConfigError) as error:
         return None, str(error)  # training it may still work: only the planner does not know it
-    return Planned(question=question, judged=assess(question, layout_of(run, machine.num_devices))), None
 
 
 def machine_of(request: JobRequest, measured: Measured) -> Machine:

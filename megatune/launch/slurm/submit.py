@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from megatune.config import LoadedRun, resolved_yaml
+from megatune.config import resolved_yaml
 from megatune.errors import ConfigError, SubmitError
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.command import Call
@@ -79,10 +79,10 @@ def submitted_yaml(run: RunToSubmit, request: JobRequest) -> str:
     loaded = run.loaded
     layout = {"nodes": request.nodes, "nproc_per_node": request.tasks_per_node}
     launch = loaded.run.launch.model_copy(update=layout)
-    resolved = LoadedRun(
+    resolved = replace(
+        loaded,
         run=loaded.run.model_copy(update={"launch": launch}),
         origins={**loaded.origins, **{f"launch.{key}": "megatune submit" for key in layout}},
-        notices=loaded.notices,
     )
     return f"# Relative paths begin at {request.working_dir}\n{resolved_yaml(resolved)}"
 

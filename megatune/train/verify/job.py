@@ -17,6 +17,7 @@ from megatune.launch.local import run_ranks
 from megatune.launch.processes import Start
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
+from megatune.plan.auto import value_of
 from megatune.train.inputs import Inputs, open_tokenizer
 from megatune.train.job import check_and_prepare, ready_ops
 from megatune.train.verify.compare import TOLERANCES, Row, Tolerance, compare
@@ -83,12 +84,12 @@ def verify_job(
     Logs of the worlds stay in the run folder; weights are compared through files that do not. Raises
     UserError when the run or the machine does not allow it, LaunchError when a world fails.
     """
-    run = loaded.run
-    _refuse_head(run)
-    folder = RunFolder(run.train.output_dir)
+    _refuse_head(loaded.run)
+    folder = RunFolder(loaded.run.train.output_dir)
     with ExitStack() as stack:
         start = stack.enter_context(rank_starts(["megatune.train.verify.world"]))
-        num_ranks, inputs = check_and_prepare(run, folder)
+        run, num_ranks, inputs = check_and_prepare(loaded, folder)
+        planned = [f"{key}={value_of(run, key)}" for key in loaded.auto]  # the worlds are given values
         global_rows = resolve_batch(run, num_ranks // run.parallel.tp_size).global_sequences
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".verify-", dir=folder.path))
         model, notes = _prepare_model(run, inputs, Path(scratch), shrunken)
@@ -96,7 +97,7 @@ def verify_job(
             run=run,
             run_file=run_file,
             # A shrunken model has its weights written down, also where the run draws them.
-            overrides=[*overrides, *(["model.initialize=pretrained"] if shrunken else [])],
+            overrides=[*overrides, *planned, *(["model.initialize=pretrained"] if shrunken else [])],
             model=model,
             prepared=inputs.train.folder,
             num_steps=num_steps,

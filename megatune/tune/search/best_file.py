@@ -1,10 +1,10 @@
 """best.yaml: the run file of a search's best trial, with comments that say where its values come from."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from megatune.config import load_run, resolved_yaml
-from megatune.config.load import LoadedRun
 from megatune.tune.search.result import SearchResult, TrialResult
 from megatune.tune.search.space import Axis, Choices, overrides_of
 from megatune.units import format_duration
@@ -14,11 +14,8 @@ def best_yaml(run_file: Path, result: SearchResult, best: TrialResult) -> str:
     """The text of best.yaml: the search's run file with the values of `best`; its output_dir is the run's own."""
     loaded = load_run(run_file, overrides_of(best.point))
     why = {axis.key: f"search: best of {_tried(axis)}" for axis in result.definition.space.axes}
-    told = LoadedRun(
-        run=loaded.run,
-        origins={key: why.get(key) or _kept(origin) for key, origin in loaded.origins.items()},
-        notices=loaded.notices,
-    )
+    origins = {key: why.get(key) or _kept(origin) for key, origin in loaded.origins.items()}
+    told = replace(loaded, origins=origins)
     head = "".join(f"# {line}\n" for line in _head(result, best))
     return head + resolved_yaml(told)
 

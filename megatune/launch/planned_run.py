@@ -1,0 +1,102 @@
+"""A run on the machine where it starts: what it leaves to the planner is filled in, and what it should need is told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatune.config import LoadedRun, Run
+from megatune.errors import ModelError, PlanError
+from megatune.launch.devices import count_gpus, gpu_kind, host_memory_bytes
+from megatune.launch.measurements import measured_for
+from megatune.plan.answer import plan_answer
+from megatune.plan.assess import Assessment, Question, assess
+from megatune.plan.auto import Choice, fill_auto, value_of
+from megatune.plan.buckets import sizes_of
+from megatune.plan.ds_config import read_policy
+from megatune.plan.forecast import forecast
+from megatune.plan.hardware import find_accelerator
+from megatune.plan.question import Machine, layout_of, make_question
+from megatune.plan.search import Found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """What a start trains, and what the planner expects of it."""
+
+    loaded: LoadedRun
+    """Without anything left open."""
+    choice: Choice | None
+    """What was filled in; None where the run file says everything."""
+    question: Question | None
+    judged: Assessment | None
+    """The layout that runs."""
+    why_not: str
+    """Why the planner says nothing of it; "" when it does."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What "auto" means for the bucket sizes of a policy; {} for a model that the planner does not know."""
+        return sizes_of(self.question.work.model) if self.question else {}
+
+    def as_object(self) -> dict[str, Any]:
+        """What plan.json holds."""
+        chosen = {key: value_of(self.loaded.run, key) for key in self.choice.keys} if self.choice else {}
+        planned = {"chosen": chosen, "why": self.choice.why if self.choice else None}
+        if self.question is None or self.judged is None:
+            return {"schema": None, "planned": planned, "why_not": self.why_not}
+        ahead = forecast(
+            self.question,
+            self.judged,
+            num_steps=self.loaded.run.train.max_steps,
+            limit_s=None,
+            reserve_s=0,
+            price_per_gpu_hour=None,
+        )
+        nothing = Found(fitting=[], too_big=[], rejected=[])
+        return {**plan_answer(self.question, self.judged, nothing, ahead), "planned": planned}
+
+
+def plan_start(
+    loaded: LoadedRun, config: Mapping[str, Any], *, num_nodes: int, ranks_per_node: int
+) -> PlannedRun:
+    """Fill what `loaded` leaves open in for this machine, and judge the result.
+
+    config: the model's config.json. Where the planner does not know the model or the device, the keys have
+    their documented defaults. Raises ConfigError for a batch that does not come out whole.
+    """
+    run = loaded.run
+    machine = machine_here(run, num_nodes=num_nodes, ranks_per_node=ranks_per_node)
+    question, why_not = _ask(run, config, machine)
+    choice = fill_auto(run, loaded.auto, question, why_not)
+    if choice is not None:
+        loaded = loaded.planned(choice.run, choice.keys)
+        question, why_not = _ask(choice.run, config, machine)
+    judged = None
+    if question is not None:
+        judged = assess(question, layout_of(loaded.run, machine.num_devices))
+    return PlannedRun(loaded=loaded, choice=choice, question=question, judged=judged, why_not=why_not)
+
+
+def machine_here(run: Run, *, num_nodes: int, ranks_per_node: int) -> Machine:
+    """`num_nodes` machines like this one."""
+    on_cpu = count_gpus() == 0
+    kind = None if on_cpu else gpu_kind()
+    accelerator = find_accelerator(kind[0]) if kind else None
+    device = "cpu" if on_cpu else accelerator.name if accelerator else None
+    return Machine(
+        nodes=num_nodes,
+        ranks_per_node=ranks_per_node,
+        accelerator=accelerator,
+        device_memory_bytes=kind[1] if kind else None,
+        host_memory_bytes=host_memory_bytes(),
+        measured=measured_for(run, device=device),
+        on_cpu=on_cpu,
+        needs_limit=False,
+    )
+
+
+def _ask(run: Run, config: Mapping[str, Any], machine: Machine) -> tuple[Question | None, str]:
+    try:
+        return make_question(run, config, machine, read_policy(run.deepspeed)), ""
+    except (ModelError, PlanError) as error:
+        return None, str(error)
