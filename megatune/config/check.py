@@ -1,5 +1,6 @@
 """Rules between sections: each section is right by itself, and together they must make sense."""
 
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -270,8 +271,9 @@ def _must_be(path: Path, key: str, *, folder: bool, else_use: str) -> Iterator[s
 def _kind(path: Path) -> str:
     """What there is, as it stands in a message; where the system refuses to look, its reason."""
     try:
-        if path.is_dir():
-            return "a folder"
-        return "a file" if path.exists() else "missing"
+        # Asked once: another rank may make the folder between two questions.
+        return "a folder" if stat.S_ISDIR(path.stat().st_mode) else "a file"
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
     except OSError as error:
         return f"not accessible ({error.strerror})"

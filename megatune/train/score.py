@@ -34,7 +34,7 @@ def score_model(run: Run, split: str, *, num_ranks: int) -> Result:
         return score_together(run, split, single_world(_own_device()))
     question = {
         "tensor_parallel": run.parallel.tp_size,
-        "run": run.model_dump(mode="json", exclude_none=True),
+        "run": run.model_dump(mode="json", exclude_none=True, by_alias=True),
         "split": split,
     }
     return Result(**ask_ranks(_MODULE, question, num_ranks=num_ranks))

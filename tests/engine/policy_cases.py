@@ -1,5 +1,6 @@
 """What ranks do in the tests of the shipped DeepSpeed policies: a few steps under each."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,14 @@ from megatune.model.source import open_source
 from megatune.plan.ds_config import make_ds_config, read_policy
 
 
-def losses_under(folder: str, policy: str | None, settings: dict[str, Any], tp: int) -> list[float]:
-    """The losses of three steps under a policy file; without one under DeepSpeed's defaults."""
+def losses_under(
+    folder: str, policy: str | None, settings: dict[str, Any], tp: int, extensions: str
+) -> list[float]:
+    """The losses of three steps under a policy file; without one under DeepSpeed's defaults.
+
+    extensions: the folder with the compiled Adam; without it every rank would begin to compile.
+    """
+    os.environ["TORCH_EXTENSIONS_DIR"] = extensions
     world = world_of(tp)
     run = tiny_run(folder, tp, **settings)
     micro = SEQUENCES // world.data_parallel

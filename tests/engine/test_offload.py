@@ -1,6 +1,5 @@
 """Offload moves the optimizer, and with `all` the weights, to host memory; the numbers stay."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,9 @@ from step_cases import Case, Trace
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
-from megatune.launch.extensions import ensure_built, extension_folder
-
 pytestmark = [pytest.mark.world, pytest.mark.timeout(900)]  # the first run on a machine compiles for minutes
 
 SHARED = [[[[0], [1, 2], [3]], [[4]]], [[[5], [6]], [[7, 8]]]]
-
-
-@pytest.fixture(scope="session")
-def extensions() -> Path:
-    """The folder with DeepSpeed's compiled Adam: built as `megatune train` builds it, once per environment."""
-    folder = extension_folder()
-    ensure_built([sys.executable, "-m", "megatune.engine.build_ops", "cpu_adam"], folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from policy_cases import losses_under
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
-pytestmark = pytest.mark.world
+pytestmark = [pytest.mark.world, pytest.mark.timeout(900)]  # the first run on a machine compiles for minutes
 
 POLICIES = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 # fp16 needs hardware that has it; tests/plan/test_ds_config.py holds what reaches DeepSpeed.
@@ -39,13 +39,15 @@ def test_quantized_messages_are_refused_where_there_are_no_kernels() -> None:
 
 
 @pytest.mark.parametrize("policy", ON_CPU, ids=lambda path: path.stem)
-def test_a_policy_trains_like_deepspeeds_defaults(worlds: Worlds, session_folder: Path, policy: Path) -> None:
+def test_a_policy_trains_like_deepspeeds_defaults(
+    worlds: Worlds, session_folder: Path, extensions: Path, policy: Path
+) -> None:
     folder, settings = str(write_tiny_model("llama", session_folder)), settings_for(policy)
     settings["train"] = {"optimizer": "adamw", "momentum": 0.0}
 
     degree = 1 if "hpz" in policy.stem else 2  # hpZ is refused with tensor parallelism
-    default = worlds.run(4, losses_under, folder, None, settings, degree)[0]
-    ours = worlds.run(4, losses_under, folder, str(policy), settings, degree)[0]
+    default = worlds.run(4, losses_under, folder, None, settings, degree, str(extensions))[0]
+    ours = worlds.run(4, losses_under, folder, str(policy), settings, degree, str(extensions))[0]
 
     assert ours == pytest.approx(default, rel=1e-6)
     assert ours[-1] != ours[0]

@@ -69,7 +69,15 @@ def test_numbers_of_ranks_can_be_tried_at_the_same_batch(tmp_path):
 
 def test_the_shortlist_holds_the_best_of_each_kind(tmp_path):
     found = candidates(write_run(tmp_path), shortlist=4, fixed=("parallel.leaf_modules",))
-    kinds = {(one.layout.tensor_parallel, one.layout.gradient_checkpointing) for one in found[1:]}
+    kinds = {
+        (
+            one.layout.tensor_parallel,
+            one.layout.zero_stage,
+            one.layout.offload,
+            one.layout.gradient_checkpointing,
+        )
+        for one in found[1:]
+    }
     assert len(kinds) == 4
 
 
