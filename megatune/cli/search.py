@@ -3,12 +3,14 @@
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from megatune.cli.arguments import before_torch
+from megatune.cli.trials_found import show_found
 from megatune.config import load_run
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
@@ -143,16 +145,16 @@ def show_result(folder: SearchFolder, *, as_json: bool) -> int:
     best_file = picture = None
     if result.best is not None:
         write_text_atomic(folder.best_file, best_yaml(folder.run_file, result, result.best))
-        best_file = str(folder.best_file)
-        picture = str(folder.picture) if draw_search(result, folder.picture) else None
-    answer = {
-        "schema": 1,
-        "folder": str(folder.path),
-        **result.as_object(),
-        "best_file": best_file,
-        "picture": picture,
-    }
-    show(answer, *_views(result, best_file, picture), as_json=as_json)
+        best_file = folder.best_file
+        picture = folder.picture if draw_search(result, folder.picture) else None
+    show_found(
+        result.as_object(),
+        partial(_views, result),
+        folder=folder.path,
+        best_file=best_file,
+        picture=picture,
+        as_json=as_json,
+    )
     return 0 if result.best is not None or result.num_open else 1
 
 

@@ -4,12 +4,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 from rich.text import Text
 
+from megatune.cli.trials_found import show_found
 from megatune.cli.tune_view import dry_run_views, result_views
 from megatune.config import LoadedRun, load_run
 from megatune.errors import ConfigError
@@ -104,16 +106,16 @@ def show_result(folder: TuneFolder, *, as_json: bool) -> int:
     best_file = picture = None
     if result.best is not None:
         write_best(result, result.best)
-        best_file = str(folder.best_file)
-        picture = str(folder.picture) if draw_tune(result, folder.picture) else None
-    answer = {
-        "schema": 1,
-        "folder": str(folder.path),
-        **result.as_object(),
-        "best_file": best_file,
-        "picture": picture,
-    }
-    show(answer, *result_views(result, best_file, picture), as_json=as_json)
+        best_file = folder.best_file
+        picture = folder.picture if draw_tune(result, folder.picture) else None
+    show_found(
+        result.as_object(),
+        partial(result_views, result),
+        folder=folder.path,
+        best_file=best_file,
+        picture=picture,
+        as_json=as_json,
+    )
     return 0 if result.best is not None or result.num_open else 1
 
 

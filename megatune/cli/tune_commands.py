@@ -7,6 +7,18 @@ import typer
 
 from megatune.cli.arguments import AsJson, Overrides, RunFile
 
+_Objective = typer.Option(
+    "tokens_per_second",
+    "--objective",
+    help="tokens_per_second, tokens_per_gpu_hour or memory; or a sum, as tokens_per_second=0.7,memory=0.3.",
+)
+_Clock = typer.Option(
+    "auto", "--clock", help="wall, cpu (processor time of the ranks), or auto: cpu on a CPU machine in use."
+)
+_TuneOnSlurm = typer.Option(
+    None, "--slurm", help="Hand the tune to Slurm: 1 tunes inside one job, more are an array that shares it."
+)
+
 
 def search(
     run_file: Path = RunFile,
@@ -65,16 +77,8 @@ def tune(
     ),
     warmup: int = typer.Option(2, "--warmup", help="Steps before them that are not timed."),
     minutes: float = typer.Option(15.0, "--minutes", help="What one trial may take, loading counted."),
-    objective: str = typer.Option(
-        "tokens_per_second",
-        "--objective",
-        help="tokens_per_second, tokens_per_gpu_hour or memory; or a sum, as tokens_per_second=0.7,memory=0.3.",
-    ),
-    clock: str = typer.Option(
-        "auto",
-        "--clock",
-        help="wall, cpu (processor time of the ranks), or auto: cpu on a CPU machine in use.",
-    ),
+    objective: str = _Objective,
+    clock: str = _Clock,
     values: list[str] | None = typer.Option(
         None, "--try", metavar="KEY=V1,V2", help="Values of a knob, in place of those that would be tried."
     ),
@@ -83,11 +87,7 @@ def tune(
     gpu: str | None = typer.Option(
         None, "--gpu", help="The GPU's name in the planner's table; else the driver's."
     ),
-    slurm: int | None = typer.Option(
-        None,
-        "--slurm",
-        help="Hand the tune to Slurm: 1 tunes inside one job, more are an array that shares it.",
-    ),
+    slurm: int | None = _TuneOnSlurm,
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be tried and why; start nothing."),
     results: bool = typer.Option(False, "--results", help="Show what was found so far; start nothing."),
     worker: bool = typer.Option(False, "--worker", hidden=True, help="Make trials of the tune of RUN.yaml."),

@@ -61,15 +61,7 @@ def train_step(
     world, cpu_started = engine.world, time.process_time()
     counts = torch.tensor([b.num_targets for b in batches], dtype=torch.float64, device=world.device).sum()
     num_targets = world.sum_over_data(counts)
-    divisor = num_targets.clamp(min=1).float()
-    loss = torch.zeros((), device=world.device)
-    for index, batch in enumerate(batches):
-        beat("forward and backward")
-        watch("before forward")
-        part = engine.loss(batch) / divisor
-        watch("after forward")
-        engine.backward(part, is_last=index == len(batches) - 1)
-        loss += part.detach()
+    loss = _add_gradients(engine, batches, num_targets.clamp(min=1).float(), beat=beat, watch=watch)
     beat("optimizer step")
     agreed = world.sum_over_all(loss.double()).item() / world.tensor_parallel if is_refused else None
     left_out = is_refused is not None and agreed is not None and is_refused(agreed)
@@ -97,6 +89,26 @@ def train_step(
         times=[StepTimes(*taken) for _, *taken in by_rank],
         left_out=left_out,
     )
+
+
+def _add_gradients(
+    engine: Engine,
+    batches: Sequence[Batch],
+    divisor: torch.Tensor,
+    *,
+    beat: Callable[[str], None],
+    watch: Callable[[str], None],
+) -> torch.Tensor:
+    """Forward and backward of every micro-batch; this rank's part of the step's loss."""
+    loss = torch.zeros((), device=engine.world.device)
+    for index, batch in enumerate(batches):
+        beat("forward and backward")
+        watch("before forward")
+        part = engine.loss(batch) / divisor
+        watch("after forward")
+        engine.backward(part, is_last=index == len(batches) - 1)
+        loss += part.detach()
+    return loss
 
 
 def _sum_over_all(
