@@ -7,6 +7,7 @@ import torch
 from tiny_models import write_tiny_model
 
 from megatune.engine.base import StepOutcome
+from megatune.engine.own_time import StepTimes
 from megatune.model.build import build_model
 from megatune.model.source import open_source
 from megatune.report.progress import step_line
@@ -33,7 +34,9 @@ def record(session_folder: Path) -> StepRecord:
         outcome=StepOutcome(grad_norm=0.0, skipped=False),
         cpu_seconds=0.5,
         stop_asked=False,
+        saves_ready=True,
         peak_memory_bytes=[1],
+        times=[StepTimes(0.1, 0.1)],
     )
     return meter.record(result, step=1, epoch=0.1, learning_rate=0.1, seconds=1.0)
 
