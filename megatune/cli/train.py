@@ -51,7 +51,7 @@ def train_run(
 
 def _be_rank(loaded: LoadedRun, rank: RankInfo) -> int:
     export_rank(rank)
-    name_this_process(f"rank {rank.rank}")
+    name_this_process(f"rank-{rank.rank}")
     if rank.launcher != "local":
         _print_at_once()
         if rank.rank == 0:  # our own launcher has told them already

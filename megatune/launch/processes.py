@@ -144,7 +144,12 @@ def signal_name(signum: int) -> str:
 
 
 def name_this_process(name: str) -> None:
-    """Show this process as `name` (15 bytes at most) in ps and top, where forked ranks look like their launcher."""
+    """Show this process as `name` (15 bytes at most) in ps and top, where forked ranks look like their launcher.
+
+    Without spaces: Slurm (jobacct_gather/linux, 22.05) skips a process with one in its name, and then neither
+    counts its memory nor holds it to the job's limit.
+    """
+    assert " " not in name, name
     _LIBC.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 

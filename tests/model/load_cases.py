@@ -57,7 +57,7 @@ def build_watched(warm_up: str, folder: str, precision: str) -> dict[str, Any]:
     def build(model: str) -> Any:
         run = tiny_run(model, 2, precision=precision)
         batch = BatchShape(micro=1, accumulation=1, global_sequences=world.data_parallel)
-        return _build(run, open_source(Path(model)), world, make_ds_config(run, batch))
+        return _build(run, open_source(Path(model)), world, make_ds_config(run, batch), widen_bf16=False)
 
     build(warm_up)
     with Watch() as watch:
