@@ -34,6 +34,18 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file share one process, and so do all tests on the cluster, which take longest: they go first.
+
+    Two clusters at once on a small machine reach their timeouts.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+    for item in items:
+        on_cluster = item.get_closest_marker("cluster") is not None
+        item.add_marker(pytest.mark.xdist_group("cluster" if on_cluster else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def worlds() -> Iterator[Worlds]:
     """Real ranks: `worlds.run(4, function, *args)` runs a module-level function on four of them."""
