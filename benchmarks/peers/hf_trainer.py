@@ -1,7 +1,7 @@
 """The Hugging Face Trainer with DeepSpeed ZeRO-3, timed by a callback; rows as they come, padded if they differ."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
     set_seed,
+    training_args,
 )
 
 from megatune.data.prepared import PreparedSet
@@ -53,11 +54,33 @@ def padded(rows: Sequence[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
     }
 
 
+class OwnRows(Sampler[int]):
+    """The rows of this rank, where nobody else divides them."""
+
+    def __init__(self, num_rows: int, micro_batch: int) -> None:
+        self._num_rows, self._micro_batch = num_rows, micro_batch
+
+    def __len__(self) -> int:
+        return self._num_rows // dist.get_world_size()
+
+    def __iter__(self) -> Iterator[int]:
+        at_once = self._micro_batch * dist.get_world_size()
+        for start in range(dist.get_rank() * self._micro_batch, self._num_rows, at_once):
+            yield from range(start, start + self._micro_batch)
+
+
 class InOrder(Trainer):
-    """The Trainer, but for the order of its rows: the comparison wants the same ones."""
+    """The Trainer, but for the order of its rows: the comparison wants the same ones.
+
+    Without a GPU accelerate takes each rank for the only one, though DeepSpeed knows both: all would train on the
+    same rows and log their own loss. They are divided here then.
+    """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        if self.args.world_size == dist.get_world_size():
+            return SequentialSampler(rows)
+        return OwnRows(len(rows), self.args.per_device_train_batch_size)
 
 
 class Timer(TrainerCallback):
@@ -82,7 +105,9 @@ class Timer(TrainerCallback):
 def measure(spec: Spec) -> dict[str, Any]:
     """Train with the Trainer as a user would, on rows of the prepared set."""
     prepared, timer = PreparedSet.open(Path(spec.data)), Timer()
+    precision = torch.bfloat16 if spec.precision == "bf16" else torch.float32
     without_unused_op()
+    allow_bf16_on_a_cpu()
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(prefix="megatune-bench-"),
         per_device_train_batch_size=spec.micro_batch,
@@ -92,7 +117,7 @@ def measure(spec: Spec) -> dict[str, Any]:
         max_grad_norm=MAX_GRAD_NORM,
         weight_decay=0.0,
         seed=spec.seed,
-        bf16=spec.precision == "bf16" and torch.cuda.is_available(),
+        bf16=spec.precision == "bf16",
         deepspeed=trainer_config(spec),
         logging_steps=1,
         save_strategy="no",
@@ -101,7 +126,8 @@ def measure(spec: Spec) -> dict[str, Any]:
     )
     set_seed(spec.seed)
     trainer = InOrder(
-        model=AutoModelForCausalLM.from_pretrained(spec.model),
+        # transformers takes the precision of the files otherwise, which is bf16: the Trainer would train in that.
+        model=AutoModelForCausalLM.from_pretrained(spec.model, dtype=precision),
         args=arguments,
         train_dataset=Rows(prepared, spec.seed),
         data_collator=lambda rows: padded(rows, prepared.pad_id),
@@ -111,8 +137,23 @@ def measure(spec: Spec) -> dict[str, Any]:
     engine = trainer.model_wrapped
     if type(engine).__name__ != "DeepSpeedEngine" or engine.zero_optimization_stage() != 3:
         raise SystemExit(f"the Trainer dropped DeepSpeed: it trained with {type(engine).__name__}")
+    losses = torch.tensor(timer.losses, dtype=torch.float64)
+    dist.all_reduce(losses)
     described = f"Trainer, {type(engine).__name__} stage 3, {type(engine.optimizer).__name__}"
-    return {**summary(spec, timer.clock, timer.losses, described), "tokens": tokens_of(spec, prepared)}
+    return {
+        **summary(spec, timer.clock, (losses / dist.get_world_size()).tolist(), described),
+        "tokens": tokens_of(spec, prepared),
+    }
+
+
+def allow_bf16_on_a_cpu() -> None:
+    """Let TrainingArguments take bf16 beside DeepSpeed without a GPU.
+
+    It asks for a GPU that knows bf16, or for `use_cpu`, which drops DeepSpeed without a word. Nothing but its check
+    reads this answer: the engine behind it runs in bf16 as on a GPU.
+    """
+    if not torch.cuda.is_available():
+        training_args.is_torch_bf16_gpu_available = lambda: True
 
 
 def tokens_of(spec: Spec, prepared: PreparedSet) -> list[int]:
