@@ -117,6 +117,7 @@ ALIASES: tuple[Alias, ...] = (
     ),
     *_named("data.val_size", "val_set_size"),
     *_named("data.preprocessing_num_workers", "dataset_num_proc", "dataset_processes"),
+    *_named("data.loader_workers", "dataloader_num_workers", "num_workers"),
     *_named("data.packing", "sample_packing", "neat_packing"),
     Alias("train_on_inputs", "data.completion_only_loss", _inverted),
     Alias("train_on_prompt", "data.completion_only_loss", _inverted),

@@ -139,6 +139,10 @@ class DataSection(Section):
     preprocessing_num_workers: Count | Literal["auto"] = Field(
         default="auto", description="Processes that tokenise; auto: one a core, fewer for little data."
     )
+    loader_workers: CountOrZero = Field(
+        default=0,
+        description="Threads of a rank that assemble the rows of as many next steps ahead; 0: when they are needed.",
+    )
     packing: Flag = Field(
         default=True, description="Put several rows into one sequence, without attention between them."
     )

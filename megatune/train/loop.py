@@ -8,9 +8,10 @@ from pathlib import Path
 from torch.profiler import record_function
 
 from megatune.config import BatchShape, Run
-from megatune.data.batches import step_batches
+from megatune.data.batches import Batch, step_batches
+from megatune.data.loader import StepLoader
 from megatune.data.prepared import PreparedSet
-from megatune.data.sampler import next_position, num_steps_per_epoch
+from megatune.data.sampler import Position, next_position, num_steps_per_epoch
 from megatune.engine.base import TrainingEngine
 from megatune.engine.own_time import OwnTime
 from megatune.evaluate.exam import Result
@@ -66,6 +67,7 @@ class TrainingLoop:
         self._stopping, self._heart, self._memory = stopping, heart, memory
         self._total_steps = total_steps(run, train.num_rows, batch.global_sequences)
         self._state = TrainingState(patience=patience_of(run))
+        self._loader = StepLoader(self._rows_at, after=self._position_after, workers=run.data.loader_workers)
         self._checkpoints = Checkpoints(
             run,
             engine,
@@ -93,6 +95,7 @@ class TrainingLoop:
             reason, code = self._to_the_end()
         finally:
             self._profiler.finish()
+            self._loader.close()
         self._tell_memory()
         steps_done = self._state.step
         self._heart.beat("save")
@@ -182,13 +185,10 @@ class TrainingLoop:
         self._memory.step_begins()
         result = self._train_step(rate)
         self._memory.step_ends()
-        position = next_position(
-            state.position, num_rows=self._train.num_rows, global_rows=self._batch.global_sequences
-        )
         self._state = replace(
             state,
             step=state.step + 1,
-            position=position,
+            position=self._position_after(state.position),
             skipped_steps=state.skipped_steps + result.outcome.skipped,
             tokens=state.tokens + result.tokens,
         )
@@ -214,15 +214,7 @@ class TrainingLoop:
     def _train_step(self, rate: float) -> StepResult:
         world = self._engine.world
         with record_function("megatune::data"):
-            batches = step_batches(
-                self._train,
-                self._state.position,
-                seed=self._run.train.seed,
-                micro_batch=self._batch.micro,
-                accumulation=self._batch.accumulation,
-                data_parallel=world.data_parallel,
-                dp_rank=world.data_rank,
-            )
+            batches = self._loader.take(self._state.position)
         self._own_time.rows_are_ready()
         self._memory.saw(batches)
         return train_step(
@@ -236,6 +228,23 @@ class TrainingLoop:
             is_refused=self._bad_steps.refusal(self._state),
             beat=self._beat,
             watch=self._memory.watch,
+        )
+
+    def _rows_at(self, position: Position) -> list[Batch]:
+        world = self._engine.world
+        return step_batches(
+            self._train,
+            position,
+            seed=self._run.train.seed,
+            micro_batch=self._batch.micro,
+            accumulation=self._batch.accumulation,
+            data_parallel=world.data_parallel,
+            dp_rank=world.data_rank,
+        )
+
+    def _position_after(self, position: Position) -> Position:
+        return next_position(
+            position, num_rows=self._train.num_rows, global_rows=self._batch.global_sequences
         )
 
     def _tell_slow_ranks(self, result: StepResult) -> None:

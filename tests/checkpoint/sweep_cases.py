@@ -8,9 +8,10 @@ from typing import Any
 import xxhash
 from tiny_runs import train
 
+from megatune.data.loader import StepLoader
+from megatune.data.sampler import Position
 from megatune.engine.zero import ZeroEngine
 from megatune.launch.ranks import discover_rank
-from megatune.train import loop
 
 LOADING, ACCUMULATING = "loading", "accumulating"
 
@@ -27,7 +28,7 @@ def train_stopped(
     info = discover_rank()
     assert info is not None
     codes: list[int] = []
-    originals = loop.step_batches, ZeroEngine.backward
+    originals = StepLoader.take, ZeroEngine.backward
     stopped = False
 
     def stop_at(moment: str) -> None:
@@ -36,8 +37,8 @@ def train_stopped(
             stopped = True
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def step_batches(*args: Any, **kwargs: Any) -> Any:
-        batches = originals[0](*args, **kwargs)
+    def take(self: StepLoader, position: Position) -> Any:
+        batches = originals[0](self, position)
         digest = xxhash.xxh3_64(b"".join(batch.input_ids.numpy().tobytes() for batch in batches))
         with (Path(samples) / f"rank-{info.rank}").open("a") as file:
             file.write(digest.hexdigest() + "\n")
@@ -49,11 +50,11 @@ def train_stopped(
         if not is_last:
             stop_at(ACCUMULATING)
 
-    loop.step_batches, ZeroEngine.backward = step_batches, backward  # type: ignore[method-assign]
+    StepLoader.take, ZeroEngine.backward = take, backward  # type: ignore[method-assign]
     try:
         while len(codes) < starts and 0 not in codes:
             stopped = False
             codes.append(train(run_file, overrides))
         return codes
     finally:
-        loop.step_batches, ZeroEngine.backward = originals  # type: ignore[method-assign]
+        StepLoader.take, ZeroEngine.backward = originals  # type: ignore[method-assign]

@@ -19,8 +19,9 @@ STEPS, GLOBAL_ROWS = 20, 4
 DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 LAYOUTS = {1: (1, 1), 2: (2, 1), 4: (2, 2)}
 STEP_FIELDS = ("step", "epoch", "loss", "grad_norm", "learning_rate", "target_tokens", "tokens", "skipped")
-CASES = [(ranks, precision, LOADING) for ranks in LAYOUTS for precision in ("fp32", "bf16")]
-CASES += [(2, "fp32", ACCUMULATING)]
+CASES = [(ranks, precision, LOADING, 0) for ranks in LAYOUTS for precision in ("fp32", "bf16")]
+CASES += [(2, "fp32", ACCUMULATING, 0), (2, "fp32", LOADING, 2)]
+Chain = tuple[Path, Path, list[int]]
 
 
 class Chains:
@@ -28,22 +29,22 @@ class Chains:
 
     def __init__(self, worlds: Worlds, model: Path, root: Path) -> None:
         self._worlds, self._model, self._root = worlds, model, root
-        self._found: dict[Any, tuple[Path, Path, list[int]]] = {}
+        self._found: dict[Any, Chain] = {}
 
-    def __call__(self, ranks: int, precision: str, moment: str) -> tuple[Path, Path, list[int]]:
-        key = (ranks, precision, moment)
+    def __call__(self, ranks: int, precision: str, moment: str, workers: int) -> Chain:
+        key = (ranks, precision, moment, workers)
         if key not in self._found:
-            self._found[key] = self._run(ranks, precision, moment)
+            self._found[key] = self._run(*key)
         return self._found[key]
 
-    def _run(self, ranks: int, precision: str, moment: str) -> tuple[Path, Path, list[int]]:
+    def _run(self, ranks: int, precision: str, moment: str, workers: int) -> Chain:
         data_parallel, tensor_parallel = LAYOUTS[ranks]
-        folder = self._root / f"{ranks}-{precision}-{moment}"
+        folder = self._root / f"{ranks}-{precision}-{moment}-{workers}"
         folder.mkdir()
         run_file = write_run(
             folder / "run.yaml",
             self._model,
-            data={"validation": None},
+            data={"validation": None, "loader_workers": workers},
             train={
                 "max_steps": STEPS,
                 "gradient_accumulation_steps": GLOBAL_ROWS // data_parallel,
@@ -70,11 +71,11 @@ def chains(worlds: Worlds, session_folder: Path, tmp_path_factory: pytest.TempPa
     return Chains(worlds, model, tmp_path_factory.mktemp("sweep"))
 
 
-@pytest.mark.parametrize(("ranks", "precision", "moment"), CASES)
+@pytest.mark.parametrize(("ranks", "precision", "moment", "workers"), CASES)
 def test_losses_norms_rates_and_rows_are_equal_whatever_step_it_was_stopped_at(
-    chains: Chains, ranks: int, precision: str, moment: str
+    chains: Chains, ranks: int, precision: str, moment: str, workers: int
 ) -> None:
-    whole, chain, codes = chains(ranks, precision, moment)
+    whole, chain, codes = chains(ranks, precision, moment, workers)
 
     found, expected = (
         [{name: entry[name] for name in STEP_FIELDS} for entry in metrics_of(run, "step")]
@@ -92,11 +93,11 @@ def test_losses_norms_rates_and_rows_are_equal_whatever_step_it_was_stopped_at(
         assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize(("ranks", "precision", "moment"), CASES)
+@pytest.mark.parametrize(("ranks", "precision", "moment", "workers"), CASES)
 def test_weights_moments_and_generators_are_equal_after_every_step(
-    chains: Chains, ranks: int, precision: str, moment: str
+    chains: Chains, ranks: int, precision: str, moment: str, workers: int
 ) -> None:
-    whole, chain, _ = chains(ranks, precision, moment)
+    whole, chain, _ = chains(ranks, precision, moment, workers)
 
     found, expected = (hashes(run) for run in (chain, whole))
 
