@@ -115,7 +115,7 @@ def rank_process(launcher: int, rank: int) -> int:
     (found,) = [
         pid
         for pid in _descendants(launcher)
-        if Path(f"/proc/{pid}/comm").read_text().strip() == f"rank {rank}"
+        if Path(f"/proc/{pid}/comm").read_text().strip() == f"rank-{rank}"
     ]
     return found
 
