@@ -20,11 +20,11 @@ from megatune.checkpoint.layout import folder_name
 from megatune.checkpoint.manifest import FileEntry
 from megatune.checkpoint.snapshot import HostCopy
 from megatune.checkpoint.write import (
-    RankFiles,
+    Generators,
     Shared,
     commit,
     make_room,
-    num_bytes_of_finite,
+    refuse_not_finite,
     write_rank,
 )
 from megatune.engine.state import RankState
@@ -55,8 +55,7 @@ class _Act:
 class SaveInFlight:
     """A save on its way to a checkpoint. Create it on all ranks: that is collective; then `begin` it.
 
-    Raises, on all ranks, CheckpointError for weights that are not finite and SaveError where there is no
-    room; nothing is left behind then, here and in `advance`.
+    Raises, on all ranks, SaveError where there is no room; nothing is left behind then, here and in `advance`.
     """
 
     def __init__(
@@ -74,25 +73,37 @@ class SaveInFlight:
         self._unfinished = self.final.with_suffix(".tmp")
         self._world, self._state, self._shared, self._then = world, state, shared, then
         self._agreement = Agreement(world, self._unfinished)
-        sizes = self._agreement.settle(attempt(lambda: num_bytes_of_finite(state)))
+        sizes = self._agreement.settle(attempt(lambda: state.num_bytes))
         self.own_bytes, self.state_bytes = sizes[world.rank], sum(sizes)
         self._agreement.settle(attempt(self._make_room))
         self.own_bytes_written = 0
+        self._copied = threading.Event()
         self._files: dict[str, FileEntry] | None = None
         self.is_behind = False
         """Whether training goes on meanwhile."""
         self.remark: str | None = None
 
     def begin(self, copy_to: HostCopy | None = None) -> None:
-        """Write this rank's files: from a copy of the state in `copy_to`, or from the state itself, which
-        training must then leave alone until the ranks are ready."""
+        """Write this rank's files: from a copy of the state in `copy_to`, or from the state itself.
+
+        Training must leave the state alone until it is copied, as `wait_until_copied` tells, or until the ranks are
+        ready. Forward and backward do: weights and moments change in the optimizer step.
+        """
         self.is_behind = copy_to is not None
         if self._world.device.type == "cuda":  # the thread's copies must not overtake the last step
             torch.cuda.synchronize()
-        device = self._world.device
-        held = attempt(lambda: RankFiles.of(copy_to.of(self._state) if copy_to else self._state, device))
+        generators = attempt(
+            lambda: Generators.now(self._world.device)
+        )  # dropout of the next step changes them
+        state = self._state
         del self._state  # what training changes must not be what is written
-        self._act = _Act(lambda: self._write(held))
+        if copy_to is None:
+            self._copied.set()
+        self._act = _Act(lambda: self._write(state, generators, copy_to))
+
+    def wait_until_copied(self) -> None:
+        """Wait until training may change the state, in a save behind it."""
+        self._copied.wait()
 
     @property
     def num_bytes(self) -> int:
@@ -112,7 +123,7 @@ class SaveInFlight:
         """Go on to the commit, or end. Returns whether the checkpoint stands. Collective; all ranks are ready.
 
         Raises on every rank when one has failed: SaveError where the disk is the reason (full, quota,
-        read-only, broken), CheckpointError for anything else.
+        read-only, broken), CheckpointError for anything else, weights that are not finite among it.
         """
         values = self._agreement.settle(self._act.outcome)
         if self._files is not None:
@@ -126,10 +137,17 @@ class SaveInFlight:
         if self._world.is_first:
             make_room(self._unfinished, self.state_bytes)
 
-    def _write(self, held: Outcome) -> dict[str, FileEntry]:
-        if held.error is not None:  # no memory for the copy
-            raise held.error
-        return write_rank(self._unfinished, self._world.rank, held.value, self._shared, self._count)
+    def _write(self, state: RankState, generators: Outcome, copy_to: HostCopy | None) -> dict[str, FileEntry]:
+        if generators.error is not None:
+            raise generators.error
+        try:
+            held = state if copy_to is None else copy_to.of(state)
+        finally:  # without memory for the copy, too, training goes on
+            self._copied.set()
+        refuse_not_finite(held)
+        return write_rank(
+            self._unfinished, self._world.rank, held, generators.value, self._shared, self._count
+        )
 
     def _count(self, num_bytes: int) -> None:
         self.own_bytes_written += num_bytes

@@ -21,10 +21,23 @@ class HostCopy:
         self._flat: torch.Tensor | None = None
 
     def of(self, state: RankState) -> RankState:
-        """`state` as it is now, in host memory: pinned where the state is on a GPU. Overwrites the last copy."""
-        pieces = [piece for held in state.tensors.values() for piece in held.values()]
-        on_gpu = any(piece.is_cuda for piece in pieces)
-        flat = self._memory(sum(piece.numel() for piece in pieces), pinned=on_gpu)
+        """`state` as it is now, in host memory: pinned where the state is on a GPU. Overwrites the last copy.
+
+        May run in a thread beside forward and backward, which do not change the state: on a GPU the copies have a
+        stream of their own.
+        """
+        devices = {piece.device for held in state.tensors.values() for piece in held.values()}
+        on_gpu = next((device for device in devices if device.type == "cuda"), None)
+        flat = self._memory(state.num_bytes // torch.float32.itemsize, pinned=on_gpu is not None)
+        if on_gpu is None:
+            return self._filled(state, flat)
+        stream = torch.cuda.Stream(on_gpu)
+        with torch.cuda.stream(stream):
+            copy = self._filled(state, flat)
+        stream.synchronize()
+        return copy
+
+    def _filled(self, state: RankState, flat: torch.Tensor) -> RankState:
         tensors: dict[str, dict[str, torch.Tensor]] = {}
         start = 0
         for kind, held in state.tensors.items():
@@ -34,8 +47,6 @@ class HostCopy:
                 copies[name] = flat.narrow(0, start, piece.numel())
                 copies[name].copy_(piece, non_blocking=True)
                 start += piece.numel()
-        if on_gpu:
-            torch.cuda.synchronize()
         return RankState(tensors, dict(state.scalars))
 
     def _memory(self, num_elements: int, *, pinned: bool) -> torch.Tensor:
@@ -62,8 +73,7 @@ def choose_mode(asked: bool | str, state: RankState, world: World) -> SaveMode:
 
     Ask after the first step, when the memory that training needs is taken.
     """
-    own_bytes = sum(piece.nbytes for held in state.tensors.values() for piece in held.values())
-    told = world.gather_objects((socket.gethostname(), own_bytes, available_memory_bytes()))
+    told = world.gather_objects((socket.gethostname(), state.num_bytes, available_memory_bytes()))
     needed: dict[str, int] = {}
     available: dict[str, int | None] = {}
     for host, num_bytes, free in told:

@@ -51,27 +51,24 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class RankFiles:
-    """What one rank writes of itself."""
+class Generators:
+    """The random generators of a process at one moment, as its files hold them."""
 
     tensors: dict[str, torch.Tensor]
-    """`kind/parameter` and `rng/...`, as in the file."""
     scalars: Json
 
     @classmethod
-    def of(cls, state: RankState, device: torch.device) -> "RankFiles":
-        """`state` with the random generators of this process as they are now."""
-        held = {f"{kind}/{key}": piece for kind, held in state.tensors.items() for key, piece in held.items()}
-        return cls(held | rng_tensors(device), {**state.scalars, "rng": rng_scalars()})
+    def now(cls, device: torch.device) -> "Generators":
+        """As they are; copies."""
+        return cls(rng_tensors(device), {"rng": rng_scalars()})
 
 
-def num_bytes_of_finite(state: RankState) -> int:
-    """Bytes of the state. Raises CheckpointError when a weight is NaN or infinite: nobody can go on from that."""
+def refuse_not_finite(state: RankState) -> None:
+    """Raises CheckpointError when a weight is NaN or infinite: nobody can go on from that."""
     for name, piece in state.tensors[WEIGHT].items():
         # NaN and infinities come through minimum and maximum, without a mask as large as the piece.
         if piece.numel() and not all(bool(torch.isfinite(bound)) for bound in torch.aminmax(piece)):
             raise CheckpointError(f"{name} holds values that are not finite; this is never saved.")
-    return sum(piece.nbytes for pieces in state.tensors.values() for piece in pieces.values())
 
 
 def make_room(unfinished: Path, needed: int) -> None:
@@ -88,15 +85,22 @@ def make_room(unfinished: Path, needed: int) -> None:
 
 
 def write_rank(
-    folder: Path, rank: int, files: RankFiles, shared: Shared, on_written: Callable[[int], None]
+    folder: Path,
+    rank: int,
+    state: RankState,
+    generators: Generators,
+    shared: Shared,
+    on_written: Callable[[int], None],
 ) -> dict[str, FileEntry]:
     """Write and sync this rank's files, and those of all on the first rank. Raises OSError.
 
     on_written: told the bytes of each block of tensors once the system has taken it.
     """
     name = rank_file(rank, "safetensors")
-    written = {name: write_tensor_file(folder / name, files.tensors, on_written=on_written)}
-    texts: dict[str, Json] = {rank_file(rank, "json"): files.scalars}
+    pieces = {f"{kind}/{key}": piece for kind, held in state.tensors.items() for key, piece in held.items()}
+    tensors = pieces | generators.tensors
+    written = {name: write_tensor_file(folder / name, tensors, on_written=on_written)}
+    texts: dict[str, Json] = {rank_file(rank, "json"): {**state.scalars, **generators.scalars}}
     if rank == 0:
         texts |= {TRAINING: shared.training, WEIGHTS: shared.weights}
         (folder / MODEL_FOLDER).mkdir()

@@ -29,6 +29,11 @@ class RankState:
     scalars: dict[str, Any]
     """JSON values: the loss scale, the optimizer's counters."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(piece.nbytes for held in self.tensors.values() for piece in held.values())
+
 
 class SavedState(Protocol):
     """The state of this rank as a checkpoint holds it, read piece by piece."""

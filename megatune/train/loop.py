@@ -228,6 +228,7 @@ class TrainingLoop:
             is_refused=self._bad_steps.refusal(self._state),
             beat=self._beat,
             watch=self._memory.watch,
+            before_update=self._saves.before_update,
         )
 
     def _rows_at(self, position: Position) -> list[Batch]:

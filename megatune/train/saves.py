@@ -81,6 +81,13 @@ class Saves:
         """Whether this rank has nothing left to do for a save in flight until the others are as far."""
         return self._pending is None or self._pending.save.is_ready
 
+    def before_update(self) -> None:
+        """Wait until the optimizer may change what a save in flight is copying. Not collective."""
+        if self._pending is not None and self._pending.save.is_behind:
+            started = time.monotonic()
+            self._pending.save.wait_until_copied()
+            self._pending.blocked_s += time.monotonic() - started
+
     def advance(self, state: TrainingState, *, all_ready: bool) -> TrainingState:
         """Take the save in flight a step further when all ranks are ready. Returns the state to go on with.
 

@@ -48,6 +48,7 @@ def train_step(
     is_refused: Callable[[float], bool] | None = None,
     beat: Callable[[str], None] = lambda _: None,
     watch: Callable[[str], None] = lambda _: None,
+    before_update: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """One optimizer step on this rank's micro-batches. Collective: every rank calls it.
 
@@ -56,7 +57,7 @@ def train_step(
     micro-batches and ranks. `is_refused` tells from the loss whether to leave the step out; it costs a
     small collective, and must answer the same on all ranks. `beat` is told what begins, `watch` when the forward
     of a micro-batch begins and ends. `save_ready`: this rank has done its part of the save in flight. `times`: what
-    this rank has taken for the step.
+    this rank has taken for the step. `before_update` is called when weights are about to change.
     """
     world, cpu_started = engine.world, time.process_time()
     counts = torch.tensor([b.num_targets for b in batches], dtype=torch.float64, device=world.device).sum()
@@ -65,6 +66,7 @@ def train_step(
     beat("optimizer step")
     agreed = world.sum_over_all(loss.double()).item() / world.tensor_parallel if is_refused else None
     left_out = is_refused is not None and agreed is not None and is_refused(agreed)
+    before_update()
     with record_function("megatune::optimizer"):
         outcome = engine.step(learning_rate, leave_out=left_out)
     cpu_seconds = time.process_time() - cpu_started

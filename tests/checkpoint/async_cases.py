@@ -11,8 +11,10 @@ from typing import Any
 from tiny_runs import train_failing
 
 from megatune.checkpoint import write
+from megatune.checkpoint.snapshot import HostCopy
 from megatune.launch.ranks import discover_rank
 from megatune.train import loop
+from megatune.train.saves import Saves
 
 PATIENCE_S = 60.0
 
@@ -23,12 +25,14 @@ class SlowDisk:
     def __init__(self, steps: int, rank: int, faults: dict[str, str]) -> None:
         self._steps, self._rank, self._faults = steps, rank, faults
         self._real, self._real_step = write.write_tensor_file, loop.train_step
+        self._real_copy, self._real_before_update = HostCopy.of, Saves.before_update
         self._begun = 0
         self._moved = threading.Condition()
         self._writing = 0
         self.most_at_once = 0
         self.waits = False
         """Whether training waits for a save, so that no step will begin."""
+        self.update_waits = False
 
     def write(self, path: Path, tensors: Any, **how: Any) -> Any:
         step = path.parent.name.removesuffix(".tmp")
@@ -49,6 +53,25 @@ class SlowDisk:
         fault = self._faults.get(f"{step} rank {self._rank}")
         if fault:
             raise OSError(int(fault), os.strerror(int(fault)))
+
+    def copy(self, host_copy: Any, state: Any) -> Any:
+        """Begin to copy only when an optimizer step wants to change the state, or when nothing else goes on."""
+        with self._moved:
+            deadline = time.monotonic() + PATIENCE_S
+            while "slow copy" in self._faults and not (self.waits or self.update_waits):
+                assert self._moved.wait(0.05) or time.monotonic() < deadline, "no update is made meanwhile"
+        if "slow copy" in self._faults:
+            time.sleep(0.1)  # an update that did not wait would be over
+        return self._real_copy(host_copy, state)
+
+    def before_update(self, saves: Any) -> None:
+        with self._moved:
+            self.update_waits = True
+            self._moved.notify_all()
+        try:
+            self._real_before_update(saves)
+        finally:
+            self.update_waits = False
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         with self._moved:
@@ -74,10 +97,9 @@ def train_on_a_slow_disk(
     """How the run ends on this rank, and how many files of tensors it wrote at once at most.
 
     steps: that begin while a checkpoint's tensors wait for the disk. faults: `step-00000004 rank 1` -> errno
-    of its write; `signal in step 3 to rank 0` -> name of the signal; `nan in step 5`, by the number of the call.
+    of its write; `signal in step 3 to rank 0` -> name of the signal; `nan in step 5`, by the number of the call;
+    `slow copy`: the state is copied when the next update is due, not before.
     """
-    from megatune.train.saves import Saves
-
     info = discover_rank()
     assert info is not None
     disk = SlowDisk(steps, info.rank, faults)
@@ -92,11 +114,15 @@ def train_on_a_slow_disk(
 
     write.write_tensor_file = disk.write  # type: ignore[assignment]
     loop.train_step, Saves.finish = disk.train_step, finish  # type: ignore[method-assign]
+    HostCopy.of = lambda self, state: disk.copy(self, state)  # type: ignore[method-assign]
+    Saves.before_update = lambda self: disk.before_update(self)  # type: ignore[method-assign]
     try:
         return train_failing(run_file, overrides), disk.most_at_once
     finally:
         write.write_tensor_file = disk._real
         loop.train_step, Saves.finish = disk._real_step, real_finish  # type: ignore[method-assign]
+        HostCopy.of = disk._real_copy  # type: ignore[method-assign]
+        Saves.before_update = disk._real_before_update  # type: ignore[method-assign]
 
 
 def hashes(run: Path) -> dict[str, dict[str, Any]]:

@@ -46,15 +46,17 @@ def events(run: Path) -> list[tuple[str, int]]:
     return [(entry["event"], entry["step"]) for entry in entries if entry["event"] in ("step", "save")]
 
 
+@pytest.mark.parametrize("copying", ["at once", "when the next update is due"])
 def test_the_bytes_are_those_of_a_save_that_training_waited_for(
-    worlds: Worlds, run_file: Path, start: Start, tmp_path: Path
+    worlds: Worlds, run_file: Path, start: Start, tmp_path: Path, copying: str
 ) -> None:
     waited = tmp_path / "waited"
     overrides = [f"train.output_dir={waited}", "checkpoint.async=false"]
     ended = worlds.run(4, train_on_a_slow_disk, str(run_file), overrides, 0, {})
     assert {words for words, _ in ended} == {"no error, exit code 0"}
 
-    assert {words for words, _ in start()} == {"no error, exit code 0"}
+    faults = {} if copying == "at once" else {"slow copy": ""}
+    assert {words for words, _ in start(faults=faults)} == {"no error, exit code 0"}
 
     told = events(tmp_path / "run")
     assert told.index(("save", 3)) > told.index(("step", 5)), "training went on while step 3 was written"
