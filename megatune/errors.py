@@ -43,6 +43,10 @@ class DataError(UserError):
     """The data cannot be used: missing file, missing column, broken row, empty set."""
 
 
+class NotPreparedError(DataError):
+    """What `megatune prepare` makes is not there, and is not to be made where it was looked for."""
+
+
 class ModelError(UserError):
     """The model cannot be used as asked: unknown folder, refused family or layout."""
 

@@ -2,14 +2,16 @@
 
 import faulthandler
 import os
+import shlex
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
 from megatune.config import LoadedRun, load_run
+from megatune.errors import ConfigError, NotPreparedError
 from megatune.launch.launchers import refuse_other_launcher
 from megatune.launch.ports import PortTakenError
 from megatune.launch.processes import STOPPED_BUT_SAVED, Start, name_this_process
@@ -43,10 +45,29 @@ def train_run(
     )
     if rank is None:
         return _start_ranks(loaded, run_file, overrides, start)
-    code = _be_rank(loaded, rank)
+    try:
+        code = _be_rank(loaded, rank)
+    except NotPreparedError as error:
+        raise _unprepared(error, rank, run_file, overrides) from None
     if code == STOPPED_BUT_SAVED and rank.launcher in _ENDS_OTHERS:
         _end_at_once(code)
     return code
+
+
+def _unprepared(
+    error: NotPreparedError, rank: RankInfo, run_file: Path, overrides: Sequence[str]
+) -> ConfigError:
+    """The refusal to prepare while other nodes wait, with the commands that prepare."""
+    command = shlex.join(["megatune", "prepare", str(run_file), *overrides])
+    together = "srun --mpi=pmix --ntasks=N" if rank.launcher == "slurm" else "mpirun -n N"
+    return ConfigError(
+        [
+            f"{error}, and {rank.world_size} ranks on {rank.nodes} nodes would wait while one of them does it. "
+            f"Prepare first with `{command}` (faster by many processes: `{together} {command}`), or use "
+            "`megatune submit`, whose job does it before its ranks start."
+        ],
+        source=str(run_file),
+    )
 
 
 def _be_rank(loaded: LoadedRun, rank: RankInfo) -> int:

@@ -28,7 +28,7 @@ from megatune.data.space import writing_prepared
 from megatune.data.team import ALONE, Team
 from megatune.data.tokenize import Limit, LongRows, padding_id
 from megatune.data.tokenize import Side as CutSide
-from megatune.errors import DataError
+from megatune.errors import DataError, NotPreparedError
 from megatune.files import sync_folder
 from megatune.launch.devices import count_cpus
 from megatune.tasks import DEFAULTS, TASKS, TaskOptions
@@ -99,6 +99,8 @@ class Preparation:
     progress: Progress = SILENT
     team: Team = ALONE
     """Processes that make the set together, each with the same arguments; all is collective then."""
+    may_make: bool = True
+    """False raises NotPreparedError for a set that is not there."""
 
     def prepare(self) -> PreparedSet:
         """The set of all rows; made now, or at once when it is there already.
@@ -146,11 +148,17 @@ class Preparation:
         return found
 
     def _tell_changes(self, name: str, origin: MadeFrom) -> None:
+        """Why the set is made, where there was another one. Raises NotPreparedError when it may not be made."""
         before = _newest(self.folder, name)
-        if before is not None:
-            self.progress.note(
-                f"prepared anew, because {'; '.join(changes(before, origin)) or 'it was removed'}"
+        why = None if before is None else "; ".join(changes(before, origin)) or "it was removed"
+        if not self.may_make:
+            raise NotPreparedError(
+                f"data.{name} is not prepared"
+                if why is None
+                else f"data.{name} has to be prepared anew, because {why}"
             )
+        if why is not None:
+            self.progress.note(f"prepared anew, because {why}")
 
     def _job(self, scratch: Path) -> Job:
         """What the processes work on. Data sets of the hub are fetched into `scratch`."""

@@ -17,3 +17,8 @@ class RankInfo:
     """`local`, `torchrun`, `slurm`, `mpi`, `ssh`, or `environment` when somebody else set the variables."""
     num_nodes: int | None = None
     """Machines of the job, where the launcher says how many."""
+
+    @property
+    def nodes(self) -> int:
+        """Machines of the job: as the launcher says, else by the ranks on this one."""
+        return self.num_nodes or -(-self.world_size // self.local_world_size)

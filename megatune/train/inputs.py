@@ -101,18 +101,21 @@ def _refuse_metric(run: Run, of_task: frozenset[str]) -> None:
         )
 
 
-def prepare_inputs(run: Run, folder: RunFolder, team: Team = ALONE) -> Inputs:
+def prepare_inputs(run: Run, folder: RunFolder, team: Team = ALONE, *, may_make: bool = True) -> Inputs:
     """Tokenise and pack all splits, or find them done. Call it before any process group exists.
 
-    team: processes that share the work, started by mpirun; collective then.
+    team: processes that share the work, started by mpirun; collective then. may_make: False raises
+    NotPreparedError for what is not done.
     """
-    team.first(lambda: ready_model(run))
+    team.first(lambda: ready_model(run, may_make=may_make))
     source = team.each(lambda: open_model(run))
     tokenizer = team.each(lambda: open_tokenizer(run, source))
     options = team.first(
         lambda: with_labels(task_options(run), run.data.task, run.data.train.parts, split_name="train")
     )
-    splitting = Splitting(run, source, tokenizer, options, folder.prepared, team, folder.data_hashes)
+    splitting = Splitting(
+        run, source, tokenizer, options, folder.prepared, team, folder.data_hashes, may_make=may_make
+    )
     sets: dict[str, PreparedSet] = {}
     if run.data.val_size is not None:
         train = splitting.preparation("train", run.data.train, run.data.val_size)
@@ -145,6 +148,8 @@ class Splitting:
     team: Team = ALONE
     hashes: Path | None = None
     """Where to remember the hashes of the data files."""
+    may_make: bool = True
+    """False refuses what is not prepared."""
 
     def preparation(self, split: str, rows: DataSource, val_size: float | None) -> Preparation:
         """Of one split, or of two when `val_size` divides it; `rows` may be others than its own."""
@@ -161,6 +166,7 @@ class Splitting:
             num_workers=None if workers == "auto" else workers,
             progress=Spoken(split) if self.team.rank == 0 else SILENT,
             team=self.team,
+            may_make=self.may_make,
         )
 
     def questions(self, split: str, rows: DataSource, among: PreparedSet | None = None) -> Questions | None:

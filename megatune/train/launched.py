@@ -42,7 +42,7 @@ def _with_most_ops(loaded: LoadedRun, num_gpus: int) -> Run:
 def contradictions(run: Run, rank: RankInfo, num_gpus: int) -> list[str]:
     """What the run file or the machine says against the world that was started, in whole sentences."""
     found = []
-    nodes = rank.num_nodes or -(-rank.world_size // rank.local_world_size)
+    nodes = rank.nodes
     # Hosts of ssh may have different numbers of slots: their number is checked against the hostfile.
     is_counted = "nodes" in run.launch.model_fields_set and rank.launcher != "ssh"
     if is_counted and run.launch.nodes != nodes:

@@ -59,7 +59,8 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
         lay_out(run, rank.world_size)  # what is wrong with it is found before anything is waited for
     folder = RunFolder(run.train.output_dir)
     # The first rank prepares and plans before it joins: the others wait in the rendezvous, not in a collective.
-    prepared = prepare_inputs(run, folder) if rank.rank == 0 else None
+    # Several nodes are not to wait for that one process: there it only finds what was prepared before.
+    prepared = prepare_inputs(run, folder, may_make=rank.nodes == 1) if rank.rank == 0 else None
     planned = _plan(loaded, rank, prepared) if prepared is not None else None
     if count_gpus():
         record_collectives(folder.heartbeats)
@@ -111,9 +112,8 @@ def lay_out(
 
 
 def _plan(loaded: LoadedRun, rank: RankInfo, prepared: Inputs) -> PlannedRun:
-    nodes = rank.num_nodes or -(-rank.world_size // rank.local_world_size)
     config = prepared.source.config_dict()
-    return plan_start(loaded, config, num_nodes=nodes, ranks_per_node=rank.local_world_size)
+    return plan_start(loaded, config, num_nodes=rank.nodes, ranks_per_node=rank.local_world_size)
 
 
 def _share_inputs(run: Run, prepared: Inputs | None, rank: RankInfo, world: World) -> Inputs:

@@ -20,7 +20,7 @@ from megatune.data.read import all_blocks, check_sources, find_files
 from megatune.data.spm_tokenizer import tokenizer_of
 from megatune.data.spm_train import SpmSettings, train_sentencepiece
 from megatune.data.texts import texts_of
-from megatune.errors import ConfigError, ModelError
+from megatune.errors import ConfigError, ModelError, NotPreparedError
 from megatune.files import hash_file, sync_folder
 from megatune.launch.run_folder import RunFolder
 from megatune.model.source import GROWTH_FILE, resolve_model
@@ -47,16 +47,21 @@ def model_folder(run: Run) -> Path:
     return folder
 
 
-def ready_model(run: Run) -> None:
+def ready_model(run: Run, *, may_make: bool = True) -> None:
     """Make the model folder of the run, unless it is there, or none is asked for.
 
-    Raises ConfigError, DataError or ModelError for what the user can get wrong. One process at a time.
+    may_make: False raises NotPreparedError when it would have to be made. Raises ConfigError, DataError or
+    ModelError for what the user can get wrong. One process at a time.
     """
     if not has_start_model(run):
         return
     target, made_from = RunFolder(run.train.output_dir).model, _made_from(run)
     if _what_made(target) == made_from:
         return
+    if not may_make:
+        raise NotPreparedError(
+            f"{target} is not made from the present tokenizer section, model and data.train"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="model.", suffix=".tmp", dir=target.parent) as scratch:
         made = Path(scratch) / "model"

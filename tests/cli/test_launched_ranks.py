@@ -1,11 +1,16 @@
 """Ranks that torchrun starts: what they check and build for themselves."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_line import assert_refused, megatune, steps_of
+
+from megatune.launch.ports import reserve_port
 
 pytestmark = pytest.mark.world
 
@@ -61,3 +66,37 @@ def test_ranks_of_torchrun_offload_with_the_op_that_was_built_once(run_file, out
     first_line = (output_dir / "metrics.jsonl").read_text().splitlines()[0]
     assert "DeepSpeedCPUAdam" in json.loads(first_line)["details"]["engine"]
     assert "compiling" not in done.stdout, "no rank compiles by itself, in torch's own folder"
+
+
+def test_ranks_on_several_nodes_train_only_what_was_prepared_before(run_file: Path, output_dir: Path):
+    """Two nodes by what the ranks are told; both are this machine."""
+    with reserve_port() as port:
+        pass
+    given = [run_file, "launch.nproc_per_node=1", "train.max_steps=2"]
+    world = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    refused = megatune("train", *given, **world, **meet, RANK="0")
+    command = shlex.join(["megatune", "prepare", *map(str, given)])
+    assert_refused(refused, "data.train is not prepared", "2 ranks on 2 nodes", f"`{command}`", "mpirun -n N")
+    assert list((output_dir / "prepared").glob("*")) == []
+
+    assert megatune(*shlex.split(command)[1:]).code == 0
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "megatune", "train", *map(str, given)],
+            env={**os.environ, **world, **meet, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=200) for rank in ranks] == [0, 0]
+    assert len(steps_of(output_dir)) == 2
+
+
+def test_rows_that_changed_since_they_were_prepared_are_told(run_file: Path, rows_file: Path):
+    assert megatune("prepare", run_file).code == 0
+    rows_file.write_text(rows_file.read_text() + '{"text": "one more"}\n')
+
+    done = megatune("train", run_file, "launch.nproc_per_node=1", **{**TWO_NODES, "LOCAL_WORLD_SIZE": "1"})
+
+    assert_refused(done, "has to be prepared anew, because", f"{rows_file} changed")

@@ -26,6 +26,7 @@ def test_a_job_over_two_nodes_trains_like_one_process(cluster: Cluster):
     assert (run["job_id"], run["restart_count"]) == (job, 0)
     alone = train_here(run_file, "parallel.tp_size=1", "train.gradient_accumulation_steps=4", num_ranks=1)
     assert losses(output_dir) == pytest.approx(losses(alone), rel=2e-6)
+    assert "train: 60 examples" in (output_dir / "logs/prepare.log").read_text(), "before the ranks started"
     assert sorted(path.name for path in (output_dir / "logs").glob("rank-*")) == [
         f"rank-{rank:05d}.log" for rank in range(4)
     ]

@@ -21,10 +21,35 @@ def local_losses(cluster: Cluster) -> list[float]:
 
 def start(cluster: Cluster, launcher: str, *command: object, host: str = CONTROLLER) -> Path:
     """Start a run with `command` in front of the interpreter; gives its folder."""
-    run_file = cluster.run_file(launcher)
+    run_file = prepared(cluster, launcher)
     train = [sys.executable, "-m", "megatune", "train", run_file, f"launch.launcher={launcher}", "slurm=null"]
     cluster.lab.run(host, [*command, *train], cwd=cluster.folder, timeout_s=240, environment=AS_ROOT)
     return run_file.parent / "run"
+
+
+def prepared(cluster: Cluster, name: str) -> Path:
+    """The run file of a run whose data is prepared, which ranks on several nodes do not do."""
+    run_file = cluster.run_file(name)
+    cluster.megatune("prepare", run_file)
+    return run_file
+
+
+def test_ranks_on_two_nodes_refuse_data_that_is_not_prepared(cluster: Cluster):
+    run_file = cluster.run_file()
+    train = [sys.executable, "-m", "megatune", "train", run_file, "slurm=null"]
+
+    done = cluster.lab.run(
+        CONTROLLER,
+        ["srun", "--kill-on-bad-exit=1", *TWO_BY_TWO, *train],
+        cwd=cluster.folder,
+        check=False,
+        timeout_s=120,
+    )
+
+    assert "task 0: Exited with exit code 2" in done.stderr, "srun's own code is that of the ranks it killed"
+    command = f"megatune prepare {run_file} slurm=null"
+    assert f"`{command}`" in done.stderr
+    assert f"`srun --mpi=pmix --ntasks=N {command}`" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -47,7 +72,7 @@ def test_ranks_of_a_foreign_launcher_train_the_numbers_of_local_ranks(
 
 
 def test_torchrun_over_nodes_trains_the_numbers_of_local_ranks(cluster: Cluster, local_losses: list[float]):
-    run_file = cluster.run_file("torchrun")
+    run_file = prepared(cluster, "torchrun")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "n1:29400", "--rdzv-id", "test", "-m", "megatune"]
     train = ["train", run_file, "launch.launcher=torchrun", "slurm=null"]

@@ -104,6 +104,7 @@ def find_clues(logs: StartLogs, ranks: Sequence[FailedRank], state: str | None) 
     clues = [
         *_slurm_clues(state),
         *(_job_clues(logs.job, ranks) if logs.job else ()),
+        *_refusal_clues(logs),
         *(clue for failed in ranks for clue in _rank_clues(failed)),
     ]
     by_rank = {failed.rank: number for number, failed in enumerate(ranks)}
@@ -146,6 +147,13 @@ def _job_clues(job: Log, ranks: Sequence[FailedRank]) -> Iterator[Clue]:
                     rank=told.get(line.number),
                     node=lost["node"] if lost else None,
                 )
+
+
+def _refusal_clues(logs: StartLogs) -> Iterator[Clue]:
+    """megatune's message above the batch script's own, where the user's input ended the job before its ranks."""
+    if logs.job is not None and logs.code == USER_ERROR:
+        said = [line for line in logs.job.lines if line.text.startswith("megatune: ")]
+        yield from (Clue(cause=CONFIG, log=logs.job, line=line) for line in said[-2:-1])
 
 
 def _rank_clues(failed: FailedRank) -> Iterator[Clue]:

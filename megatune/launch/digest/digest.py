@@ -155,7 +155,7 @@ def digest_run(
         job_id=job_id,
         state=state,
     )
-    stop = _last_stop(start.metrics)
+    stop = _last_stop(start.metrics) if logs.began else None
     if stop is not None and stop.get("exit_code") == STOPPED_BUT_SAVED:
         word = Evidence(file=folder.metrics.name, line=None, text=shown(f"stop: {stop.get('reason')}"))
         return start.digest(STOPPED, [word], rank=None)

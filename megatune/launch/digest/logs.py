@@ -14,6 +14,11 @@ _JOB_TITLE = re.compile(r"job \S+.*")
 _END_TITLE = re.compile(r"rank (?P<rank>\d+) ended: (?P<how>signal|exit code) (?P<number>\d+)")
 # The batch script's word below a rank's output; a shell adds 128 to the signal that ended the rank.
 _CODE_LINE = re.compile(r"megatune: rank \d+ exit code (\d+)")
+# The batch script's last word on a start that came to no ranks, with the code it ends with.
+_NO_RANKS = re.compile(
+    r"megatune: the (?:nodes are not fit|ops could not be compiled|data could not be prepared)"
+    r"(?: \(exit code (?P<code>\d+)\))?.*"
+)
 # torch puts the rank before each line of a traceback that reaches the top.
 _TORCH_PREFIX = re.compile(r"^\[(?:rank|default)\d+\]:\s?")
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
@@ -58,6 +63,10 @@ class StartLogs:
 
     ranks: tuple[Log, ...]
     job: Log | None
+    began: bool = True
+    """Whether it came to ranks: what the job does before may fail."""
+    code: int | None = None
+    """What the job ended with where it did not."""
 
     @property
     def num_ranks(self) -> int | None:
@@ -70,6 +79,10 @@ def read_last_start(folder: Path, job_id: str | None = None) -> StartLogs:
     """The logs in `folder` of the last start: of all ranks it had, and of job `job_id`."""
     job_path = folder / f"job-{job_id}.log"
     job = read_log(job_path) if job_id is not None and job_path.is_file() else None
+    failed = next(filter(None, (_NO_RANKS.fullmatch(line.text) for line in job.lines)), None) if job else None
+    if failed is not None:
+        code = failed["code"]
+        return StartLogs(ranks=(), job=job, began=False, code=None if code is None else int(code))
     ranks = [read_log(path) for path in sorted(folder.glob("rank-*.log"))]
     return StartLogs(ranks=tuple(_of_last_start(ranks, job)), job=job)
 

@@ -52,6 +52,13 @@ class Maker:
         self._run = load_run(folder.run_file)
         self._place = place_of(self._run, folder.path, folder.run_file, in_job=definition.rules.in_job)
 
+    def ready(self) -> None:
+        """Prepare the data where trials span nodes, which do not wait for one rank to do it. Raises DataError."""
+        if self._definition.rules.in_job:
+            from megatune.train.inputs import prepare_inputs
+
+            prepare_inputs(self._run.run, RunFolder(self._run.run.train.output_dir))
+
     def make(self, step: Next, number: int, standing: Standing, mark: Mark) -> Ended:
         """Make trial `number`, which was taken; `mark` moves meanwhile.
 

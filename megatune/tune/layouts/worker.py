@@ -34,9 +34,11 @@ class Worker:
     def work(self) -> int:
         """Make trials. Returns 0 when none is left, 75 when stopped before that.
 
-        Raises ConfigError when the run's own layout is refused: then the run file is wrong.
+        Raises ConfigError when the run's own layout is refused: then the run file is wrong, and DataError when
+        the data is.
         """
         waited = False
+        self._maker.ready()
         while not self._stop.asked:
             trials = read_trials(self._folder)
             if self._take_back_abandoned(trials):

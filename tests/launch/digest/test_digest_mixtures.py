@@ -337,3 +337,33 @@ def test_a_node_over_the_memory_limit_is_named_and_no_rank_that_srun_killed(plan
     assert (found.cause.name, found.rank, found.node) == ("host_memory", None, "n2")
     assert "811270144" in str(found.evidence[0])
     assert "job 7 ran out of host memory (n2)" in found.text
+
+
+def test_data_that_could_not_be_prepared_wins_over_what_an_earlier_start_left(planted: Planted):
+    planted.earlier(0, "megatune: parallel.tp_size = 3 does not divide the 4 ranks\n")
+    planted.metrics({"event": "run"}, {"event": "stop", "exit_code": 75, "reason": "SIGTERM"})
+    planted.job = (
+        "megatune: preparing the data, where that was not done before\n"
+        "megatune: rows.jsonl:61: not valid JSON: Expecting value\n"
+        "srun: error: n1: task 0: Exited with exit code 2\n"
+        "megatune: the data could not be prepared (exit code 2): see above\n"
+    )
+
+    found = planted.digest("FAILED")
+
+    assert (found.cause.name, found.rank) == ("data", None)
+    assert "rows.jsonl:61" in found.evidence[0].text
+
+
+def test_a_refusal_before_the_ranks_is_the_run_files_fault(planted: Planted):
+    planted.job = (
+        "megatune: preparing the data, where that was not done before\n"
+        "megatune: run.yaml: evaluate.max_new_tokens = 4096 leaves no room for a prompt\n"
+        "srun: error: n1: task 0: Exited with exit code 2\n"
+        "megatune: the data could not be prepared (exit code 2): see above\n"
+    )
+
+    found = planted.digest("FAILED")
+
+    assert (found.cause.name, found.rank) == ("config", None)
+    assert "max_new_tokens" in found.evidence[0].text

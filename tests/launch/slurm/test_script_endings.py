@@ -288,6 +288,7 @@ def test_ops_are_compiled_and_nodes_checked_before_the_training(node, run_folder
     assert steps == [
         ["megatune.launch.slurm.prebuild", "cpu_adam"],
         ["megatune", "doctor"],
+        ["megatune", "prepare"],
         ["megatune", "train"],
     ]
     first = node.calls("srun")[0]["arguments"]
@@ -302,6 +303,31 @@ def test_nodes_that_are_not_fit_get_no_training(node, run_folder):
     assert ended.code == 1
     assert "the nodes are not fit" in ended.text
     assert node.trainings() == []
+
+
+def test_the_data_is_prepared_by_one_task_with_the_cores_of_its_node(node, run_folder):
+    site = {"srun_args": ["--cpu-bind=none"], "environment": {"SITE_GREETING": "hello"}}
+    assert node.run(job(node, run_folder, site)).code == 0
+
+    (prepared,) = [call["arguments"] for call in node.calls("srun") if "prepare" in call["arguments"]]
+    options = prepared[: prepared.index(node.python)]
+    assert {"--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--cpus-per-task=32"} <= set(options)
+    assert "--cpu-bind=none" in options
+    (process,) = [call for call in node.calls("python") if "prepare" in call["arguments"]]
+    assert process["arguments"] == ["-m", "megatune", "prepare", f"{run_folder}/submitted.yaml"]
+    assert process["environment"]["SITE_GREETING"] == "hello"
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_data_that_cannot_be_prepared_ends_the_job_with_its_code(node, run_folder, code):
+    node.answer("python.other", str(code))
+
+    ended = node.run(job(node, run_folder))
+
+    assert ended.code == code
+    assert f"the data could not be prepared (exit code {code})" in ended.text
+    assert node.trainings() == []
+    assert requeues(node) == []
 
 
 def test_a_module_that_cannot_be_loaded_ends_the_job(node, run_folder):
