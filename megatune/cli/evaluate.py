@@ -108,9 +108,15 @@ def _run_of(model: Path, folder: Path, overrides: list[str], options: EvaluateOp
         given.append(f"data.task={options.task}")
     if options.data:
         given.append(f"data.{options.split}={json.dumps(options.data)}")
+        if options.split == "validation":
+            given.append(
+                "data.val_size=null"
+            )  # the rows given are scored, not those taken out of the training rows
     if _is_run(model):
         given.append(f"model.model_name_or_path={json.dumps(str(folder))}")
-        return load_run(RunFolder(model).run_file, [*given, "checkpoint.resume=none"]).run
+        # The folder has the tokenizer that the section made, and the weights that were trained with it.
+        given += ["tokenizer=null", "checkpoint.resume=none"]
+        return load_run(RunFolder(model).run_file, given).run
     longest = _longest(folder)  # says so when this is no model folder
     head, task = _head_of(folder)
     sections: dict[str, Any] = {

@@ -6,19 +6,20 @@ As a program one of those ranks: `python -m megatune.train.score QUESTION.json`.
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from megatune.config import Run
+from megatune.config import DataSource, Run
 from megatune.data.labels import with_labels
 from megatune.data.prepared import PreparedSet
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.inference import InferenceEngine
 from megatune.engine.world import World, single_world
-from megatune.errors import DataError
+from megatune.errors import DataError, NotPreparedError
 from megatune.evaluate.exam import Exam, Marking, Result, set_exam, take_exam
 from megatune.launch.ask_ranks import ask_ranks
+from megatune.launch.run_folder import RunFolder
 from megatune.model.build import build_model
 from megatune.model.source import ModelSource
 from megatune.tasks import TaskOptions
@@ -70,17 +71,56 @@ def score_together(run: Run, split: str, world: World) -> Result:
 def _set(run: Run, split: str, source: ModelSource, scratch: Path) -> tuple[TaskOptions, Exam, Path]:
     """First rank: the labels that there are, the exam, and the folder of the prepared rows."""
     rows = source_of(run, split)
+    is_divided = rows is None and split == "validation" and run.data.val_size is not None
+    rows = run.data.train if is_divided else rows
     if rows is None:
-        raise DataError(f"there are no rows to score: give --data, or data.{split} in the run file.")
+        raise DataError(_without_rows(run, split))
     tokenizer = open_tokenizer(run, source)
     options = task_options(run)
     if run.data.train.paths != rows.paths:
         options = with_labels(options, run.data.task, run.data.train.parts, split_name="train")
     options = with_labels(options, run.data.task, rows.parts, split_name=split)
     splitting = Splitting(run, source, tokenizer, options, scratch)
-    prepared = splitting.preparation(split, rows, None).prepare()
-    exam = set_exam(split, prepared, splitting.questions(split, rows), _marking(run, options), tokenizer)
+    prepared = _prepared(splitting, split, rows, is_divided=is_divided)
+    questions = splitting.questions(split, rows, prepared if is_divided else None)
+    exam = set_exam(split, prepared, questions, _marking(run, options), tokenizer)
     return options, exam, prepared.folder
+
+
+def _prepared(splitting: Splitting, split: str, rows: DataSource, *, is_divided: bool) -> PreparedSet:
+    """The rows that a run has prepared, where they are those asked for; else made anew.
+
+    is_divided: they are what data.val_size takes out of the training rows.
+    """
+    run = splitting.run
+    of_run = replace(splitting, folder=RunFolder(run.train.output_dir).prepared, may_make=False)
+    try:
+        return _divide_or_prepare(of_run, split, rows, is_divided=is_divided)
+    except NotPreparedError:
+        return _divide_or_prepare(splitting, split, rows, is_divided=is_divided)
+
+
+def _divide_or_prepare(
+    splitting: Splitting, split: str, rows: DataSource, *, is_divided: bool
+) -> PreparedSet:
+    if not is_divided:
+        return splitting.preparation(split, rows, None).prepare()
+    _, validation = splitting.preparation("train", rows, splitting.run.data.val_size).prepare_both()
+    return validation
+
+
+def _without_rows(run: Run, split: str) -> str:
+    data = run.data
+    others = [
+        name
+        for name, is_there in (
+            ("validation", data.validation is not None or data.val_size is not None),
+            ("test", data.test is not None),
+        )
+        if is_there and name != split
+    ]
+    other = f", or ask for --split {others[0]}, which the run has" if others else ""
+    return f"there are no rows to score: give --data, or data.{split} in the run file{other}."
 
 
 def _marking(run: Run, options: TaskOptions) -> Marking:

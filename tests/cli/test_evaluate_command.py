@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command_line import megatune, write_model
 
 from megatune.cli.evaluate import EvaluateOptions, evaluate_model
@@ -75,6 +76,84 @@ def test_what_cannot_be_scored_is_refused_with_the_fix(model: Path, rows: Path, 
     for asked, overrides, kind, words in cases:
         with pytest.raises(kind, match=words):
             evaluate_model(model, overrides, asked)
+
+
+def run_of(tmp_path: Path, model: Path, **changes: Any) -> Path:
+    """A trained run on short questions, with an export; gives its folder."""
+    rows = [{"question": f"What is {n} and {n % 5}?", "answers": [f"{n % 3}"]} for n in range(40)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections: dict[str, Any] = {
+        "model": {"model_name_or_path": str(model)},
+        "data": {
+            "task": "qa",
+            "train": str(tmp_path / "asked.jsonl"),
+            "max_seq_length": 64,
+            "packing": False,
+        },
+        "train": {"output_dir": str(tmp_path / "run"), "max_steps": 2, "learning_rate": 1e-3},
+        "evaluate": {"max_new_tokens": 4},
+        "precision": "fp32",
+        "launch": {"nproc_per_node": 1},
+    }
+    for key, value in changes.items():
+        sections[key] = {**sections.get(key, {}), **value}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
+    done = megatune("train", tmp_path / "run.yaml")
+    assert done.code == 0, done.text
+    return tmp_path / "run"
+
+
+def evals_of(run: Path, split: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == "eval" and line["split"] == split]
+
+
+@pytest.mark.world
+def test_the_validation_rows_that_a_run_took_out_of_its_own_are_scored_as_at_its_end(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path, model, data={"val_size": 0.2})
+    told = evals_of(run, "validation")[-1]
+    asked = options(None, split="validation", task=None, answers=tmp_path / "answers.jsonl")
+
+    evaluate_model(run, [], asked)
+
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == 8
+    assert found["metrics"]["loss"] == pytest.approx(told["loss"], rel=1e-5)
+    assert found["metrics"]["exact_match"] == told["metrics"]["exact_match"]
+    answered = (tmp_path / "answers.jsonl").read_text()
+    assert answered == Path(told["answers"]).read_text(), "the same rows, with the same answers"
+    assert len(list((run / "prepared").iterdir())) == 2, "the run's own sets were used"
+
+    with pytest.raises(DataError, match="ask for --split validation"):
+        evaluate_model(run, [], options(None, task=None))
+
+
+@pytest.mark.world
+def test_rows_that_are_given_take_the_place_of_those_a_run_took_out_of_its_own(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path, model, data={"val_size": 4})
+
+    evaluate_model(run, [], options(rows, split="validation", task=None))
+
+    assert json.loads(capsys.readouterr().out)["rows"] == len(ROWS)
+
+
+@pytest.mark.world
+def test_a_run_with_tokens_of_its_own_is_scored_with_what_it_has_trained(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"tokenizer": {"add_tokens": ["<sum>"]}, "train": {"learning_rate": 1e-1}}
+    run = run_of(tmp_path, model, data={"val_size": 0.2}, **changes)
+    before, after = evals_of(run, "validation")
+
+    evaluate_model(run, [], options(None, split="validation", task=None))
+
+    found = json.loads(capsys.readouterr().out)["metrics"]["loss"]
+    assert found == pytest.approx(after["loss"], rel=1e-5)
+    assert found != pytest.approx(before["loss"], rel=1e-2)
 
 
 def test_answers_come_from_the_command_line_a_file_and_every_way_of_decoding(
