@@ -6,7 +6,7 @@ which sees the same states and so computes the same gradient.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,14 @@ class HeadSpec:
     """What rows are filled up with: a text's class is read at the last token that is another."""
     multi_label: bool = False
     class_weights: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """What `asdict` gave, also after a way through JSON."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**values)
 
     @property
     def auto_class(self) -> Any:

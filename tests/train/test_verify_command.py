@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tiny_models import TINY, write_tiny_model
 
 from megatune.launch.ranks import child_environment
 from megatune.model.build import build_model
+from megatune.model.heads import HeadSpec
 from megatune.model.source import open_source
 from megatune.train.verify.compare import TOLERANCES, compare
 from megatune.train.verify.model import count_params, shrunken_config, without_dropout
@@ -272,16 +274,47 @@ def test_a_weight_that_is_on_one_side_only_fails(tmp_path):
     assert "extra" in row.worst_weight
 
 
-def test_a_classifier_head_is_refused_before_anything_is_prepared(session_folder, tmp_path):
-    from megatune.config import load_run
-    from megatune.errors import ConfigError
-    from megatune.train.verify.job import verify_job
+TASK_ROWS = {
+    "classification": [{"text": f"row {n} is here", "label": "odd" if n % 2 else "even"} for n in range(24)],
+    "ner": [
+        {"tokens": ["see", "Anna-Maria", f"row-{n}"], "tags": ["O", "B-PER", "B-LOC" if n % 3 else "O"]}
+        for n in range(24)
+    ],
+    "qa": [
+        {"context": f"It was {n} degrees.", "question": "How many?", "answer": str(n)} for n in range(10, 34)
+    ],
+}
 
-    model = write_model(session_folder, "gpt2", bos_token_id=0, eos_token_id=0)
-    run_file = write_run(tmp_path, model, tmp_path / "none.jsonl", "fp32")
-    overrides = ["model.head=classifier", "data.task=ner"]
 
-    with pytest.raises(ConfigError, match=r"model\.head=lm"):
-        verify_job(
-            load_run(run_file, overrides), run_file, overrides, num_steps=1, shrunken=True, progress=print
-        )
+@pytest.mark.world
+@pytest.mark.parametrize(
+    ("task", "shrunken", "model"),
+    [("classification", True, "gpt2"), ("ner", False, "llama"), ("qa", False, "llama")],
+)
+def test_a_classifier_head_passes_like_a_language_model(session_folder, tmp_path, task, shrunken, model):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in TASK_ROWS[task]))
+    folder = write_model(session_folder, model, bos_token_id=0, eos_token_id=0)
+    run_file = write_run(tmp_path, folder, rows, "fp32")
+    head = ["model.head=classifier", f"data.task={task}"]
+    head += ["train.class_weights=balanced"] if task == "classification" else []
+
+    done = verify(run_file, *head, "--json", *(["--shrink"] if shrunken else []))
+
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [row["layout"] for row in answer["rows"]] == ["tp=1,dp=2", "tp=2,dp=1"]
+    assert all(row["passed"] and row["loss_max_rel"] < 1e-5 for row in answer["rows"])
+    notes = " ".join(answer["notes"])
+    assert ("classifier_dropout" in notes) is (task == "ner"), "without an entry it would be a tenth"
+
+
+@pytest.mark.parametrize("task", TASK_ROWS)
+def test_the_parameters_of_a_classifier_are_those_of_its_own_class(session_folder, task):
+    source = open_source(write_tiny_model("llama", session_folder))
+    spec = HeadSpec(kind=task, labels=("a", "b", "c") if task != "qa" else ("start", "end"), pad_id=0)
+    with torch.device("meta"):
+        config = source.config.from_dict({**source.config_dict(), **spec.settings()})
+        model = spec.auto_class.from_config(config)
+
+    assert count_params(replace(source, head=spec)) == sum(one.numel() for one in model.parameters())

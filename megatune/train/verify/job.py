@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatune.config import LoadedRun, Run, resolve_batch
-from megatune.errors import ConfigError, LaunchError, UserError
+from megatune.errors import LaunchError, UserError
 from megatune.launch.fork_server import rank_starts
 from megatune.launch.local import run_ranks
 from megatune.launch.processes import Start
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
+from megatune.model.heads import HeadSpec
 from megatune.plan.auto import value_of
 from megatune.train.inputs import Inputs, open_tokenizer
 from megatune.train.job import check_and_prepare, ready_ops
@@ -84,7 +85,6 @@ def verify_job(
     Logs of the worlds stay in the run folder; weights are compared through files that do not. Raises
     UserError when the run or the machine does not allow it, LaunchError when a world fails.
     """
-    _refuse_head(loaded.run)
     folder = RunFolder(loaded.run.train.output_dir)
     with ExitStack() as stack:
         start = stack.enter_context(rank_starts(["megatune.train.verify.world"]))
@@ -99,6 +99,7 @@ def verify_job(
             # A shrunken model has its weights written down, also where the run draws them.
             overrides=[*overrides, *planned, *(["model.initialize=pretrained"] if shrunken else [])],
             model=model,
+            head=inputs.source.head,
             prepared=inputs.train.folder,
             num_steps=num_steps,
             global_rows=global_rows,
@@ -115,16 +116,6 @@ def verify_job(
         reference=reference.engine,
         notes=[*notes, *_notes_on_steps(run, reference)],
     )
-
-
-def _refuse_head(run: Run) -> None:
-    if run.model.head != "lm":
-        raise ConfigError(
-            [
-                f"megatune verify compares language models, and model.head is {run.model.head}. The layout trains the "
-                "same body: verify it with model.head=lm."
-            ]
-        )
 
 
 def _prepare_model(run: Run, inputs: Inputs, scratch: Path, shrunken: bool) -> tuple[Path, list[str]]:
@@ -181,6 +172,7 @@ class _Worlds:
     run_file: Path
     overrides: list[str]
     model: Path
+    head: HeadSpec | None
     prepared: Path
     num_steps: int
     global_rows: int
@@ -230,6 +222,7 @@ class _Worlds:
             overrides=[*self.overrides, f"parallel.tp_size={json.dumps(layout.tensor_parallel)}"],
             is_reference=layout.is_reference,
             model=str(self.model),
+            head=None if self.head is None else asdict(self.head),
             prepared=str(self.prepared),
             num_steps=self.num_steps,
             micro=layout.micro,

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from megatune.config import BatchShape
 
@@ -17,6 +18,8 @@ class WorldTask:
     is_reference: bool
     model: str
     """Folder of the model: not the run's when that was shrunk or has dropout."""
+    head: dict[str, Any] | None
+    """The fields of its `HeadSpec`, for a classifier."""
     prepared: str
     """Folder of the prepared training rows."""
     num_steps: int

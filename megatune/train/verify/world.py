@@ -18,6 +18,7 @@ from megatune.engine.world import single_world
 from megatune.errors import MegatuneError
 from megatune.launch.ranks import RankInfo, discover_rank
 from megatune.model.build import build_model
+from megatune.model.heads import HeadSpec
 from megatune.model.quiet import quiet_libraries
 from megatune.model.source import ModelSource, open_source
 from megatune.plan.ds_config import make_ds_config, read_policy
@@ -38,6 +39,8 @@ def run_world(task: WorldTask, rank: RankInfo) -> None:
     run = load_run(Path(task.run_file), task.overrides).run
     quiet_libraries()
     source = open_source(Path(task.model), trust_remote_code=run.model.trust_remote_code)
+    if task.head is not None:
+        source = replace(source, head=HeadSpec.from_fields(task.head))
     try:
         engine = (
             _plain_engine(run, source) if task.is_reference else _own_engine(run, source, task.batch, rank)
