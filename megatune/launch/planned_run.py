@@ -57,20 +57,26 @@ class PlannedRun:
 
 
 def plan_start(
-    loaded: LoadedRun, config: Mapping[str, Any], *, num_nodes: int, ranks_per_node: int
+    loaded: LoadedRun,
+    config: Mapping[str, Any],
+    *,
+    num_nodes: int,
+    ranks_per_node: int,
+    num_classes: int | None = None,
 ) -> PlannedRun:
     """Fill what `loaded` leaves open in for this machine, and judge the result.
 
-    config: the model's config.json. Where the planner does not know the model or the device, the keys have
-    their documented defaults. Raises ConfigError for a batch that does not come out whole.
+    config: the model's config.json. num_classes: of a classifier head, once the rows have told them. Where the
+    planner does not know the model or the device, the keys have their documented defaults. Raises ConfigError
+    for a batch that does not come out whole.
     """
     run = loaded.run
     machine = machine_here(run, num_nodes=num_nodes, ranks_per_node=ranks_per_node)
-    question, why_not = _ask(run, config, machine)
+    question, why_not = _ask(run, config, machine, num_classes)
     choice = fill_auto(run, loaded.auto, question, why_not)
     if choice is not None:
         loaded = loaded.planned(choice.run, choice.keys)
-        question, why_not = _ask(choice.run, config, machine)
+        question, why_not = _ask(choice.run, config, machine, num_classes)
     judged = None
     if question is not None:
         judged = assess(question, layout_of(loaded.run, machine.num_devices))
@@ -95,8 +101,11 @@ def machine_here(run: Run, *, num_nodes: int, ranks_per_node: int) -> Machine:
     )
 
 
-def _ask(run: Run, config: Mapping[str, Any], machine: Machine) -> tuple[Question | None, str]:
+def _ask(
+    run: Run, config: Mapping[str, Any], machine: Machine, num_classes: int | None
+) -> tuple[Question | None, str]:
     try:
-        return make_question(run, config, machine, read_policy(run.deepspeed)), ""
+        policy = read_policy(run.deepspeed)
+        return make_question(run, config, machine, policy, num_classes=num_classes), ""
     except (ModelError, PlanError) as error:
         return None, str(error)

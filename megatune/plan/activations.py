@@ -98,10 +98,11 @@ def loss_bytes(
 
     chunked (model/head_loss.py): the logits of one chunk in the training precision, in fp32, and their gradient;
     fp32 gradients of the weight and of the head's input; a product on its way into the former. Otherwise
-    (model/loss.py): all logits and their gradient in the training precision, and two fp32 copies of a chunk.
+    (model/loss.py): all logits and their gradient in the training precision, and two fp32 copies of a chunk. So
+    it is for a classifier head, which gives every token the scores of its few classes.
     """
-    rows, element = -(-model.shape.vocab_size // tensor_parallel), tokens.element_bytes
-    if not chunked:
+    rows, element = model.num_local_outputs(tensor_parallel), tokens.element_bytes
+    if not chunked or model.class_head is not None:
         return 2 * tokens.count * rows * element + min(tokens.count * rows, 2**24) * 4 * 2
     hidden, low = model.shape.hidden_size, element * (element < 4)
     chunk = min(tokens.count, loss_chunk_rows(rows, on_cpu=on_cpu)) * rows * (4 + 2 * low)

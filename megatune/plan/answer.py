@@ -54,6 +54,11 @@ def notes(question: Question, chosen: Assessment) -> list[str]:
     positions = model.shape.max_positions
     if positions is not None and question.work.seq > positions:
         found.append(f"data.max_seq_length {question.work.seq} is beyond the model's {positions} positions.")
+    if model.class_head is not None and not question.work.classes_are_known:
+        found.append(
+            f"data.labels is not given: the head is counted with {model.class_head.num_outputs} classes, the "
+            f"fewest there can be; each more is {model.head_width} parameters."
+        )
     if model.family is None:
         found.append(f"'{model.shape.model_type}' has no tensor-parallel plan: it trains with tp_size 1.")
     return found

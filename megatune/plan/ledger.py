@@ -56,6 +56,8 @@ class Workload:
     """train.chunked_loss: no whole logits exist."""
     draws_weights: bool
     """model.initialize = random: every rank draws the whole model in fp32 first."""
+    classes_are_known: bool = True
+    """False: a classifier head is counted with the fewest classes there can be."""
 
     def buckets_of(self, layout: Layout) -> Buckets:
         """With offload no rank keeps weights from step to step (engine/zero.py)."""

@@ -15,7 +15,7 @@ from megatune.plan.ledger import FRAMEWORK_BYTES, Place, Workload
 from megatune.plan.practice import practice_of
 from megatune.plan.rates import Measured
 from megatune.plan.states import optimizer_bytes
-from megatune.plan.weights import ModelWeights, count_model
+from megatune.plan.weights import ClassHead, ModelWeights, count_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +62,22 @@ class Machine:
 
 
 def make_question(
-    run: Run, config: Mapping[str, Any], machine: Machine, policy: Mapping[str, Any] | None = None
+    run: Run,
+    config: Mapping[str, Any],
+    machine: Machine,
+    policy: Mapping[str, Any] | None = None,
+    *,
+    num_classes: int | None = None,
 ) -> Question:
     """The question that `run` asks about the model of `config` (its config.json).
 
+    num_classes: outputs of a classifier head, where the rows have told them; else see `class_head_of`.
     The global batch is the run file's; where it gives none, that of the run file's own layout.
     Raises ModelError, PlanError and ConfigError for what cannot be planned.
     """
     if run.parallel.offload.startswith("nvme:"):
         raise PlanError("parallel.offload = nvme: is not planned, and this version does not run it; use all.")
-    model = count_model(config)
+    model = count_model(config, class_head_of(run, num_classes))
     work = Workload(
         model=model,
         seq=run.data.max_seq_length,
@@ -83,6 +89,10 @@ def make_question(
         buckets=replace(buckets_of(policy or {}, model), keep_gathered=run.parallel.keep_gathered),
         chunked_loss=run.train.chunked_loss is not False,
         draws_weights=run.model.initialize == "random",
+        classes_are_known=run.model.head == "lm"
+        or num_classes is not None
+        or bool(run.data.labels)
+        or run.data.task == "qa",
     )
     return Question(
         work=work,
@@ -93,6 +103,28 @@ def make_question(
         practice=practice_of(run, model, gradient_checkpointing=False, policy=policy),
         measured=machine.measured,
     )
+
+
+def class_head_of(run: Run, num_classes: int | None = None) -> ClassHead | None:
+    """The head of the run; None for the vocabulary's.
+
+    Where neither `num_classes` nor data.labels tells the classes, the fewest that there can be are counted: the
+    rows are not read for a plan, and a class is one row of the head.
+    """
+    if run.model.head == "lm":
+        return None
+    if num_classes is None:
+        num_classes = _fewest_classes(run)
+    return ClassHead(num_outputs=num_classes, has_bias=run.data.task != "classification")
+
+
+def _fewest_classes(run: Run) -> int:
+    labels = len(run.data.labels)
+    if (
+        run.data.task == "ner"
+    ):  # outside, and each label as the begin and inside (and end, and single) of an entity
+        return 1 + max(1, labels) * (4 if run.data.tag_scheme == "bioes" else 2)
+    return max(2, labels) if run.data.task == "classification" else 2
 
 
 def layout_of(run: Run, num_devices: int) -> Layout:

@@ -19,6 +19,15 @@ TIED_BY_DEFAULT = frozenset({"gemma", "gemma2", "opt", "gpt_neo", "falcon", "blo
 _OPT_POSITION_OFFSET = 2  # OPT's position table starts at 2 (modeling_opt.py, OPTLearnedPositionalEmbedding)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassHead:
+    """A classifier head in place of the one over the vocabulary. It is whole on every rank, and never tied."""
+
+    num_outputs: int
+    has_bias: bool
+    """Heads for tokens and spans have one, those for whole texts do not."""
+
+
 @dataclass(frozen=True)
 class ModelWeights:
     """The parameters of one model. Blocks are all alike."""
@@ -29,6 +38,7 @@ class ModelWeights:
     """Everything beside the blocks; a tied head is not in it."""
     is_tied: bool
     config: Mapping[str, Any]
+    class_head: ClassHead | None = None
 
     @property
     def family(self) -> Family | None:
@@ -57,7 +67,13 @@ class ModelWeights:
     @property
     def num_head_params(self) -> int:
         """Elements of the head's matrix, tied or not."""
-        return self.shape.vocab_size * self.head_width
+        return self.num_local_outputs(1) * self.head_width
+
+    def num_local_outputs(self, tensor_parallel: int) -> int:
+        """Outputs of the head on the tensor-parallel rank that has most of them."""
+        if self.class_head is not None:
+            return self.class_head.num_outputs
+        return -(-self.shape.vocab_size // tensor_parallel)
 
     @property
     def head_width(self) -> int:
@@ -96,7 +112,8 @@ class ModelWeights:
 
     def _local_outside(self, tensor_parallel: int) -> Iterator[Weight]:
         for weight in self.outside:
-            if weight.shape[0] != self.shape.vocab_size or weight.component not in ("embedding", "head"):
+            is_head = weight.component == "head" and self.class_head is None
+            if weight.shape[0] != self.shape.vocab_size or not (weight.component == "embedding" or is_head):
                 yield weight
             else:
                 rows = split_units(weight.shape[0], tensor_parallel)[0]
@@ -136,8 +153,8 @@ class ModelWeights:
         return inside * self.shape.num_layers + outside
 
 
-def count_model(config: Mapping[str, Any]) -> ModelWeights:
-    """The parameters of the model that `config` (a config.json) describes.
+def count_model(config: Mapping[str, Any], class_head: ClassHead | None = None) -> ModelWeights:
+    """The parameters of the model that `config` (a config.json) describes, a language model without `class_head`.
 
     Raises ModelError when it describes none, PlanError for a model type without a row in blocks.py.
 
@@ -148,17 +165,35 @@ def count_model(config: Mapping[str, Any]) -> ModelWeights:
     """
     shape = shape_from_config(config)
     text = config.get("text_config") or config
-    is_tied = bool(text.get("tie_word_embeddings", shape.model_type in TIED_BY_DEFAULT))
+    is_tied = class_head is None and bool(
+        text.get("tie_word_embeddings", shape.model_type in TIED_BY_DEFAULT)
+    )
     return ModelWeights(
         shape=shape,
         block=tuple(block_weights(text, shape)),
-        outside=tuple(_outside(text, shape, is_tied)),
+        outside=(*_outside(text, shape), *_head(text, shape, is_tied, class_head)),
         is_tied=is_tied,
         config=text,
+        class_head=class_head,
     )
 
 
-def _outside(config: Mapping[str, Any], shape: ModelShape, is_tied: bool) -> Iterator[Weight]:
+def _head(
+    config: Mapping[str, Any], shape: ModelShape, is_tied: bool, class_head: ClassHead | None
+) -> Iterator[Weight]:
+    width = int(config.get("word_embed_proj_dim") or shape.hidden_size)
+    if class_head is not None:
+        yield Weight("head", "head", (class_head.num_outputs, width))
+        if class_head.has_bias:
+            yield Weight("head", "head", (class_head.num_outputs,))
+        return
+    if not is_tied:
+        yield Weight("head", "head", (shape.vocab_size, width))
+    if shape.model_type in ("gptj", "phi"):
+        yield Weight("head", "head", (shape.vocab_size,))
+
+
+def _outside(config: Mapping[str, Any], shape: ModelShape) -> Iterator[Weight]:
     kind, hidden = shape.model_type, shape.hidden_size
     width = int(config.get("word_embed_proj_dim") or hidden)
     yield Weight("embedding", "embedding", (shape.vocab_size, width))
@@ -172,10 +207,6 @@ def _outside(config: Mapping[str, Any], shape: ModelShape, is_tied: bool) -> Ite
     has_bias = kind in ("gpt2", "gpt_neo", "opt", "gptj", "gpt_neox", "falcon", "bloom", "phi")
     for name in _norm_names(config, kind):
         yield from [Weight("norm", name, (hidden,))] * (2 if has_bias else 1)
-    if not is_tied:
-        yield Weight("head", "head", (shape.vocab_size, width))
-    if kind in ("gptj", "phi"):
-        yield Weight("head", "head", (shape.vocab_size,))
 
 
 def _norm_names(config: Mapping[str, Any], kind: str) -> tuple[str, ...]:

@@ -71,8 +71,8 @@ def block_passes(
 
 
 def head_passes(model: ModelWeights, tokens: int, tensor_parallel: int, device: Device) -> Passes:
-    """The output head and the loss over this rank's part of the vocabulary."""
-    rows = -(-model.shape.vocab_size // tensor_parallel)
+    """The output head and the loss over this rank's part of the vocabulary, or over the classes."""
+    rows = model.num_local_outputs(tensor_parallel)
     product = device.product_s(tokens, rows, model.head_width)
     moved = device.traffic_s(tokens * rows * _LOGIT_TRAFFIC)
     return Passes(product + moved / 2, 2 * product + moved / 2)

@@ -112,8 +112,14 @@ def lay_out(
 
 
 def _plan(loaded: LoadedRun, rank: RankInfo, prepared: Inputs) -> PlannedRun:
-    config = prepared.source.config_dict()
-    return plan_start(loaded, config, num_nodes=rank.nodes, ranks_per_node=rank.local_world_size)
+    head = prepared.source.head
+    return plan_start(
+        loaded,
+        prepared.source.config_dict(),
+        num_nodes=rank.nodes,
+        ranks_per_node=rank.local_world_size,
+        num_classes=None if head is None else len(head.labels),
+    )
 
 
 def _share_inputs(run: Run, prepared: Inputs | None, rank: RankInfo, world: World) -> Inputs:

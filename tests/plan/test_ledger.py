@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from plan_questions import LLAMA_70B, layout, machine, question
 
+from megatune.plan.answer import notes
 from megatune.plan.assess import Question, assess
 from megatune.plan.ledger import Ledger, make_ledger
 from megatune.plan.links import Link, Links
@@ -43,6 +44,24 @@ def test_twice_the_micro_batch_doubles_activations_and_adds_to_the_loss_only() -
     before, after = ledger(), ledger(micro_batch=2, accumulation=4)
     assert changed(before, after) == {"activations", "loss"}
     assert after.device["activations"] == 2 * before.device["activations"]
+
+
+def test_a_classifier_head_takes_no_room_for_a_vocabulary() -> None:
+    """The embedding stays; the head, its gradient and the logits of the vocabulary are gone."""
+    of_lm = question(LLAMA_70B)
+    run = {"model": {"head": "classifier"}, "data": {"task": "classification", "packing": False}}
+    labelled = question(LLAMA_70B, model=run["model"], data={**run["data"], "labels": ["a", "b", "c"]})
+    unlabelled = question(LLAMA_70B, **run)
+
+    model = labelled.work.model
+    assert model.num_params == of_lm.work.model.num_params - (128256 - 3) * 8192
+    before, after = ledger(of_lm), ledger(labelled)
+    assert after.device["loss"] < before.device["loss"] / 100
+    assert sum(after.device[name] for name in STATES) == 18 * model.num_share(1, 8)
+    assert unlabelled.work.model.num_head_params == 2 * 8192
+    told = notes(unlabelled, assess(unlabelled, layout()))
+    assert any("data.labels is not given: the head is counted with 2 classes" in note for note in told)
+    assert not any("data.labels" in note for note in notes(labelled, assess(labelled, layout())))
 
 
 def test_offload_moves_states_to_the_host_of_the_node() -> None:

@@ -6,15 +6,22 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import TINY
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from megatune.errors import PlanError
 from megatune.model.conv1d import conv1d_to_linear
+from megatune.model.heads import find_head
 from megatune.model.tensor_parallel import cut_block, cut_vocabulary
 from megatune.plan.blocks import BLOCKS
 from megatune.plan.families import FAMILIES
-from megatune.plan.weights import TIED_BY_DEFAULT, count_model
+from megatune.plan.weights import TIED_BY_DEFAULT, ClassHead, count_model
 
 _TP = 2
 
@@ -104,6 +111,46 @@ def test_every_type_and_variant_is_counted_tensor_by_tensor(kind: str, config: d
     assert sorted(ours) == sorted(tuple(p.shape) for p in model.parameters())
     head = model.get_output_embeddings()  # type: ignore[operator]
     assert counted.num_head_params == head.weight.numel()
+
+
+HEADS = {
+    "classification": (AutoModelForSequenceClassification, ClassHead(num_outputs=7, has_bias=False)),
+    "ner": (AutoModelForTokenClassification, ClassHead(num_outputs=9, has_bias=True)),
+    "qa": (AutoModelForQuestionAnswering, ClassHead(num_outputs=2, has_bias=True)),
+}
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_a_classifier_head_is_counted_tensor_by_tensor_in_every_type_that_has_one(task: str) -> None:
+    auto_class, head = HEADS[task]
+    counted_types = set()
+    for kind, config in VARIANTS:
+        made = AutoConfig.for_model(kind, **config, num_labels=head.num_outputs)
+        if auto_class._model_mapping.get(type(made), None) is None:
+            continue
+        with torch.device("meta"):
+            model = auto_class.from_config(made)
+        conv1d_to_linear(model)
+
+        counted = count_model(made.to_dict(), head)
+
+        blocks = [weight.shape for weight in counted.block] * counted.shape.num_layers
+        ours = [*(weight.shape for weight in counted.outside), *blocks]
+        assert sorted(ours) == sorted(tuple(p.shape) for p in model.parameters()), kind
+        assert counted.num_head_params == find_head(model).weight.numel()
+        counted_types.add(kind)
+    assert {"gpt2", "llama", "qwen3", "gpt_neox", "falcon", "bloom"} <= counted_types
+
+
+def test_a_classifier_head_is_whole_on_every_tensor_parallel_rank_and_the_embedding_is_not() -> None:
+    config = AutoConfig.for_model("llama", **_llama(64, 2, 4, 96), vocab_size=100).to_dict()
+    head = ClassHead(num_outputs=5, has_bias=True)
+
+    whole, halved = count_model(config, head), count_model(config, head).local_outside(2)
+
+    assert whole.num_params == count_model(config).num_params - 100 * 64 + 5 * 65
+    assert [weight.shape for weight in halved if weight.component == "head"] == [(5, 64), (5,)]
+    assert [weight.shape for weight in halved if weight.component == "embedding"] == [(50, 64)]
 
 
 def test_every_family_of_the_tensor_parallel_table_is_counted() -> None:
