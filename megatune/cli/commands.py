@@ -53,7 +53,6 @@ def prepare(
 
     Example: megatune prepare run.yaml --preview 2
     """
-    before_torch()
     from megatune.cli.prepare import prepare_run
 
     sys.exit(prepare_run(run_file, overrides or [], preview, as_json=as_json))

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from megatune.config import LoadedRun, load_run
+from megatune.cli.arguments import before_torch
+from megatune.config import LoadedRun, Run, load_run
 from megatune.errors import MegatuneError
 from megatune.launch.run_folder import RunFolder
 from megatune.report.tables import to_json
@@ -14,6 +15,7 @@ from megatune.report.tables import to_json
 if TYPE_CHECKING:
     from megatune.data.prepared import PreparedSet
     from megatune.data.team import Team
+    from megatune.train.inputs import Inputs
 
 
 def prepare_run(run_file: Path, overrides: list[str], preview_rows: int, *, as_json: bool) -> int:
@@ -35,21 +37,49 @@ def prepare_run(run_file: Path, overrides: list[str], preview_rows: int, *, as_j
 
 
 def _prepare(loaded: LoadedRun, preview_rows: int, team: "Team", as_json: bool) -> None:
-    from megatune.data.preview import preview
-    from megatune.data.quality_picture import draw_quality
-    from megatune.train.inputs import open_tokenizer, prepare_inputs
+    from megatune.data.receipt import keep, kept_sets, look
 
     run = loaded.run
     if team.rank == 0:
         for notice in loaded.notices:
             print(f"megatune: {notice}", file=sys.stderr)
     folder = RunFolder(run.train.output_dir)
+    seen = look(run) if team.rank == 0 else None
+    sets = kept_sets(run, seen) if folder.data_picture.exists() else None
+    if preview_rows or not team.first(lambda: sets is not None):
+        inputs = _make(run, folder, team)
+        sets = inputs.splits
+        if team.rank == 0:
+            keep(run, seen, sets)
+            _show(sets, folder, as_json)
+            _preview(run, inputs, preview_rows, as_json)
+    elif team.rank == 0 and sets is not None:
+        _show(sets, folder, as_json)
+
+
+def _make(run: Run, folder: RunFolder, team: "Team") -> "Inputs":
+    """Prepare, or find the sets by what they are made of; loads the tokenizer, and with it torch."""
+    before_torch()
+    from megatune.data.quality_picture import draw_quality
+    from megatune.train.inputs import prepare_inputs
+
     inputs = prepare_inputs(run, folder, team)
-    if team.rank != 0:
-        return
-    sets = inputs.splits
+    if team.rank == 0:
+        draw_quality(inputs.splits, folder.data_picture)
+    return inputs
+
+
+def _preview(run: Run, inputs: "Inputs", num_rows: int, as_json: bool) -> None:
+    from megatune.data.preview import preview
+    from megatune.train.inputs import open_tokenizer
+
+    if num_rows:
+        shown = preview(inputs.train, open_tokenizer(run, inputs.source), num_rows)
+        Console(stderr=as_json).print(shown)
+
+
+def _show(sets: "dict[str, PreparedSet]", folder: RunFolder, as_json: bool) -> None:
     leaked = _num_leaked(sets)
-    draw_quality(sets, folder.data_picture)
     if as_json:
         print(
             to_json(
@@ -61,15 +91,13 @@ def _prepare(loaded: LoadedRun, preview_rows: int, team: "Team", as_json: bool) 
                 }
             )
         )
-    else:
-        for name, prepared in sets.items():
-            print("\n".join(_told(name, prepared)))
-        for name, count in leaked.items():
-            if count:
-                print(f"{name}: {count} rows say what a training row says: the scores on them show memory")
-        print(f"picture: {folder.data_picture}")
-    if preview_rows:
-        Console(stderr=as_json).print(preview(inputs.train, open_tokenizer(run, inputs.source), preview_rows))
+        return
+    for name, prepared in sets.items():
+        print("\n".join(_told(name, prepared)))
+    for name, count in leaked.items():
+        if count:
+            print(f"{name}: {count} rows say what a training row says: the scores on them show memory")
+    print(f"picture: {folder.data_picture}")
 
 
 def _num_leaked(sets: "dict[str, PreparedSet]") -> dict[str, int]:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import xxhash
 
-from megatune.data.folders import expand, is_data_set
 from megatune.data.hash_memo import HashMemo
 from megatune.data.opened import plain_suffix
-from megatune.data.read import Source, is_local
+from megatune.data.read import Source, files_of, is_local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -130,8 +129,4 @@ def _vocabulary(tokenizer: "PreTrainedTokenizerBase") -> object:
 def _identities(path: str, source: Source, memo: HashMemo, split_name: str) -> list[tuple[str, str]]:
     if not is_local(path):
         return [(path, "hub")]
-    if is_data_set(Path(path)):
-        files = sorted(inner for inner in Path(path).rglob("*") if inner.is_file())
-    else:
-        files = expand(path, source.split or split_name, is_asked=source.split is not None)
-    return [(str(file), memo.hash_of(file)) for file in files]
+    return [(str(file), memo.hash_of(file)) for file in files_of(path, source.split, split_name)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatune.files import hash_file, write_text_atomic
 
-_SETTLED_AFTER_NS = 2 * 10**9
+SETTLED_AFTER_NS = 2 * 10**9
 """A file that was written to so shortly before could be written to again without another time of change: two
 writes within one tick of the file system's clock, which is 2 s where it is slowest."""
 
@@ -27,12 +27,12 @@ class HashMemo:
     def hash_of(self, path: Path) -> str:
         """The hash of the bytes of `path`."""
         known = self._known.get(str(path.absolute()))
-        marks = _marks(path)
+        marks = marks_of(path)
         if known is not None and known[:-1] == marks:
             return str(known[-1])
         now = time.time_ns()
         found = hash_file(path)
-        if now - path.stat().st_ctime_ns > _SETTLED_AFTER_NS and _marks(path) == marks:
+        if now - path.stat().st_ctime_ns > SETTLED_AFTER_NS and marks_of(path) == marks:
             self._known[str(path.absolute())] = [*marks, found]
             self._is_changed = True
         return found
@@ -45,7 +45,8 @@ class HashMemo:
             self._is_changed = False
 
 
-def _marks(path: Path) -> list[object]:
+def marks_of(path: Path) -> list[int]:
+    """What tells that a file is the same: size, inode, the times of its last writing and its last change."""
     found = path.stat()
     return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
 

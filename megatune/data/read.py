@@ -152,6 +152,15 @@ def check_paths(source: Source, *, split_name: str) -> None:
         raise DataError("\n".join(f"data.{split_name}: {problem}" for problem in problems))
 
 
+def files_of(path: str, split: str | None, split_name: str) -> list[Path]:
+    """The files that a path stands for, those that `datasets` wrote included. Raises DataError where there are none."""
+    if not is_local(path):
+        raise DataError(f"data.{split_name}: {path} is no file, folder or glob here")
+    if is_data_set(Path(path)):
+        return sorted(inner for inner in Path(path).rglob("*") if inner.is_file())
+    return expand(path, split or split_name, is_asked=split is not None)
+
+
 def is_local(path: str) -> bool:
     """Whether it is a file, a folder or a glob, and not a hub id."""
     return Path(path).exists() or is_glob(path)

@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "data-hashes.json"
 
     @property
+    def receipt(self) -> Path:
+        """What was prepared, and from which files: see `data/receipt.py`."""
+        return self.path / "prepared.json"
+
+    @property
     def data_picture(self) -> Path:
         """What the rows are like, drawn by `megatune prepare`."""
         return self.path / "data.png"

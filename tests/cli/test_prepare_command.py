@@ -2,6 +2,11 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from command_line import assert_refused, megatune
@@ -54,3 +59,61 @@ def test_a_file_in_another_encoding_is_refused_with_what_it_may_be(run_file, tmp
     path.write_bytes('{"text": "ok"}\n{"text": "café"}\n'.encode("cp1252"))
     done = megatune("prepare", run_file, f"data.train={path}")
     assert_refused(done, "line 2", "In cp1252 it would read", "café", "iconv -f cp1252 -t utf-8 rows.jsonl")
+
+
+LOADED = """
+import sys
+from megatune.cli import main
+try:
+    main()
+finally:
+    heavy = {"torch", "transformers", "datasets", "deepspeed", "matplotlib"}
+    print("loaded:", *sorted(heavy & sys.modules.keys()), file=sys.stderr)
+"""
+
+
+def prepare_and_tell_what_was_loaded(run_file: Path, *overrides: str) -> tuple[dict, set[str]]:
+    """The answer of `prepare --json` in a process of its own, and the heavy packages it has imported."""
+    command = [sys.executable, "-c", LOADED, "prepare", str(run_file), "--json", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), set(done.stderr.splitlines()[-1].split()[1:])
+
+
+def test_asked_again_nothing_heavy_is_loaded_until_something_changes(run_file: Path, tmp_path: Path):
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(f'{{"text": "row {n} of mine"}}\n' for n in range(20)))
+    given = (f"data.train={own}", "data.val_size=4")
+    wait_until_settled(own)
+    first, loaded = prepare_and_tell_what_was_loaded(run_file, *given)
+    assert "torch" in loaded
+
+    again, loaded = prepare_and_tell_what_was_loaded(run_file, *given)
+    assert loaded == set()
+    assert again == first, "the same sets and reports"
+    assert set(first["splits"]) == {"train", "validation"}
+    assert prepare_and_tell_what_was_loaded(run_file, *given, "train.learning_rate=3e-5")[1] == set()
+
+    seeded, loaded = prepare_and_tell_what_was_loaded(run_file, *given, "train.seed=7")
+    assert "torch" in loaded
+    assert seeded["splits"]["train"]["folder"] != first["splits"]["train"]["folder"]
+    own.write_text(own.read_text().replace("mine", "ours"))
+    changed, loaded = prepare_and_tell_what_was_loaded(run_file, *given)
+    assert "torch" in loaded
+    assert changed["splits"]["train"]["folder"] != first["splits"]["train"]["folder"]
+
+
+def test_a_set_that_was_damaged_is_not_taken_on_trust(run_file: Path, rows_file: Path):
+    wait_until_settled(rows_file)
+    first, _ = prepare_and_tell_what_was_loaded(run_file)
+    tokens = Path(first["splits"]["train"]["folder"]) / "tokens.npy"
+    tokens.write_bytes(tokens.read_bytes()[:-4])
+
+    done = megatune("prepare", run_file)
+
+    assert_refused(done, "is not a whole prepared data set", "Delete that folder")
+
+
+def wait_until_settled(path: Path) -> None:
+    """Wait until a file is so old that its times tell whether it was written to again."""
+    time.sleep(max(0.0, path.stat().st_ctime + 2.1 - time.time()))

@@ -20,7 +20,7 @@ def hashed(monkeypatch):
 @pytest.fixture
 def settled(monkeypatch):
     """Files count as settled at once."""
-    monkeypatch.setattr(hash_memo, "_SETTLED_AFTER_NS", -1)
+    monkeypatch.setattr(hash_memo, "SETTLED_AFTER_NS", -1)
 
 
 def asked(tmp_path):
