@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatune.config.fields import RunPath, Section
 from megatune.config.health import HealthSection
@@ -50,6 +50,16 @@ class Run(Section):
     def packs(self) -> bool:
         """Whether several rows share a sequence; a classifier head reads one at a time."""
         return self.data.packing and self.model.head == "lm"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_packing(cls, values: Any) -> Any:
+        """A classifier's run has no packing unless it asks for it, which is refused: what is written down must load."""
+        sections = values if isinstance(values, dict) else {}
+        model, data = sections.get("model"), sections.get("data")
+        if isinstance(model, dict) and isinstance(data, dict) and model.get("head") == "classifier":
+            return {**sections, "data": {"packing": False, **data}}
+        return values
 
     @field_validator("report_to", mode="before")
     @classmethod

@@ -169,3 +169,12 @@ def test_the_error_names_the_file(tmp_path):
     path.write_text("train: 5\n")
     with pytest.raises(ConfigError, match=r"my\.yaml has 3 problems"):
         load_run(path)
+
+
+def test_the_resolved_file_of_a_classifier_loads_although_rows_are_packed_by_default(load, minimal):
+    loaded = load(minimal, "model.head=classifier", "data.task=classification")
+
+    resolved = resolved_yaml(loaded)
+
+    assert load(resolved).run == loaded.run
+    assert "  packing: false  # default\n" in resolved
