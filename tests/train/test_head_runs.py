@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from head_run_cases import head_scores
 from test_task_runs import evals, write_classification, write_labelled
 from tiny_runs import train, train_failing
 from worlds import Worlds
+
+from megatune.cli.evaluate import EvaluateOptions, evaluate_model
 
 pytestmark = pytest.mark.world
 
@@ -91,9 +94,78 @@ def test_words_are_tagged_at_their_first_tokens_and_the_export_tags_them_alike(
     assert list(model.config.id2label.values()) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 
-def test_several_labels_and_spans_run_to_their_scores(
-    worlds: Worlds, session_folder: Path, tmp_path: Path
+QUESTIONS = [
+    {
+        "context": f"In {place} it was {degrees} degrees on day {day}.",
+        "question": ["Where was it?", "How warm was it?"][day % 2],
+        "answer": [place, f"{degrees}"][day % 2],
+    }
+    for day, (place, degrees) in enumerate(zip(["Berlin", "Bonn", "Boston"] * 8, range(11, 35), strict=True))
+]
+
+
+def test_spans_are_learned_on_four_ranks_and_transformers_finds_them_alike(
+    worlds: Worlds, session_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    data = {"task": "qa", "train": str(path), "validation": str(path), "test": None, "max_seq_length": 96}
+    learned = {**HEAD["train"], "max_steps": 40, "learning_rate": 1e-2}
+    run_file = write_head_run(
+        tmp_path, session_folder, data, train=learned, evaluate={"metric_for_best_model": "f1"}
+    )
+
+    assert set(worlds.run(4, train, str(run_file), [])) == {0}
+
+    before, after = evals(tmp_path / "run", "validation")
+    assert after["metrics"]["f1"] > before["metrics"]["f1"]
+    assert after["loss"] < before["loss"] / 2
+    assert after["target_tokens"] == len(QUESTIONS), "one loss a span"
+    lines = [json.loads(line) for line in Path(after["answers"]).read_text().splitlines()]
+    folder = tmp_path / "run" / "export"
+    scores, answers, ids = find_spans_with_transformers(folder, [line["prompt"] for line in lines])
+    assert answers == [line["answer"] for line in lines]
+    head = {"kind": "qa", "labels": ["start", "end"], "pad_id": 0}
+    for together in worlds.run(4, head_scores, str(folder), head, ids, 2):
+        for ours, theirs in zip(together, scores, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    capsys.readouterr()
+    asked = EvaluateOptions(
+        data=[], split="validation", task=None, answers=None, tensor_parallel=1, num_ranks=1, as_json=True
+    )
+    evaluate_model(tmp_path / "run", [], asked)
+    found = json.loads(capsys.readouterr().out)["metrics"]
+    assert found["exact_match"] == after["metrics"]["exact_match"]
+    assert found["f1"] == pytest.approx(after["metrics"]["f1"])
+    assert found["loss"] == pytest.approx(after["loss"], rel=1e-4)
+
+
+def find_spans_with_transformers(
+    folder: Path, texts: list[str]
+) -> tuple[list[torch.Tensor], list[str], list[list[int]]]:
+    """Scores of the tokens, the likeliest span of the second line as the SQuAD scripts find it, and the tokens."""
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    model = AutoModelForQuestionAnswering.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    scores, answers, tokens = [], [], []
+    for text in texts:
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        offsets, ids = encoded["offset_mapping"], encoded["input_ids"]
+        with torch.no_grad():
+            output = model(input_ids=torch.tensor([ids]))
+        scores.append(torch.stack([output.start_logits[0], output.end_logits[0]], dim=-1))
+        inside = [at for at, (_, stop) in enumerate(offsets) if stop > text.index("\n") + 1]
+        first, last = max(
+            ((start, end) for start in inside for end in inside if start <= end < start + 30),
+            key=lambda span: float(output.start_logits[0, span[0]] + output.end_logits[0, span[1]]),
+        )
+        answers.append(text[offsets[first][0] : offsets[last][1]].strip())
+        tokens.append(ids)
+    return scores, answers, tokens
+
+
+def test_several_labels_run_to_their_scores(worlds: Worlds, session_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     rows = [{"text": f"{row} red", "labels": ["warm", "bright"][: row % 3]} for row in range(9)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
