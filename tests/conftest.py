@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ssh_hosts import SshHosts, started_sshd
 from worlds import Worlds
 
+from megatune.launch.extensions import ensure_built, extension_folder
+
 # The same examples in every run; `--hypothesis-profile=default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
@@ -65,6 +67,14 @@ def worlds() -> Iterator[Worlds]:
     pool = Worlds()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def extensions() -> Path:
+    """The folder with DeepSpeed's compiled Adam: built as `megatune train` builds it, once per environment."""
+    folder = extension_folder()
+    ensure_built([sys.executable, "-m", "megatune.engine.build_ops", "cpu_adam"], folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

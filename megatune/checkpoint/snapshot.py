@@ -8,10 +8,8 @@ import torch
 from megatune.engine.state import RankState
 from megatune.engine.world import World
 from megatune.launch.devices import available_memory_bytes
+from megatune.plan.snapshot import MOST_OF_AVAILABLE, pinned_bytes
 from megatune.units import format_bytes
-
-_MOST_OF_AVAILABLE = 0.5
-"""Share of the available host memory that snapshots may take: data, kernels and other programs need some."""
 
 
 class HostCopy:
@@ -26,8 +24,7 @@ class HostCopy:
         May run in a thread beside forward and backward, which do not change the state: on a GPU the copies have a
         stream of their own.
         """
-        devices = {piece.device for held in state.tensors.values() for piece in held.values()}
-        on_gpu = next((device for device in devices if device.type == "cuda"), None)
+        on_gpu = _gpu_of(state)
         flat = self._memory(state.num_bytes // torch.float32.itemsize, pinned=on_gpu is not None)
         if on_gpu is None:
             return self._filled(state, flat)
@@ -56,6 +53,12 @@ class HostCopy:
         return self._flat
 
 
+def _gpu_of(state: RankState) -> torch.device | None:
+    """The GPU that holds `state`; None where the host does."""
+    devices = {piece.device for held in state.tensors.values() for piece in held.values()}
+    return next((device for device in devices if device.type == "cuda"), None)
+
+
 @dataclass(frozen=True)
 class SaveMode:
     """Whether saves are written behind training, and why."""
@@ -73,7 +76,8 @@ def choose_mode(asked: bool | str, state: RankState, world: World) -> SaveMode:
 
     Ask after the first step, when the memory that training needs is taken.
     """
-    told = world.gather_objects((socket.gethostname(), state.num_bytes, available_memory_bytes()))
+    own_bytes = state.num_bytes if _gpu_of(state) is None else pinned_bytes(state.num_bytes)
+    told = world.gather_objects((socket.gethostname(), own_bytes, available_memory_bytes()))
     needed: dict[str, int] = {}
     available: dict[str, int | None] = {}
     for host, num_bytes, free in told:
@@ -93,7 +97,7 @@ def judge_memory(asked: bool | str, needed: dict[str, int], available: dict[str,
         return SaveMode(
             asked is True, f"checkpoint.async is true, though {words}" if asked is True else words
         )
-    room = {host: _MOST_OF_AVAILABLE * (free or 0) - needed[host] for host, free in available.items()}
+    room = {host: MOST_OF_AVAILABLE * (free or 0) - needed[host] for host, free in available.items()}
     tightest = min(room, key=room.__getitem__)
     words = (
         f"a snapshot takes {format_bytes(needed[tightest])} of the {format_bytes(available[tightest])} of host "
@@ -101,7 +105,7 @@ def judge_memory(asked: bool | str, needed: dict[str, int], available: dict[str,
     )
     fits = room[tightest] >= 0
     if not fits:
-        words += f", and at most {_MOST_OF_AVAILABLE:.0%} may be taken"
+        words += f", and at most {MOST_OF_AVAILABLE:.0%} may be taken"
     if asked is True:
         return SaveMode(True, words if fits else f"checkpoint.async is true, though {words}")
     return SaveMode(fits, words)

@@ -80,7 +80,22 @@ def plan_start(
     judged = None
     if question is not None:
         judged = assess(question, layout_of(loaded.run, machine.num_devices))
+        loaded = _settle_saves(loaded, judged)
     return PlannedRun(loaded=loaded, choice=choice, question=question, judged=judged, why_not=why_not)
+
+
+def _settle_saves(loaded: LoadedRun, judged: Assessment) -> LoadedRun:
+    """`checkpoint.async: auto` is false where the ledger has no room; else the memory left at the first save decides.
+
+    The ledger knows what that save cannot see: what each later step takes again beside the snapshot.
+    """
+    checkpoint = loaded.run.checkpoint
+    if checkpoint.asynchronous != "auto" or judged.ledger.saves_behind is not False:
+        return loaded
+    if not checkpoint.save_steps:
+        return loaded
+    settled = checkpoint.model_copy(update={"asynchronous": False})
+    return loaded.planned(loaded.run.model_copy(update={"checkpoint": settled}), ["checkpoint.async"])
 
 
 def machine_here(run: Run, *, num_nodes: int, ranks_per_node: int) -> Machine:

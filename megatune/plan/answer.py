@@ -6,7 +6,9 @@ from typing import Any
 from megatune.plan.assess import Assessment, Question
 from megatune.plan.forecast import Forecast
 from megatune.plan.search import Found, pareto_front
+from megatune.plan.snapshot import MOST_OF_AVAILABLE
 from megatune.plan.step_time import Phases
+from megatune.units import format_bytes
 
 SCHEMA = 1
 
@@ -61,7 +63,20 @@ def notes(question: Question, chosen: Assessment) -> list[str]:
         )
     if model.family is None:
         found.append(f"'{model.shape.model_type}' has no tensor-parallel plan: it trains with tp_size 1.")
-    return found
+    return [*found, *saves_notes(question, chosen)]
+
+
+def saves_notes(question: Question, chosen: Assessment) -> list[str]:
+    """What `checkpoint.async: auto` will come to, where that is known."""
+    ledger = chosen.ledger
+    if question.work.snapshots != "auto" or ledger.saves_behind is None:
+        return []
+    where = "a rank" if question.place.on_cpu else "a node"
+    takes = f"a snapshot takes {format_bytes(ledger.snapshot_bytes)} of host memory {where}"
+    if ledger.saves_behind:
+        return [f"checkpoints will be written behind training: {takes}."]
+    most = f"at most {MOST_OF_AVAILABLE:.0%} of what the plan leaves may be taken"
+    return [f"checkpoints will be written while training waits: {takes}, and {most}."]
 
 
 def _about_times(question: Question) -> list[str]:

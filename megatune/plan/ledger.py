@@ -24,6 +24,7 @@ from megatune.plan.buckets import (
     step_gradient_bytes,
 )
 from megatune.plan.layout import Layout
+from megatune.plan.snapshot import MOST_OF_AVAILABLE, Asked, snapshot_bytes
 from megatune.plan.states import ELEMENT_BYTES, GRADIENT_BYTES, States, rank_states
 from megatune.plan.weights import ModelWeights
 
@@ -56,6 +57,8 @@ class Workload:
     """train.chunked_loss: no whole logits exist."""
     draws_weights: bool
     """model.initialize = random: every rank draws the whole model in fp32 first."""
+    snapshots: Asked
+    """checkpoint.async of a run with checkpoint.save_steps; False without."""
     classes_are_known: bool = True
     """False: a classifier head is counted with the fewest classes there can be."""
 
@@ -89,6 +92,10 @@ class Ledger:
     moment: str
     device_limit: int | None
     host_limit: int | None
+    snapshot_bytes: int
+    """Of one node (on machines without GPUs of one rank), whether it is counted or not."""
+    saves_behind: bool | None
+    """Is the snapshot counted? None: `auto` where nobody knows the memory, so that the run itself decides."""
 
     @property
     def device_total(self) -> int:
@@ -104,7 +111,8 @@ class Ledger:
         if not self.host:
             return {}
         kept = self.host_total - self.host["load_or_save"]
-        loading = kept - self.host["offloaded_gradients"] - self.host["offloaded_optimizer"]
+        later = ("offloaded_gradients", "offloaded_optimizer", "snapshot")
+        loading = kept - sum(self.host.get(name, 0) for name in later)
         return {
             "load": loading + self.host_passing["load"],
             "train": kept,
@@ -149,14 +157,42 @@ def make_ledger(work: Workload, layout: Layout, place: Place) -> Ledger:
     moment = "forward and backward" if is_forward else "optimizer step"
     passing = _host_passing(work, layout, place)
     margin = {"fragmentation": int(_FRAGMENTATION * sum(at_peak.values()))}
+    device = fixed | at_peak | margin | _framework_bytes(layout, place)
+    host = {} if place.on_cpu else _host_bytes(states, place, passing)
+    holder, limit = (device, place.device_limit_bytes) if place.on_cpu else (host, place.host_limit_bytes)
+    snapshot = _snapshot_bytes(work, layout, place)
+    behind = _saves_behind(work.snapshots, snapshot, sum(holder.values()), limit)
+    if behind:
+        holder["snapshot"] = snapshot
     return Ledger(
-        device=fixed | at_peak | margin | _framework_bytes(layout, place),
-        host={} if place.on_cpu else _host_bytes(states, place, passing),
+        device=device,
+        host=host,
         host_passing=passing,
         moment=moment,
         device_limit=place.device_limit_bytes,
         host_limit=None if place.on_cpu else place.host_limit_bytes,
+        snapshot_bytes=snapshot,
+        saves_behind=behind,
     )
+
+
+def _snapshot_bytes(work: Workload, layout: Layout, place: Place) -> int:
+    """What saves behind training hold: of a rank without a GPU, else of all ranks of a node, pinned."""
+    own = snapshot_bytes(
+        work.model,
+        layout,
+        bytes_a_master=work.optimizer_bytes,
+        in_one_group=work.in_one_group,
+        is_pinned=not place.on_cpu and layout.offload == "none",
+    )
+    return own if place.on_cpu else place.ranks_per_node * own
+
+
+def _saves_behind(asked: Asked, snapshot: int, others: int, limit: int | None) -> bool | None:
+    """`auto` takes no more of what the `others` leave than checkpoint/snapshot.py does of what it finds left."""
+    if asked != "auto" or limit is None:
+        return asked if asked != "auto" else None
+    return snapshot <= MOST_OF_AVAILABLE * (limit - others)
 
 
 def _stays_in_heap(work: Workload, layout: Layout) -> tuple[str, ...]:

@@ -89,6 +89,7 @@ def make_question(
         buckets=replace(buckets_of(policy or {}, model), keep_gathered=run.parallel.keep_gathered),
         chunked_loss=run.train.chunked_loss is not False,
         draws_weights=run.model.initialize == "random",
+        snapshots=run.checkpoint.asynchronous if run.checkpoint.save_steps else False,
         classes_are_known=run.model.head == "lm"
         or num_classes is not None
         or bool(run.data.labels)

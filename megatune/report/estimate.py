@@ -18,6 +18,7 @@ _ADDED = (
     "activations",
     "loss",
     "step_gradients",
+    "snapshot",
 )
 """What steps hold beside the states: allocators do not say which is which."""
 _OUTSIDE = ("nccl", "framework")

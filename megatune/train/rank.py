@@ -25,6 +25,7 @@ from megatune.launch.ranks import own_slurm_job, record_collectives
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.time_limit import JobEnd
 from megatune.model.quiet import quiet_libraries
+from megatune.plan.answer import saves_notes
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.report.metrics import read_metrics
 from megatune.report.records import PlanRecord, RunRecord
@@ -300,8 +301,13 @@ def _tell_plan(planned: PlannedRun | None, reporter: Reporter) -> None:
     """What was expected of this start, for the report to compare with. First rank's `planned`. Collective."""
     record = None if planned is None else plan_record(planned)
     reporter.write(record or PlanRecord())
-    if planned is not None and planned.choice is not None:
+    if planned is None:
+        return
+    if planned.choice is not None:
         reporter.note(str(planned.choice))
+    if planned.question is not None and planned.judged is not None:
+        for note in saves_notes(planned.question, planned.judged):
+            reporter.note(note)
 
 
 def precision_notices(run: Run, inputs: Inputs) -> list[str]:

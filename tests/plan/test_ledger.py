@@ -11,6 +11,7 @@ from megatune.plan.ledger import Ledger, make_ledger
 from megatune.plan.links import Link, Links
 from megatune.plan.question import Machine
 from megatune.plan.rates import Measured
+from megatune.plan.snapshot import pinned_bytes
 
 
 def ledger(asked: Question | None = None, **changes: Any) -> Ledger:
@@ -195,3 +196,43 @@ def test_whole_logits_need_more_than_chunks_of_them() -> None:
     more_tokens = (ledger(question(train={"chunked_loss": asked}), micro_batch=16) for asked in (True, False))
     in_chunks, at_once = (found.device["loss"] for found in more_tokens)
     assert in_chunks < at_once / 4
+
+
+SAVES = {"save_steps": 10}
+
+
+def test_a_snapshot_of_saves_behind_training_is_on_the_host_while_training_and_pinned() -> None:
+    without = ledger(question(checkpoint={"async": False, **SAVES}))
+    behind = ledger(question(checkpoint={"async": True, **SAVES}))
+    offloaded = ledger(question(checkpoint={"async": True, **SAVES}), offload="optimizer")
+
+    own = 12 * question().work.model.num_share(1, 8)
+    assert behind.host["snapshot"] == behind.host_total - without.host_total == 8 * pinned_bytes(own)
+    assert offloaded.host["snapshot"] == 8 * own, "a state on the host is copied to plain memory"
+    assert changed(without, behind) == set()
+    assert behind.host_peaks["load"] == without.host_peaks["load"]
+    assert behind.host_peaks["train"] == without.host_peaks["train"] + behind.host["snapshot"]
+    assert "snapshot" not in ledger(question(checkpoint={"async": True})).host, "nothing is saved on the way"
+
+
+def test_auto_takes_half_of_the_host_memory_that_is_left_and_where_nobody_knows_it_the_run_decides() -> None:
+    def asked(gib: int | None) -> Ledger:
+        room = None if gib is None else gib * 2**30
+        return ledger(question(on=machine(host_memory_bytes=room), checkpoint=SAVES))
+
+    others, takes = asked(None).host_total, asked(None).snapshot_bytes
+    enough = -(-(others + 2 * takes) // 2**30)
+    assert asked(enough).saves_behind is True
+    assert asked(enough - 1).saves_behind is False
+    assert asked(None).saves_behind is None
+    assert asked(enough - 1).host_total == asked(None).host_total == others
+    assert asked(enough - 1).fits, "auto refuses no layout"
+
+
+def test_without_gpus_a_snapshot_takes_of_the_ranks_own_share() -> None:
+    def asked(mode: bool | str) -> Ledger:
+        host = Machine(nodes=1, ranks_per_node=8, accelerator=None, host_memory_bytes=512 * 2**30)
+        return ledger(question(on=host, checkpoint={"async": mode, **SAVES}))
+
+    assert changed(asked(False), asked("auto")) == {"snapshot"}
+    assert asked(True).device["snapshot"] == 12 * question().work.model.num_share(1, 8)

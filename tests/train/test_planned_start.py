@@ -104,3 +104,18 @@ def test_a_calibration_is_kept_for_the_place_and_later_plans_use_it(
     )
     assert planned.judged is not None and planned.judged.step_s == pytest.approx(judged.step_s, rel=0.01)
     assert machine_here(run, num_nodes=1, ranks_per_node=2).measured.calibration == known
+
+
+def test_saves_are_not_written_behind_training_where_the_plan_leaves_no_room(
+    session_folder: Path, tmp_path: Path
+) -> None:
+    model = write_model_with_tokenizer(session_folder, "llama")
+    loaded = load_run(write_run(tmp_path / "run.yaml", model, checkpoint={"save_steps": 2}))
+    small = read_model_config(loaded.run)
+    huge = {**small, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 800}
+
+    fits, refused = (plan_start(loaded, config, num_nodes=1, ranks_per_node=2) for config in (small, huge))
+
+    assert fits.loaded.run.checkpoint.asynchronous == "auto", "the memory left at the first save decides"
+    assert refused.loaded.run.checkpoint.asynchronous is False
+    assert refused.loaded.origins["checkpoint.async"] == "planned"

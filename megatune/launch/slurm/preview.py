@@ -19,7 +19,7 @@ from megatune.plan.question import Machine, layout_of, make_question
 from megatune.plan.rates import Measured
 from megatune.plan.search import Found, refuse_too_big, search
 
-_HELD_ON_CPU = ("weights", "gradients", "optimizer", "framework")
+_HELD_ON_CPU = ("weights", "gradients", "optimizer", "framework", "snapshot")
 """What a rank without a GPU holds at the very least; the rest of its ledger is of one moment."""
 
 
@@ -72,7 +72,7 @@ class Preview:
             return ranks * FRAMEWORK_BYTES
         ledger = self.planned.judged.ledger
         if self.request.gpus is None:
-            return ranks * sum(ledger.device[name] for name in _HELD_ON_CPU)
+            return ranks * sum(ledger.device.get(name, 0) for name in _HELD_ON_CPU)
         return ledger.host_total
 
     def refusal(self) -> PlanError | None:
