@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,15 +23,20 @@ from megatune.plan.layout import Layout
 from megatune.plan.network import network_of
 from megatune.plan.practice import Practice
 from megatune.plan.speeds import speeds_of
-from megatune.plan.step_time import step_phases
+from megatune.plan.step_time import Phases, step_phases
 from megatune.plan.weights import count_model
 from megatune.plan.work import Device
 from megatune.report.tables import render_table, show
 
 
 def predicted_s(row: Row) -> float:
-    """Seconds of the row's step, by the constants of its GPU's generation."""
-    facts = accelerator_named(row.gpu)
+    """Seconds of the row's step."""
+    return predicted(row).total_s
+
+
+def predicted(row: Row) -> Phases:
+    """The row's step, by the constants of its GPU's generation."""
+    facts = replace(accelerator_named(row.gpu), **row.machine)
     speeds = speeds_of(facts.generation)
     if speeds is None:
         raise SystemExit(f"{row.name}: no constants for {row.gpu}")
@@ -42,7 +48,7 @@ def predicted_s(row: Row) -> float:
         device=Device(facts=facts, speeds=speeds, peak_flops=facts.peak_bf16_flops),
         network=network_of(facts, speeds),
         practice=row.practice,
-    ).total_s
+    )
 
 
 def error_of(row: Row) -> float:

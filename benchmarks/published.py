@@ -5,7 +5,9 @@ Megatron-LM's examples/sc21/run_table_1.sh); Korthikanti et al., arXiv:2205.0519
 its scripts/train/benchmarking/README.md; torchtitan = its benchmarks/llama3_h100_202412_torchtitan.md;
 Megatron-LM = its README of 2024, which gives no layout: tp 8, 12 stages of 8 chunks are assumed here;
 OPT = arXiv:2205.01068, section 2; FSDP = arXiv:2304.11277, section 5.4; BLOOM = arXiv:2211.05100, section 3.4;
-GPT-NeoX = arXiv:2204.06745, section 3; MT-NLG = arXiv:2201.11990, section 2.4; Llama 3 = arXiv:2407.21783, table 4.
+GPT-NeoX = arXiv:2204.06745, section 3; MT-NLG = arXiv:2201.11990, section 2.4; Llama 3 = arXiv:2407.21783, table 4;
+Korthikanti with data parallelism = its abstract and section 6.3; torchtitan on 128 GPUs, and without compilation =
+its tables 1 and 3.
 """
 
 from dataclasses import dataclass, replace
@@ -31,6 +33,11 @@ class Row:
     step_s: float
     ranks_per_node: int = 8
 
+    @property
+    def machine(self) -> dict[str, float]:
+        """What the hardware table's row is to be changed by."""
+        return _MACHINES.get(self.source, {})
+
 
 def gpt(hidden: int, layers: int, heads: int, vocabulary: int = 51200, positions: int = 2048) -> Config:
     """A GPT of the papers: GPT-2's parameters."""
@@ -43,6 +50,13 @@ LLAMA_8B: Config = {"model_type": "llama", "hidden_size": 4096, "num_hidden_laye
                     "vocab_size": 128256, "tie_word_embeddings": False}  # fmt: skip
 LLAMA_405B: Config = {**LLAMA_8B, "hidden_size": 16384, "num_hidden_layers": 126, "num_attention_heads": 128,
                       "intermediate_size": 53248}  # fmt: skip
+_MACHINES: dict[str, dict[str, float]] = {
+    "BLOOM 176B": {"network_bytes_per_s": 6.25e9},  # section 3.4: four Omni-Path ports of 100 Gb/s for 8 GPUs
+    "FSDP 175B": {"network_bytes_per_s": 31.25e9},  # section 5.1: a 2 Tb/s RoCE network
+    "GPT-NeoX 20B": {"network_bytes_per_s": 12.5e9},  # "Hardware": four ConnectX-6 of 200 Gb/s for 8 GPUs
+    "torchtitan": {"memory_bytes_per_s": 2.4e12},  # "Hardware": HBM2e instead of HBM3
+}
+"""Rates of machines that are not the hardware table's, by the names that they have there."""
 MEGATRON = Practice(attention="fused", fused_elementwise=True, recompute="full")
 FSDP = Practice(attention="flash", fused_elementwise=True, reduce_bytes=4)
 
@@ -65,6 +79,12 @@ def _sc21_flops(hidden: int, layers: int, batch: int, vocabulary: int = 51200, s
     """Operations of a step with recomputation, SC21 equation 3."""
     inner = 1 + seq / (6 * hidden) + vocabulary / (16 * layers * hidden)
     return 96.0 * batch * seq * layers * hidden**2 * inner
+
+
+def _model_flops(hidden: int, layers: int, batch: int, vocabulary: int = 51200, seq: int = 2048) -> float:
+    """Operations of a step without recomputation, Korthikanti appendix A."""
+    inner = 1 + seq / (6 * hidden) + vocabulary / (12 * layers * hidden)
+    return 72.0 * batch * seq * layers * hidden**2 * inner
 
 
 _SC21 = (  # billions, heads, hidden, layers, tp, stages, devices, batch, TFLOP/s, micro-batch, chunks
@@ -246,23 +266,30 @@ def _foundry_rows(table: tuple[tuple[str, str, int, int, int, int, bool, int], .
     return rows
 
 
-def _h100_rows() -> list[Row]:
-    titan = Row(
+def _titan_row(devices: int, rate: int, *, compiled: bool) -> Row:
+    how = "compiled" if compiled else "not compiled"
+    return Row(
         source="torchtitan",
-        name="Llama-3.1-8B, seq 8192, 8 GPUs, compiled",
+        name=f"Llama-3.1-8B, seq 8192, {devices} GPUs, {how}",
         gpu="h100-80gb",
         config=LLAMA_8B,
         seq=8192,
-        layout=_layout(8, 1, 1, 16, 2, stage=3, checkpointing=True),
-        practice=replace(FSDP, recompute="half"),
-        step_s=8192 * 2 / 6667,
+        layout=_layout(devices, 1, 1, 2 * devices, 2, stage=3, checkpointing=True),
+        practice=replace(FSDP, recompute="half", fused_elementwise=compiled),
+        step_s=8192 * 2 / rate,
     )
-    strong = []
+
+
+def _megatron_rows() -> list[Row]:
+    """The README: tensor-parallel communication runs beside computation (--tp-comm-overlap)."""
+    found = []
     for devices, mfu in ((96, 0.47), (4608, 0.42)):
         hidden, layers, vocabulary, seq, batch = 12288, 96, 131072, 4096, 1152
-        inner = 1 + seq / (6 * hidden) + vocabulary / (12 * layers * hidden)
-        flops = 72.0 * batch * seq * layers * hidden**2 * inner
-        strong.append(
+        practice = replace(
+            FSDP, sequence_parallel=True, tensor_parallel_overlap=True, pipeline_stages=12, virtual_stages=8,
+            reduce_bytes=2,
+        )  # fmt: skip
+        found.append(
             Row(
                 source="Megatron-LM",
                 name=f"GPT-3 175B, {devices} GPUs",
@@ -270,18 +297,29 @@ def _h100_rows() -> list[Row]:
                 config=gpt(hidden, layers, 96, vocabulary, seq),
                 seq=seq,
                 layout=_layout(devices, 8, 12, batch, 1, stage=1, checkpointing=False),
-                practice=replace(
-                    FSDP, sequence_parallel=True, pipeline_stages=12, virtual_stages=8, reduce_bytes=2
-                ),
-                step_s=flops / (mfu * 989e12 * devices),
+                practice=practice,
+                step_s=_model_flops(hidden, layers, batch, vocabulary, seq) / (mfu * 989e12 * devices),
             )
         )
-    return [titan, *strong]
+    return found
 
 
 def _other_rows() -> list[Row]:
     """Runs of other papers, none of which had a part in the fit. Operations are counted as each paper does."""
-    return [*_big_gpts(), *_mt_nlg(), *_llama_3()]
+    slower = ((8, 5762, False), (128, 5605, False), (128, 6514, True))
+    titan = [_titan_row(devices, rate, compiled=compiled) for devices, rate, compiled in slower]
+    return [*_big_gpts(), *_mt_nlg(), *_llama_3(), *_korthikanti_with_data(), *titan]
+
+
+def _korthikanti_with_data() -> list[Row]:
+    """530B as in table 5, eight times side by side; of full recomputation the paper tells the utilisation."""
+    full_s = _model_flops(20480, 105, 2240) / (0.421 * 312e12 * 2240)
+    alone = [row for row in _korthikanti_rows() if row.name.startswith("530B")]
+    layout = _layout(2240, 8, 35, 2240, 1, stage=0, checkpointing=True)
+    return [
+        replace(row, source="Korthikanti 6.3", name=f"{row.name}, 2240 GPUs", layout=layout, step_s=step_s)
+        for row, step_s in zip(alone, (full_s, 39.15), strict=True)
+    ]
 
 
 def _big_gpts() -> list[Row]:
@@ -340,7 +378,8 @@ def _mt_nlg() -> list[Row]:
 
 
 def _llama_3() -> list[Row]:
-    """8 chunks a stage are assumed: the paper says that its pipeline is interleaved, not how often."""
+    """8 chunks a stage are assumed: the paper says that its pipeline is interleaved, not how often. Its tensor
+    parallelism is that of Korthikanti (section 3.3.2), which divides the sequence too."""
     found = []
     for devices, tflops in ((8192, 430), (16384, 400)):
         seq, batch, hidden, layers = 8192, 2048, 16384, 126
@@ -353,14 +392,15 @@ def _llama_3() -> list[Row]:
                 config=LLAMA_405B,
                 seq=seq,
                 layout=_layout(devices, 8, 16, batch, 1, stage=1, checkpointing=False),
-                practice=replace(FSDP, pipeline_stages=16, virtual_stages=8, reduce_bytes=4),
+                practice=replace(FSDP, sequence_parallel=True, pipeline_stages=16, virtual_stages=8),
                 step_s=flops / (tflops * 1e12 * devices),
             )
         )
     return found
 
 
-ROWS: list[Row] = [*_sc21_rows(), *_korthikanti_rows(), *_foundry_rows(_FOUNDRY), *_h100_rows()]
+ROWS: list[Row] = [*_sc21_rows(), *_korthikanti_rows(), *_foundry_rows(_FOUNDRY),
+                   _titan_row(8, 6667, compiled=True), *_megatron_rows()]  # fmt: skip
 """The rows whose error is bounded by a test."""
 OTHER_ROWS: list[Row] = _other_rows()
 """Never fitted, and found when all constants were what they are."""

@@ -20,6 +20,9 @@ class Practice:
     recompute: Literal["none", "full", "attention", "half"] = "none"
     """Whole blocks; the attention core (Korthikanti); or every second matrix product (torchtitan)."""
     sequence_parallel: bool = False
+    tensor_parallel_overlap: bool = False
+    """Products next to a collective run in as many parts as there are ranks, each while the next part is on its
+    way (Megatron's --tp-comm-overlap)."""
     gathers: Literal["block", "module"] = "block"
     """What ZeRO-3 gathers at a time."""
     shares_ports: bool = True

@@ -51,6 +51,8 @@ def step_phases(
     compute = Passes(blocks * plain.forward_s, blocks * plain.backward_s) + head
     again = blocks * (block.backward_s - plain.backward_s)
     tensor = _tensor_parallel_s(model, layout, seq, ranks_per_node, network, practice) / stages
+    if practice.tensor_parallel_overlap:
+        tensor = max(tensor / tp, tensor - compute.forward_s - compute.backward_s)
     busy = compute.forward_s + compute.backward_s + again + tensor
     count = layout.accumulation
     zero = count * _exposed(_zero_s(model, layout, ranks_per_node, device, network, practice), busy, device)
@@ -79,7 +81,7 @@ def _tensor_parallel_s(
     model: ModelWeights, layout: Layout, seq: int, ranks_per_node: int, network: Network, practice: Practice
 ) -> float:
     """All-reduces of a micro-batch: two a block forward, two backward, two more where it is computed again
-    (arXiv:2104.04473, section 3.2), and the embedding's. Nothing hides them."""
+    (arXiv:2104.04473, section 3.2), and the embedding's."""
     group = Group(layout.tensor_parallel, min(layout.tensor_parallel, ranks_per_node))
     each = 6 if practice.recompute == "full" else 4
     num_bytes = 2.0 * layout.micro_batch * seq * model.shape.hidden_size
