@@ -71,6 +71,9 @@ def plan(
     layout: str | None = typer.Option(
         None, "--layout", help="Judge this layout: tp=8,dp=32,micro_batch=1,accumulation=2,..."
     ),
+    seq: str | None = typer.Option(
+        None, "--seq", metavar="N,N", help="Compare the best layouts at these sequence lengths instead."
+    ),
     price: float | None = typer.Option(None, "--price", min=0, help="Price of a GPU-hour."),
     write: bool = typer.Option(
         False, "--write", help="Write plan.json and ds_config.json into the run folder."
@@ -98,6 +101,7 @@ def plan(
         gpus_per_node=gpus_per_node,
         gpu=gpu,
         layout=layout,
+        lengths=seq,
         price_per_gpu_hour=price,
         write=write,
         as_json=as_json,

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatune.config import BatchShape, Run, load_run
-from megatune.errors import PlanError
+from megatune.errors import ConfigError, PlanError
 from megatune.files import write_text_atomic
 from megatune.launch.devices import count_cpus, count_gpus, gpu_kind, host_memory_bytes
 from megatune.launch.measurements import measured_for
@@ -23,6 +23,7 @@ from megatune.plan.forecast import forecast
 from megatune.plan.hardware import ACCELERATORS, Accelerator, accelerator_named, find_accelerator
 from megatune.plan.layout import Layout
 from megatune.plan.layout_text import parse_layout
+from megatune.plan.lengths import plan_lengths
 from megatune.plan.model_config import read_model_config
 from megatune.plan.question import Machine, is_given_in_full, layout_of, make_question
 from megatune.plan.search import Found, pareto_front, refuse_all, refuse_too_big, search
@@ -41,6 +42,8 @@ class PlanOptions:
     gpus_per_node: int | None
     gpu: str | None
     layout: str | None
+    lengths: str | None
+    """Sequence lengths to compare, as 1024,4096."""
     price_per_gpu_hour: float | None
     write: bool
     as_json: bool
@@ -49,7 +52,10 @@ class PlanOptions:
 def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None:
     """Plan a run and print the answer. Raises PlanError, after printing it, when it does not fit."""
     run = load_run(run_file, overrides).run
-    question = make_question(run, read_model_config(run), _machine(run, options), read_policy(run.deepspeed))
+    if options.lengths is not None:
+        _show_lengths(run, options)
+        return
+    question = _ask(run, options)
     found = search(question)
     asked = _asked_layout(run, options, question)
     chosen = assess(question, asked) if asked else found.best
@@ -70,6 +76,47 @@ def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None
         raise refuse_too_big(chosen, found)
     if options.write:
         _write(run, chosen.layout, answer, sizes_of(question.work.model))
+
+
+def _ask(run: Run, options: PlanOptions) -> Question:
+    return make_question(run, read_model_config(run), _machine(run, options), read_policy(run.deepspeed))
+
+
+def _show_lengths(run: Run, options: PlanOptions) -> None:
+    """The best layout at each length. None is chosen: what is learnt hangs on the length."""
+    lengths = _lengths(options)
+    tokens = _ask(run, options).global_sequences * run.data.max_seq_length
+    found = list(plan_lengths(run, lengths, tokens, lambda other: _ask(other, options)))
+    rows = [
+        {
+            "max_seq_length": one.seq,
+            "layout": "n/a" if one.best is None else str(one.best.layout),
+            "a device": format_bytes(None if one.best is None else one.best.ledger.device_total),
+            "step": _seconds(None if one.best is None else one.best.step_s),
+            "tokens/s a device": "n/a" if one.best is None else _rate(one.best),
+            "": one.remark,
+        }
+        for one in found
+    ]
+    answer = {"schema": 1, "tokens_per_step": tokens, "lengths": [one.as_object() for one in found]}
+    show(answer, render_table(rows, title=f"{tokens} tokens a step"), as_json=options.as_json)
+
+
+def _lengths(options: PlanOptions) -> list[int]:
+    assert options.lengths is not None, "asked by the caller"
+    texts = [text.strip() for text in options.lengths.split(",")]
+    problems = [
+        f"--seq: {text or 'an empty value'} is not a whole number from 1, as in --seq 1024,4096."
+        for text in texts
+        if not (text.isdecimal() and int(text) > 0)
+    ]
+    if options.layout is not None or options.write:
+        problems.append(
+            "--seq compares the best layouts of several lengths: it takes no --layout and no --write."
+        )
+    if problems:
+        raise ConfigError(problems, source="megatune plan")
+    return [int(text) for text in texts]
 
 
 def _asked_layout(run: Run, options: PlanOptions, question: Question) -> Layout | None:

@@ -6,6 +6,6 @@ Read in this order:
 - `layout`, `layout_text`: what is chosen; `states`, `buckets`, `activations`, then `ledger`: the memory of one choice
 - `hardware`, `speeds`, `network`, `practice`, `work`, then `step_time`: its time; `links`: measured networks
 - `model_config` and `question` (from a run file), `assess` (one layout), `search` (all of them),
-  `forecast` (the whole run), `answer` (as JSON)
+  `lengths` (at other sequence lengths), `forecast` (the whole run), `answer` (as JSON)
 - `ds_config`: DeepSpeed's configuration; `flops`: the conventions of counting
 """

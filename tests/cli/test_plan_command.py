@@ -140,10 +140,40 @@ def test_a_model_that_is_not_here_is_named(planned):
 def test_a_plan_loads_no_heavy_package(planned):
     code = (
         "import json, sys; from megatune.cli.plan import *; "
-        "options = PlanOptions(nodes=None, gpus_per_node=None, gpu='a100-40gb', layout=None, "
+        "options = PlanOptions(nodes=None, gpus_per_node=None, gpu='a100-40gb', layout=None, lengths=None, "
         "price_per_gpu_hour=None, write=False, as_json=True); "
         f"plan_run(Path({str(planned)!r}), [], options); print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in json.loads(done.stderr.strip().splitlines()[-1])}
     assert not loaded & {"torch", "transformers", "datasets", "deepspeed", "accelerate"}
+
+
+def test_sequence_lengths_are_compared_at_the_same_tokens_a_step(planned):
+    found = answer(megatune("plan", planned, "--gpu", "a100-40gb", "--seq", "512,1024,2048,1000", "--json"))
+
+    short, own, long, odd = found["lengths"]
+    assert found["tokens_per_step"] == 64 * 1024
+    for one, sequences in ((short, 128), (own, 64), (long, 32)):
+        layout = one["layout"]
+        assert layout["dp"] * layout["micro_batch"] * layout["accumulation"] == sequences
+    assert own["time"] == answer(megatune("plan", planned, "--gpu", "a100-40gb", "--json"))["time"]
+    assert short["time"]["step_seconds"] < own["time"]["step_seconds"], "less attention"
+    assert long["remark"] == "beyond the model's 1024 positions"
+    assert (odd["layout"], odd["remark"]) == (None, "the 65536 tokens of a step are no multiple of it")
+
+
+def test_a_length_that_nothing_fits_says_what_it_lacks(planned):
+    batch, options = (
+        "train.global_batch_size=1024",
+        ("--nodes", "1", "--gpus-per-node", "1", "--gpu", "a100-40gb"),
+    )
+    (found,) = answer(megatune("plan", planned, batch, *options, "--seq", str(2**20), "--json"))["lengths"]
+    assert found["remark"].startswith("no layout fits; the nearest, tp=1 dp=1 micro_batch=1")
+    assert "more than the 40.00 GiB there are" in found["remark"]
+
+
+@pytest.mark.parametrize("options", [("--seq", "1024,many"), ("--seq", "1024", "--write")])
+def test_lengths_that_cannot_be_compared_are_refused(planned, options):
+    done = megatune("plan", planned, "--gpu", "a100-40gb", *options)
+    assert_refused(done, "--seq")
