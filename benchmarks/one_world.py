@@ -10,24 +10,22 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from megatune.config import load_run
 from megatune.engine.accelerator import own_device
-from megatune.engine.start import join, leave
-from megatune.engine.world import World, make_world
+from megatune.engine.start import enter, leave
 from megatune.launch.rank_info import RankInfo
 from megatune.launch.ranks import discover_rank, export_rank
 from megatune.train import rank as rank_module
 
 
-def world_of(rank: RankInfo, *, tensor_parallel: int, timeout_s: float) -> World:
-    """The groups of another layout in the process group there is."""
+def device_of(rank: RankInfo, *, timeout_s: float) -> torch.device:
+    """The device of this rank, in the process group there is; the first training enters it."""
     if not dist.is_initialized():
-        return join(rank, tensor_parallel=tensor_parallel, timeout_s=timeout_s)
-    return make_world(
-        tensor_parallel, own_device(rank.local_rank, rank.local_world_size), timeout_s=timeout_s
-    )
+        return enter(rank, timeout_s=timeout_s)
+    return own_device(rank.local_rank, rank.local_world_size)
 
 
 def main(jobs: list[list[str]]) -> None:
@@ -35,7 +33,7 @@ def main(jobs: list[list[str]]) -> None:
     rank = discover_rank()
     assert rank is not None, "torchrun starts this"
     export_rank(rank)
-    rank_module.join, rank_module.leave = world_of, lambda: None
+    rank_module.enter, rank_module.leave = device_of, lambda: None
     for number, (run_file, *overrides) in enumerate(jobs):
         code = rank_module.train_rank(load_run(Path(run_file), overrides), rank)
         assert code == 0, f"job {number} ended with {code}"

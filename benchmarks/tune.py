@@ -1,4 +1,5 @@
-"""A tune beside the exhaustive grid: `python benchmarks/tune.py [--model llama-1m] [--rounds 3] [--out FOLDER]`.
+"""A tune beside the exhaustive grid: `python benchmarks/tune.py [--model llama-1m] [--rounds 3] [--out FOLDER]
+[--try KEY=V1,V2]...`.
 
 1. `megatune tune` chooses among the candidates with a quarter of their number as trials, each in processes of its own.
 2. Every candidate of the same tune is trained once for as many steps (the grid), in the same two ranks one after
@@ -65,9 +66,9 @@ def main() -> None:
         work = Work(model=asked.model, max_seq_length=128, micro_batch=4, ranks=RANKS, precision="bf16",
                     warmup_steps=WARMUP, steps=4 * STEPS)  # fmt: skip
         run_file = write_inputs(work, Path(scratch)).run_file
-        found = tune(run_file, trials=1000, dry_run=True)
+        found = tune(run_file, asked.knobs, trials=1000, dry_run=True)
         num_candidates = len(found["candidates"])
-        answer = tune(run_file, trials=num_candidates // SHARE)
+        answer = tune(run_file, asked.knobs, trials=max(2, num_candidates // SHARE))
         folder = TuneFolder(Path(answer["folder"]))
         definition = read_definition(folder)
         assert definition is not None, "the tune has just written it"
@@ -84,8 +85,17 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A tune beside the exhaustive grid.")
     parser.add_argument("--model", default="llama-1m", help="a folder of benchmarks/models")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the last comparison")
+    parser.add_argument(
+        "--try",
+        dest="knobs",
+        metavar="KEY=V1,V2",
+        action="append",
+        help="a knob of the grid, in place of all",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the record goes")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    asked.knobs = asked.knobs or list(KNOBS)
+    return asked
 
 
 def head(asked: argparse.Namespace) -> dict[str, Any]:
@@ -97,36 +107,19 @@ def head(asked: argparse.Namespace) -> dict[str, Any]:
         "commit": source_commit(),
         "model": asked.model,
         "seed": 42,
-        "knobs": list(KNOBS),
+        "knobs": asked.knobs,
     }
 
 
-def tune(run_file: Path, *, trials: int, dry_run: bool = False) -> dict[str, Any]:
-    """The answer of `megatune tune` over the knobs of the grid."""
-    options = [word for knob in KNOBS for word in ("--try", knob)] + [
-        w for key in FIXED for w in ("--fix", key)
-    ]
-    options += [
-        "--trials",
-        str(trials),
-        "--steps",
-        str(STEPS),
-        "--warmup",
-        str(WARMUP),
-        "--clock",
-        "cpu",
-        "--json",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "megatune",
-        "tune",
-        str(run_file),
-        OWN,
-        *options,
-        *["--dry-run"] * dry_run,
-    ]
+def tune(run_file: Path, knobs: list[str], *, trials: int, dry_run: bool = False) -> dict[str, Any]:
+    """The answer of `megatune tune` over `knobs`; the others stay as they are."""
+    tried = {knob.partition("=")[0] for knob in knobs}
+    kept = [key for key in (*FIXED, *(knob.partition("=")[0] for knob in KNOBS)) if key not in tried]
+    options = [word for knob in knobs for word in ("--try", knob)]
+    options += [word for key in kept for word in ("--fix", key)]
+    options += ["--trials", str(trials), "--steps", str(STEPS), "--warmup", str(WARMUP), "--clock", "cpu"]
+    command = [sys.executable, "-m", "megatune", "tune", str(run_file), OWN, *options, "--json"]
+    command += ["--dry-run"] * dry_run
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     answer = json.loads(done.stdout)
     assert isinstance(answer, dict), "--json prints one object"
