@@ -1,7 +1,9 @@
 """`megatune plan --calibrate`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
@@ -15,15 +17,23 @@ SCHEMA = 1
 def calibrate_runs(folders: list[Path], *, as_json: bool) -> None:
     """Fit the planner's constants to `folders`, keep them, and say how well they fit."""
     found = calibrate(folders)
+    answer = {"schema": SCHEMA, **calibrated_object(found)}
     rows = [row for fitted in found for row in _rows(fitted)]
-    answer = {
-        "schema": SCHEMA,
+    show(answer, render_table(rows), *map(Text, calibrated_lines(found)), as_json=as_json)
+
+
+def calibrated_object(found: Sequence[Fitted]) -> dict[str, Any]:
+    """For `--json`."""
+    return {
         "file": str(calibration_file()),
         "calibrations": [{"place": fitted.place, **asdict(fitted.calibration)} for fitted in found],
-        "runs": rows,
+        "runs": [row for fitted in found for row in _rows(fitted)],
     }
-    lines = [Text(line) for fitted in found for line in _lines(fitted)]
-    show(answer, render_table(rows), *lines, as_json=as_json)
+
+
+def calibrated_lines(found: Sequence[Fitted]) -> list[str]:
+    """For people, beside the table of runs."""
+    return [line for fitted in found for line in _lines(fitted)]
 
 
 def _rows(fitted: Fitted) -> list[dict[str, object]]:

@@ -4,17 +4,18 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 from rich.text import Text
 
+from megatune.cli.calibrate import calibrated_lines, calibrated_object
 from megatune.cli.trials_found import show_found
 from megatune.cli.tune_view import dry_run_views, result_views
 from megatune.config import LoadedRun, load_run
 from megatune.errors import ConfigError
+from megatune.launch.calibrate import calibrate
 from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.slurm.command import call
 from megatune.report.tables import show
@@ -31,6 +32,8 @@ from megatune.tune.layouts.worker import Worker, standing_of
 from megatune.tune.trial import StopSignals
 from megatune.tune.workers_job import WorkersJob, build_workers_request, submit_workers
 
+_HOW_TO_CALIBRATE = ("plans of this place do not know of these trials: --results --calibrate lets them",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TuneCommand:
@@ -41,20 +44,27 @@ class TuneCommand:
     """Workers to hand to Slurm; None tunes here."""
     dry_run: bool = False
     results_only: bool = False
+    calibrate: bool = False
+    """Let later plans use what the trials measured."""
     as_json: bool = False
 
 
 def tune_run(run_file: Path, overrides: list[str], command: TuneCommand) -> int:
     """Tune, or go on with a tune. Returns 0, 75 when stopped before the end, 1 when no layout trained."""
     if command.results_only:
-        return show_result(tune_folder(load_run(run_file, overrides)), as_json=command.as_json)
+        return show_result(tune_folder(load_run(run_file, overrides)), command)
+    if command.calibrate and (command.dry_run or command.num_workers is not None):
+        raise ConfigError(
+            ["--calibrate needs trials that have ended; give it with --results when the tune is done."],
+            source="megatune tune",
+        )
     folder, definition, loaded = define_tune(run_file, overrides, command.options)
     if command.dry_run:
         return _show_plan(definition, run_file, overrides, as_json=command.as_json)
     if command.num_workers is not None:
         return _tune_on_slurm(run_file, loaded, folder, definition, command)
     begun = begin_tune(folder, definition, loaded)
-    return _work(folder, begun) or show_result(folder, as_json=command.as_json)
+    return _work(folder, begun) or show_result(folder, command)
 
 
 def work_for(run_file: Path) -> int:
@@ -98,8 +108,11 @@ def _tune_on_slurm(
     return 0
 
 
-def show_result(folder: TuneFolder, *, as_json: bool) -> int:
-    """Print what a tune has found so far, and write best.yaml and the picture. 1 when no layout trained."""
+def show_result(folder: TuneFolder, command: TuneCommand) -> int:
+    """Print what a tune has found so far, and write best.yaml and the picture. 1 when no layout trained.
+
+    Raises PlanError where the planner is to learn from the trials and cannot.
+    """
     result = read_tune(folder)
     if result is None:
         raise ConfigError([f"there is no tune in {folder.path}."], source="megatune tune")
@@ -108,13 +121,15 @@ def show_result(folder: TuneFolder, *, as_json: bool) -> int:
         write_best(result, result.best)
         best_file = folder.best_file
         picture = folder.picture if draw_tune(result, folder.picture) else None
+    fitted = calibrate(result.good_runs) if command.calibrate else None
+    learnt = _HOW_TO_CALIBRATE if fitted is None else calibrated_lines(fitted)
     show_found(
-        result.as_object(),
-        partial(result_views, result),
+        {**result.as_object(), "calibration": None if fitted is None else calibrated_object(fitted)},
+        lambda best, drawn: [*result_views(result, best, drawn), *map(Text, learnt)],
         folder=folder.path,
         best_file=best_file,
         picture=picture,
-        as_json=as_json,
+        as_json=command.as_json,
     )
     return 0 if result.best is not None or result.num_open else 1
 

@@ -90,6 +90,9 @@ def tune(
     slurm: int | None = _TuneOnSlurm,
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be tried and why; start nothing."),
     results: bool = typer.Option(False, "--results", help="Show what was found so far; start nothing."),
+    calibrate: bool = typer.Option(
+        False, "--calibrate", help="Let later plans use what the trials measured, as plan --calibrate."
+    ),
     worker: bool = typer.Option(False, "--worker", hidden=True, help="Make trials of the tune of RUN.yaml."),
     as_json: bool = AsJson,
 ) -> None:
@@ -118,7 +121,12 @@ def tune(
         on_slurm=slurm is not None,
     )
     command = TuneCommand(
-        options=options, num_workers=slurm, dry_run=dry_run, results_only=results, as_json=as_json
+        options=options,
+        num_workers=slurm,
+        dry_run=dry_run,
+        results_only=results,
+        calibrate=calibrate,
+        as_json=as_json,
     )
     sys.exit(tune_run(run_file, overrides or [], command))
 

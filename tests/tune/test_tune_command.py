@@ -81,6 +81,13 @@ def test_a_failure_a_hang_and_a_kill_are_no_end_of_a_tune_and_its_winner_trains(
     assert losses[0] == pytest.approx(losses[1], rel=2**-8), "dropout, which differs, is off"
     assert (tmp_path / "run/tune/tune.png").read_bytes().startswith(b"\x89PNG")
 
+    cache = {**os.environ, "MEGATUNE_CACHE": str(tmp_path / "cache")}
+    results = [*tuned, "--results", "--calibrate"]
+    shown = subprocess.run(results, capture_output=True, text=True, check=True, env=cache)
+    (learnt,) = json.loads(shown.stdout)["calibration"]["calibrations"]
+    assert (learnt["device"], learnt["precision"], learnt["num_runs"]) == ("cpu", "bf16", 4)
+    assert "flops_per_s" in (tmp_path / "cache/calibration.json").read_text()
+
     again = [
         sys.executable,
         "-m",
@@ -94,3 +101,10 @@ def test_a_failure_a_hang_and_a_kill_are_no_end_of_a_tune_and_its_winner_trains(
     )
     assert trained.returncode == 0, trained.stderr
     assert len(metrics_of(tmp_path / "run", "step")) == 2
+
+
+@pytest.mark.parametrize("option", [["--dry-run"], ["--slurm", "1"]])
+def test_the_planner_learns_nothing_from_trials_that_have_not_been_made(tuned, option):
+    done = subprocess.run([*tuned, "--calibrate", *option], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "give it with --results when the tune is done" in done.stderr

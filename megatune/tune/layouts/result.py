@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -9,7 +10,7 @@ from megatune.plan.calibration import Constants
 from megatune.tune.layouts.definition import Definition, read_definition, with_measured
 from megatune.tune.layouts.expect import Forecaster
 from megatune.tune.layouts.halving import Done, next_trial
-from megatune.tune.layouts.journal import Trial, TuneFolder, read_trials
+from megatune.tune.layouts.journal import GOOD, Trial, TuneFolder, read_trials
 from megatune.tune.layouts.standing import Shown, Standing
 from megatune.tune.layouts.worker import standing_of
 
@@ -36,6 +37,12 @@ class TuneResult:
     def num_open(self) -> int:
         """Trials that run."""
         return sum(trial.ended is None for trial in self.trials)
+
+    @property
+    def good_runs(self) -> list[Path]:
+        """The run folders of the trials that trained to their end."""
+        good = [trial for trial in self.trials if trial.ended and trial.ended.outcome == GOOD]
+        return [self.folder.trial(trial.number).path for trial in good]
 
     def as_object(self) -> dict[str, Any]:
         """For `--json`."""
