@@ -37,8 +37,8 @@ PUBLISHED: tuple[Published, ...] = (
               source="arXiv:2307.09288, section 3.1"),
     Published(name="LIMA", num_params=65e9, learning_rate=1e-5, batch=32, rows_seen=15 * 1000,
               source="arXiv:2305.11206, section 3"),
-    Published(name="Tulu 2 70B", num_params=70e9, learning_rate=1e-5, batch=128, rows_seen=2 * 326_154,
-              source="arXiv:2311.10702, appendix"),
+    Published(name="Tulu 2 70B", num_params=70e9, learning_rate=1e-5, batch=128, rows_seen=None,
+              source="arXiv:2311.10702, appendix B"),
 )  # fmt: skip
 
 
