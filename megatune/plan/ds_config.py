@@ -68,8 +68,8 @@ def _refuse_unproven(run: Run) -> None:
     problems = []
     if run.parallel.offload.startswith("nvme:"):
         problems.append(
-            f"parallel.offload = {run.parallel.offload}: offloading to a local disk is not proven yet. Use "
-            "parallel.offload=optimizer or all (host memory)."
+            f"parallel.offload = {run.parallel.offload}: no checkpoint could be written of it (docs/zero.md says why). "
+            "Use parallel.offload=optimizer or all (host memory)."
         )
     if run.parallel.keep_gathered is True and run.parallel.offload != "none":
         problems.append(

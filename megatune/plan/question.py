@@ -76,7 +76,10 @@ def make_question(
     Raises ModelError, PlanError and ConfigError for what cannot be planned.
     """
     if run.parallel.offload.startswith("nvme:"):
-        raise PlanError("parallel.offload = nvme: is not planned, and this version does not run it; use all.")
+        raise PlanError(
+            f"parallel.offload = {run.parallel.offload}: it is not planned and does not run (docs/zero.md says why). "
+            "Use parallel.offload=optimizer or all (host memory)."
+        )
     model = count_model(config, class_head_of(run, num_classes))
     work = Workload(
         model=model,
