@@ -42,11 +42,18 @@ class Gauge(Protocol):
 
 
 class HostGauge:
-    """The process's anonymous memory."""
+    """The process's anonymous memory.
+
+    There is no high-water mark of it, only one that has mapped files in it. The system may take pages of files
+    back at any moment (reclaim, DAMON), the sooner the longer a step takes: a peak is told less the files that
+    were there at the fullest moment that was read, not those that are left.
+    """
 
     def __init__(self, status: Path = _STATUS, reset: Path = _RESET) -> None:
         self._status, self._reset = status, reset
         self._is_told_nothing = False
+        self._fullest = (0, 0)
+        """Bytes resident, and of files among them, at the fullest moment read since the last reset."""
 
     def read(self) -> Usage:
         if self._is_told_nothing:
@@ -54,16 +61,17 @@ class HostGauge:
         try:
             lines = (line.partition(":") for line in self._status.read_text().splitlines())
             fields = {name: int(rest.split()[0]) * 1024 for name, _, rest in lines if rest.endswith(" kB")}
-            # There is no high-water mark of anonymous memory: files are mapped at the start, and stay.
-            files = fields["RssFile"] + fields["RssShmem"]
-            highest = fields["VmHWM"]
-            return Usage(now=fields["RssAnon"], peak=highest - files, resident_peak=highest)
+            files, highest = fields["RssFile"] + fields["RssShmem"], fields["VmHWM"]
+            self._fullest = max(self._fullest, (fields["RssAnon"] + files, files))
+            peak = highest - self._fullest[1]
+            return Usage(now=fields["RssAnon"], peak=peak, resident_peak=highest)
         except (OSError, KeyError):
             return Usage(now=None, peak=None)
 
     def reset_peak(self) -> None:
         try:
             self._reset.write_text(_RESET_PEAK)
+            self._fullest = (0, 0)
         except OSError:
             self._is_told_nothing = True  # a peak since the start would be another thing
 
