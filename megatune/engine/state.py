@@ -85,7 +85,9 @@ def import_state(masters: Masters, names: Iterable[str], state: SavedState) -> N
         slots = masters.optimizer.state[piece.owner]
         for kind in state.kinds:
             owner = piece.owner.data
-            target = owner if kind == WEIGHT else slots.setdefault(kind, torch.zeros_like(owner))
+            if kind != WEIGHT and kind not in slots:  # once: the owner holds many parameters
+                slots[kind] = torch.zeros_like(owner)
+            target = owner if kind == WEIGHT else slots[kind]
             slot = target.view(-1).narrow(0, piece.start, piece.padded)
             slot[piece.count :] = 0
             _fill(slot[: piece.count], state, kind, name)
