@@ -22,7 +22,12 @@ class Spread:
         return cls(median=median(values), low=min(values), high=max(values))
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} [{self.low:.3g} .. {self.high:.3g}]"
+        return f"{_three_digits(self.median)} [{_three_digits(self.low)} .. {_three_digits(self.high)}]"
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits or all before the point, never an exponent for what people read as a number."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,3 +50,7 @@ def test_slower_is_what_lies_beyond_both_spreads():
     assert regressions(before, {"a": Spread(median=1.25, low=1.15, high=1.3)}) == []
     (line,) = regressions(before, {"a": Spread(median=1.5, low=1.3, high=1.6)})
     assert "1.50 x" in line
+
+
+def test_a_spread_shows_numbers_as_people_write_them() -> None:
+    assert str(Spread(median=1234.4, low=0.7434, high=12.346)) == "1234 [0.743 .. 12.3]"
