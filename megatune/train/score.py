@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from megatune.config import DataSource, Run
+from megatune.config import Run
 from megatune.data.labels import with_labels
 from megatune.data.prepared import PreparedSet
 from megatune.engine.dtypes import DTYPES
@@ -46,11 +46,11 @@ def score_together(run: Run, split: str, world: World) -> Result:
     source = open_model(run)
     with tempfile.TemporaryDirectory(prefix="megatune-score-") as name:
         scratch = Path(name)
-        options, exam, folder = world.first_rank(lambda: _set(run, split, source, scratch))
+        options, exam, folder, weighing = world.first_rank(lambda: _set(run, split, source, scratch))
         marking = _marking(run, options)
         prepared = PreparedSet.open(folder)
         built = build_model(
-            with_head(run, source, prepared, options),
+            with_head(run, source, PreparedSet.open(weighing), options),
             dtype=DTYPES[run.precision],
             attn_implementation=run.model.attn_implementation,
             group=world.tensor_group,
@@ -68,11 +68,11 @@ def score_together(run: Run, split: str, world: World) -> Result:
     return result
 
 
-def _set(run: Run, split: str, source: ModelSource, scratch: Path) -> tuple[TaskOptions, Exam, Path]:
-    """First rank: the labels that there are, the exam, and the folder of the prepared rows."""
-    rows = source_of(run, split)
-    is_divided = rows is None and split == "validation" and run.data.val_size is not None
-    rows = run.data.train if is_divided else rows
+def _set(run: Run, split: str, source: ModelSource, scratch: Path) -> tuple[TaskOptions, Exam, Path, Path]:
+    """First rank: the labels that there are, the exam, the folder of the prepared rows, and that of the rows whose
+    labels weigh the classes."""
+    is_divided = _is_divided(run, split)
+    rows = run.data.train if is_divided else source_of(run, split)
     if rows is None:
         raise DataError(_without_rows(run, split))
     tokenizer = open_tokenizer(run, source)
@@ -81,32 +81,36 @@ def _set(run: Run, split: str, source: ModelSource, scratch: Path) -> tuple[Task
         options = with_labels(options, run.data.task, run.data.train.parts, split_name="train")
     options = with_labels(options, run.data.task, rows.parts, split_name=split)
     splitting = Splitting(run, source, tokenizer, options, scratch)
-    prepared = _prepared(splitting, split, rows, is_divided=is_divided)
+    prepared = _prepared(splitting, split)
     questions = splitting.questions(split, rows, prepared if is_divided else None)
     exam = set_exam(split, prepared, questions, _marking(run, options), tokenizer)
-    return options, exam, prepared.folder
+    weighing = _prepared(splitting, "train") if run.train.class_weights == "balanced" else prepared
+    return options, exam, prepared.folder, weighing.folder
 
 
-def _prepared(splitting: Splitting, split: str, rows: DataSource, *, is_divided: bool) -> PreparedSet:
-    """The rows that a run has prepared, where they are those asked for; else made anew.
-
-    is_divided: they are what data.val_size takes out of the training rows.
-    """
-    run = splitting.run
-    of_run = replace(splitting, folder=RunFolder(run.train.output_dir).prepared, may_make=False)
+def _prepared(splitting: Splitting, split: str) -> PreparedSet:
+    """A split as the run has prepared it, where that is what is asked for; else made anew."""
+    of_run = RunFolder(splitting.run.train.output_dir).prepared
     try:
-        return _divide_or_prepare(of_run, split, rows, is_divided=is_divided)
+        return _prepare(replace(splitting, folder=of_run, may_make=False), split)
     except NotPreparedError:
-        return _divide_or_prepare(splitting, split, rows, is_divided=is_divided)
+        return _prepare(splitting, split)
 
 
-def _divide_or_prepare(
-    splitting: Splitting, split: str, rows: DataSource, *, is_divided: bool
-) -> PreparedSet:
-    if not is_divided:
-        return splitting.preparation(split, rows, None).prepare()
-    _, validation = splitting.preparation("train", rows, splitting.run.data.val_size).prepare_both()
-    return validation
+def _prepare(splitting: Splitting, split: str) -> PreparedSet:
+    data = splitting.run.data
+    if split == "train" or _is_divided(splitting.run, split):
+        preparation = splitting.preparation("train", data.train, data.val_size)
+        train, *held_out = [preparation.prepare()] if data.val_size is None else preparation.prepare_both()
+        return train if split == "train" else held_out[0]
+    rows = source_of(splitting.run, split)
+    assert rows is not None, "refused before"
+    return splitting.preparation(split, rows, None).prepare()
+
+
+def _is_divided(run: Run, split: str) -> bool:
+    """Whether the rows of a split are those that data.val_size takes out of the training rows."""
+    return split == "validation" and run.data.validation is None and run.data.val_size is not None
 
 
 def _without_rows(run: Run, split: str) -> str:

@@ -35,7 +35,7 @@ def write_head_run(folder: Path, session_folder: Path, data: dict[str, Any], **c
 
 
 def test_a_text_classifier_learns_and_transformers_loads_it_with_the_same_answers(
-    worlds: Worlds, session_folder: Path, tmp_path: Path
+    worlds: Worlds, session_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_file = write_head_run(
         tmp_path, session_folder, {}, train={**HEAD["train"], "class_weights": "balanced"}
@@ -53,6 +53,20 @@ def test_a_text_classifier_learns_and_transformers_loads_it_with_the_same_answer
     )
     assert answers == [line["answer"] for line in lines]
     assert shares == pytest.approx([line["probability"] for line in lines], abs=1e-4)
+    found = scores_of(tmp_path / "run", "test", capsys)
+    assert found["accuracy"] == 1.0
+    assert found["loss"] == pytest.approx(after["loss"], rel=1e-4), "weighed by the training rows here, too"
+
+
+def scores_of(run: Path, split: str, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    """What `megatune evaluate` says of a run."""
+    capsys.readouterr()
+    asked = EvaluateOptions(
+        data=[], split=split, task=None, answers=None, tensor_parallel=1, num_ranks=1, as_json=True
+    )
+    evaluate_model(run, [], asked)
+    found: dict[str, float] = json.loads(capsys.readouterr().out)["metrics"]
+    return found
 
 
 def classify_with_transformers(folder: Path, texts: list[str]) -> tuple[list[str], list[float]]:
@@ -129,12 +143,7 @@ def test_spans_are_learned_on_four_ranks_and_transformers_finds_them_alike(
     for together in worlds.run(4, head_scores, str(folder), head, ids, 2):
         for ours, theirs in zip(together, scores, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    capsys.readouterr()
-    asked = EvaluateOptions(
-        data=[], split="validation", task=None, answers=None, tensor_parallel=1, num_ranks=1, as_json=True
-    )
-    evaluate_model(tmp_path / "run", [], asked)
-    found = json.loads(capsys.readouterr().out)["metrics"]
+    found = scores_of(tmp_path / "run", "validation", capsys)
     assert found["exact_match"] == after["metrics"]["exact_match"]
     assert found["f1"] == pytest.approx(after["metrics"]["f1"])
     assert found["loss"] == pytest.approx(after["loss"], rel=1e-4)
