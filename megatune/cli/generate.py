@@ -4,7 +4,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -55,20 +55,8 @@ def _answers(
     folder: Path, prompts: list[str], decoding: "Decoding", options: GenerateOptions, streams: bool
 ) -> list[str]:
     if options.tensor_parallel > 1:
-        from megatune.launch.ask_ranks import ask_ranks
-
-        question = {
-            "tensor_parallel": options.tensor_parallel,
-            "model": str(folder),
-            "prompts": prompts,
-            "chat": options.chat,
-            "decoding": asdict(decoding),
-            "show": streams,
-        }
-        found: list[str] = ask_ranks(
-            "megatune.evaluate.writing_rank", question, num_ranks=options.tensor_parallel, show=streams
-        )["answers"]
-        return found
+        question = _question(folder, decoding, options, prompts=prompts, show=streams)
+        return _ask(question, options.tensor_parallel, show=streams)
     from megatune.evaluate.writer import answer_prompts
 
     if streams:
@@ -87,32 +75,38 @@ def _answers(
 def _converse(folder: Path, decoding: "Decoding", options: GenerateOptions) -> None:
     """Take turns at the terminal until the input ends; with --chat the model sees all that was said."""
     if options.tensor_parallel > 1:
-        raise ConfigError(
-            ["a conversation runs on one device; give prompts with --prompt or --file for --tp"],
-            source=_COMMAND,
-        )
+        question = _question(folder, decoding, options, prompts=None, show=options.stream)
+        _ask(question, options.tensor_parallel, show=True, reads_input=True)
+        return
+    from megatune.evaluate.conversation import converse
     from megatune.evaluate.writer import open_writer
 
     with open_writer(folder, decoding) as writer:
-        said: list[dict[str, str]] = []
-        print("Ctrl-D ends; an empty line forgets what was said.", file=sys.stderr)
-        while (line := _line()) is not None:
-            if not line.strip():
-                said = []
-                continue
-            said.append({"role": "user", "content": line})
-            answer = writer.answer(said if options.chat else line, show=options.stream)
-            if not options.stream or decoding.num_beams > 1:
-                print(answer)
-            said.append({"role": "assistant", "content": answer})
+        converse(writer, remembers=options.chat, streams=options.stream)
 
 
-def _line() -> str | None:
-    try:
-        return input("> ")
-    except EOFError:
-        print()
-        return None
+def _question(
+    folder: Path, decoding: "Decoding", options: GenerateOptions, *, prompts: list[str] | None, show: bool
+) -> dict[str, Any]:
+    """What the ranks are asked; without prompts, to hold a conversation."""
+    return {
+        "tensor_parallel": options.tensor_parallel,
+        "model": str(folder),
+        "prompts": prompts,
+        "chat": options.chat,
+        "decoding": asdict(decoding),
+        "show": show,
+    }
+
+
+def _ask(question: dict[str, Any], num_ranks: int, *, show: bool, reads_input: bool = False) -> list[str]:
+    from megatune.launch.ask_ranks import ask_ranks
+
+    module = "megatune.evaluate.writing_rank"
+    found: list[str] = ask_ranks(module, question, num_ranks=num_ranks, show=show, reads_input=reads_input)[
+        "answers"
+    ]
+    return found
 
 
 def _prompts_of(file: Path | None) -> list[str]:

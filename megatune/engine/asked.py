@@ -13,7 +13,8 @@ from megatune.launch.ask_ranks import RESULT
 from megatune.launch.ranks import discover_rank
 from megatune.model.quiet import quiet_libraries
 
-_TIMEOUT_S = 1800.0
+_TIMEOUT_S = 86_400.0
+"""Ranks of a conversation wait for a person."""
 
 
 def answer_as_rank(path: Path, work_out: Callable[[Mapping[str, Any], World], Mapping[str, Any]]) -> int:

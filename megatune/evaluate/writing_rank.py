@@ -7,22 +7,28 @@ from typing import Any
 
 from megatune.engine.asked import answer_as_rank
 from megatune.engine.world import World
+from megatune.evaluate.conversation import converse
 from megatune.evaluate.decoding import Decoding
-from megatune.evaluate.writer import answer_prompts
+from megatune.evaluate.writer import answer_prompts, open_writer
 
 
 def write_answers(question: Mapping[str, Any], world: World) -> dict[str, Any]:
-    """The answers to the prompts. Collective: every rank calls it."""
+    """The answers to the prompts, or a conversation where there are none. Collective: every rank calls it."""
+    folder, decoding = Path(question["model"]), Decoding(**question["decoding"])
+    if question["prompts"] is None:
+        with open_writer(folder, decoding, world) as writer:
+            converse(writer, remembers=question["chat"], streams=question["show"])
+        return {"answers": []}
 
     def show(prompt: str) -> None:
         if world.is_first:
             print(f"> {prompt}", flush=True)
 
     answers = answer_prompts(
-        Path(question["model"]),
+        folder,
         question["prompts"],
         chat=question["chat"],
-        decoding=Decoding(**question["decoding"]),
+        decoding=decoding,
         world=world,
         before_each=show if question["show"] else None,
     )

@@ -1,6 +1,11 @@
 """megatune evaluate and generate on plain model folders: one device, and ranks that share the layers."""
 
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +195,6 @@ def test_a_conversation_at_the_terminal_remembers_what_was_said(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import builtins
-    import sys
 
     turns = iter(["Hello", "And now?", "", "Hello"])
 
@@ -208,6 +212,56 @@ def test_a_conversation_at_the_terminal_remembers_what_was_said(
 
     first, _, again = capsys.readouterr().out.rstrip("\n").split("\n")
     assert first == again, "an empty line forgets"
+
+
+@pytest.mark.world
+def test_ranks_that_share_the_layers_converse_at_a_terminal_like_one_device(model: Path) -> None:
+    alone, together = (talk(model, ["Hello", "And now?", "", "Hello"], *more) for more in ((), ("--tp", "2")))
+
+    assert alone == together
+    assert len(together) == 3
+    assert together[0] == together[2] != together[1], "an empty line forgets"
+
+
+def talk(model: Path, lines: list[str], *options: str) -> list[str]:
+    """The answers of `megatune generate --chat` to lines that are typed at a terminal, one after another."""
+    command = [
+        sys.executable,
+        "-m",
+        "megatune",
+        "generate",
+        str(model),
+        "--chat",
+        "--max-new-tokens",
+        "5",
+        *options,
+    ]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    answers = []
+    try:
+        read_until_asked(ours)
+        for line in lines:
+            os.write(ours, line.encode() + b"\n")
+            shown = read_until_asked(ours).replace(line, "", 1)  # the terminal shows what is typed
+            answers += [shown.strip()] if line else []
+        os.write(ours, b"\x04")  # Ctrl-D
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        os.close(ours)
+    return answers
+
+
+def read_until_asked(terminal: int, timeout_s: float = 120) -> str:
+    """What is shown up to the next question."""
+    shown = b""
+    while not shown.endswith(b"> "):
+        ready, _, _ = select.select([terminal], [], [], timeout_s)
+        assert ready, shown
+        shown += os.read(terminal, 4096)
+    return shown[:-2].decode()
 
 
 @pytest.mark.world
