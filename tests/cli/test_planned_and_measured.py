@@ -39,13 +39,15 @@ def assert_met(found: dict[str, Any]) -> None:
     assert abs(found["total"]["error"]) < 0.10, found
 
 
-def test_a_tiny_model_is_met(session_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "num_ranks"), [(0, 2), (1, 2), (2, 2), (3, 1)])
+def test_a_tiny_model_is_met(session_folder: Path, tmp_path: Path, stage: int, num_ranks: int) -> None:
     model = write_model(session_folder, "llama", bos_token_id=0, eos_token_id=0)
     found = compared(
         tmp_path,
         model={"model_name_or_path": str(model)},
         data={"max_seq_length": 64},
-        launch={"nproc_per_node": 1},
+        parallel={"zero_stage": stage},
+        launch={"nproc_per_node": num_ranks},
     )
     assert_met(found)
 

@@ -236,3 +236,19 @@ def test_without_gpus_a_snapshot_takes_of_the_ranks_own_share() -> None:
 
     assert changed(asked(False), asked("auto")) == {"snapshot"}
     assert asked(True).device["snapshot"] == 12 * question().work.model.num_share(1, 8)
+
+
+def test_gradients_of_stage_0_come_as_activations_go() -> None:
+    whole = 2 * question().work.model.num_params
+    kept, recomputed = (
+        ledger(zero_stage=0, gradient_checkpointing=on, micro_batch=2, accumulation=4) for on in (False, True)
+    )
+    block = sum(weight.num_params for weight in question().work.model.block)
+
+    assert kept.device["gradient_buckets"] == 2 * block, (
+        "activations of all blocks are more than all gradients"
+    )
+    assert 2 * block < recomputed.device["gradient_buckets"] < whole
+    host = Machine(nodes=1, ranks_per_node=8, accelerator=None, host_memory_bytes=512 * 2**30)
+    once, twice = (ledger(question(on=host), zero_stage=0, accumulation=count) for count in (1, 2))
+    assert once.device["gradient_buckets"] < twice.device["gradient_buckets"] == whole, "of a heap that stays"
