@@ -8,6 +8,7 @@ starting interpreters and loading libraries, is paid once.
 import gc
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from megatune.config import load_run
 from megatune.engine.accelerator import own_device
 from megatune.engine.start import enter, leave
+from megatune.engine.world import World, make_world
 from megatune.launch.rank_info import RankInfo
 from megatune.launch.ranks import discover_rank, export_rank
 from megatune.train import rank as rank_module
@@ -28,12 +30,19 @@ def device_of(rank: RankInfo, *, timeout_s: float) -> torch.device:
     return own_device(rank.local_rank, rank.local_world_size)
 
 
+@cache
+def world_of(tensor_parallel: int, device: torch.device, *, timeout_s: float | None = None) -> World:
+    """The groups of a degree, made once: each group's threads wake all the time, and would slow what comes later."""
+    return make_world(tensor_parallel, device, timeout_s=timeout_s)
+
+
 def main(jobs: list[list[str]]) -> None:
     """Train them all. A failure ends this rank, and with it all."""
     rank = discover_rank()
     assert rank is not None, "torchrun starts this"
     export_rank(rank)
     rank_module.enter, rank_module.leave = device_of, lambda: None
+    rank_module.make_world = world_of
     for number, (run_file, *overrides) in enumerate(jobs):
         code = rank_module.train_rank(load_run(Path(run_file), overrides), rank)
         assert code == 0, f"job {number} ended with {code}"
