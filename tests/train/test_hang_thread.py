@@ -48,7 +48,7 @@ def test_the_rank_that_is_left_names_the_one_that_was_stopped(session_folder: Pa
         train={"max_steps": 100000, "warmup_steps": 0},
         parallel={"tp_size": 1},
         checkpoint={"export_at_end": False, "save_steps": 3},
-        health={"hang_timeout_s": 4},
+        health={"hang_timeout_s": 10},
     )
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
