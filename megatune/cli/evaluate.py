@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.text import Text
 
+from megatune.cli.export import model_folder
 from megatune.config import Run, load_run
 from megatune.config.sections import DataSection
 from megatune.errors import ConfigError
@@ -52,7 +53,7 @@ def evaluate_model(model: Path, overrides: list[str], options: EvaluateOptions) 
     with redirect_stdout(sys.stderr):  # libraries greet there; it belongs to the scores alone
         from megatune.train.score import score_model
 
-        with _model_folder(model) as folder:
+        with model_folder(model) as folder:
             run = _run_of(model, folder, overrides, options)
             result = score_model(run, options.split, num_ranks=options.num_ranks)
     if options.answers is not None:
@@ -79,26 +80,6 @@ def _check(model: Path, options: EvaluateOptions) -> None:
 
 def _is_run(model: Path) -> bool:
     return RunFolder(model).run_file.is_file()
-
-
-@contextmanager
-def _model_folder(model: Path) -> Iterator[Path]:
-    """A Hugging Face folder of the model: of a run its export, or its newest checkpoint, exported."""
-    if not _is_run(model):
-        yield model
-        return
-    folder = RunFolder(model)
-    if folder.export.is_dir():
-        yield folder.export
-        return
-    from megatune.checkpoint.export import export_checkpoint
-    from megatune.cli.export import find_source
-    from megatune.engine.dtypes import DTYPES
-
-    with tempfile.TemporaryDirectory(prefix="export-", dir=model) as scratch:
-        target = Path(scratch) / "export"
-        export_checkpoint(find_source(model), target, dtype=DTYPES[load_run(folder.run_file).run.precision])
-        yield target
 
 
 def _run_of(model: Path, folder: Path, overrides: list[str], options: EvaluateOptions) -> Run:

@@ -1,7 +1,12 @@
-"""`megatune export`."""
+"""`megatune export`, and the export that other commands need of a run."""
 
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from megatune.config import load_run
 from megatune.errors import ConfigError, DataError
 from megatune.launch.run_folder import RunFolder
 from megatune.units import format_count
@@ -21,6 +26,25 @@ def export_run(source: Path, target: Path, dtype: str) -> None:
     print(f"exported {checkpoint} to {target}: {format_count(count)} parameters in {dtype}")
 
 
+@contextmanager
+def model_folder(model: Path) -> Iterator[Path]:
+    """A Hugging Face folder of the model: of a run its export, or its newest checkpoint, exported for this while."""
+    folder = RunFolder(model)
+    if not folder.run_file.is_file():
+        yield model
+        return
+    if folder.export.is_dir():
+        yield folder.export
+        return
+    from megatune.checkpoint.export import export_checkpoint
+    from megatune.engine.dtypes import DTYPES
+
+    with tempfile.TemporaryDirectory(prefix="export-", dir=model) as scratch:
+        target = Path(scratch) / "export"
+        export_checkpoint(find_source(model), target, dtype=DTYPES[load_run(folder.run_file).run.precision])
+        yield target
+
+
 def find_source(source: Path) -> Path:
     """The checkpoint folder that `source` is, or the newest whole one of the run folder that it is."""
     from megatune.checkpoint.folders import newest_whole
@@ -30,7 +54,7 @@ def find_source(source: Path) -> Path:
         return source
     checkpoint, passed_over = newest_whole(RunFolder(source).checkpoints)
     for reason in passed_over:
-        print(f"passed over {reason}")
+        print(f"passed over {reason}", file=sys.stderr)
     if checkpoint is None:
         raise DataError(f"{source} is neither a checkpoint nor a run folder with one (checkpoints/step-...).")
     return checkpoint

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from megatune.cli.export import model_folder
 from megatune.errors import ConfigError
-from megatune.launch.run_folder import RunFolder
 from megatune.report.tables import show
 
 if TYPE_CHECKING:
@@ -34,14 +34,20 @@ def generate_answers(
     """Answer every prompt; without one hold a conversation, or take each line of standard input for a prompt."""
     if decoding.do_sample and decoding.num_beams > 1:
         raise ConfigError(["--sample draws and --beams searches; use one of them"], source=_COMMAND)
-    folder = RunFolder(model).export if RunFolder(model).export.is_dir() else model
     prompts = [*prompts, *_prompts_of(file)]
-    if not prompts and sys.stdin.isatty():
-        _converse(folder, decoding, options)
-        return
-    prompts = prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not prompts:
+    is_conversation = not prompts and sys.stdin.isatty()
+    if not prompts and not is_conversation:
+        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts and not is_conversation:
         raise ConfigError(["no prompt: give --prompt, --file, or lines on standard input"], source=_COMMAND)
+    with model_folder(model) as folder:
+        if is_conversation:
+            _converse(folder, decoding, options)
+        else:
+            _answer_all(folder, prompts, decoding, options)
+
+
+def _answer_all(folder: Path, prompts: list[str], decoding: "Decoding", options: GenerateOptions) -> None:
     streams = options.stream and not options.as_json and decoding.num_beams == 1
     answers = _answers(folder, prompts, decoding, options, streams)
     rows = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,20 @@ def run_of(tmp_path: Path, model: Path, **changes: Any) -> Path:
 def evals_of(run: Path, split: str) -> list[dict[str, Any]]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["event"] == "eval" and line["split"] == split]
+
+
+@pytest.mark.world
+def test_a_run_without_an_export_answers_by_its_newest_checkpoint(model: Path, tmp_path: Path) -> None:
+    run = run_of(tmp_path, model)
+    ask = ("generate", run, "-p", "What is 3 and 3?", "--max-new-tokens", 6, "--json")
+    by_export = megatune(*ask)
+    shutil.rmtree(run / "export")
+
+    by_checkpoint = megatune(*ask)
+
+    assert by_checkpoint.code == 0, by_checkpoint.text
+    assert json.loads(by_checkpoint.out)["answers"] == json.loads(by_export.out)["answers"]
+    assert not list(run.glob("export*")), "what was exported for this is gone"
 
 
 @pytest.mark.world
