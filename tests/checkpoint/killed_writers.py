@@ -137,6 +137,7 @@ class Behind(Writer):
     def save(self, run: Path, world: World, step: int) -> None:
         state = state_after(step, world.rank)
         save = self.begin(run, world, step, state)
+        save.wait_until_copied()
         while world.any_ranks(not save.is_ready)[0] or not save.advance():
             for held in state.tensors.values():
                 for tensor in held.values():

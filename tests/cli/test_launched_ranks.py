@@ -93,10 +93,14 @@ def test_ranks_on_several_nodes_train_only_what_was_prepared_before(run_file: Pa
     assert len(steps_of(output_dir)) == 2
 
 
-def test_rows_that_changed_since_they_were_prepared_are_told(run_file: Path, rows_file: Path):
-    assert megatune("prepare", run_file).code == 0
-    rows_file.write_text(rows_file.read_text() + '{"text": "one more"}\n')
+def test_rows_that_changed_since_they_were_prepared_are_told(run_file: Path, rows_file: Path, tmp_path: Path):
+    own_rows = tmp_path / "rows.jsonl"
+    own_rows.write_text(rows_file.read_text())
+    train_on_them = f"data.train={own_rows}"
+    assert megatune("prepare", run_file, train_on_them).code == 0
+    own_rows.write_text(own_rows.read_text() + '{"text": "one more"}\n')
 
-    done = megatune("train", run_file, "launch.nproc_per_node=1", **{**TWO_NODES, "LOCAL_WORLD_SIZE": "1"})
+    one_rank = (train_on_them, "launch.nproc_per_node=1")
+    done = megatune("train", run_file, *one_rank, **{**TWO_NODES, "LOCAL_WORLD_SIZE": "1"})
 
-    assert_refused(done, "has to be prepared anew, because", f"{rows_file} changed")
+    assert_refused(done, "has to be prepared anew, because", f"{own_rows} changed")

@@ -4,8 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import AttentionInterface
 
 from megatune.model.widened import fp32_advantage, is_worth_it, widen, widened_linear
+
+
+@pytest.fixture(autouse=True)
+def _attention_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widening a model puts another attention in place for the whole process; other tests weigh the usual one."""
+    usual = AttentionInterface._global_mapping["sdpa"]
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", usual)
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
