@@ -92,9 +92,8 @@ class SaveInFlight:
         self.is_behind = copy_to is not None
         if self._world.device.type == "cuda":  # the thread's copies must not overtake the last step
             torch.cuda.synchronize()
-        generators = attempt(
-            lambda: Generators.now(self._world.device)
-        )  # dropout of the next step changes them
+        # Now, not in the thread: dropout of the next step changes them.
+        generators = attempt(lambda: Generators.now(self._world.device))
         state = self._state
         del self._state  # what training changes must not be what is written
         if copy_to is None:

@@ -18,6 +18,12 @@ _Clock = typer.Option(
 _TuneOnSlurm = typer.Option(
     None, "--slurm", help="Hand the tune to Slurm: 1 tunes inside one job, more are an array that shares it."
 )
+_Values = typer.Option(
+    None, "--try", metavar="KEY=V1,V2", help="Values of a knob, in place of those that would be tried."
+)
+_Calibrate = typer.Option(
+    False, "--calibrate", help="Let later plans use what the trials measured, as plan --calibrate."
+)
 
 
 def search(
@@ -79,9 +85,7 @@ def tune(
     minutes: float = typer.Option(15.0, "--minutes", help="What one trial may take, loading counted."),
     objective: str = _Objective,
     clock: str = _Clock,
-    values: list[str] | None = typer.Option(
-        None, "--try", metavar="KEY=V1,V2", help="Values of a knob, in place of those that would be tried."
-    ),
+    values: list[str] | None = _Values,
     fix: list[str] | None = typer.Option(None, "--fix", metavar="KEY", help="Keep the run file's value."),
     shortlist: int = typer.Option(24, "--shortlist", help="Layouts of the planner that are looked at."),
     gpu: str | None = typer.Option(
@@ -90,9 +94,7 @@ def tune(
     slurm: int | None = _TuneOnSlurm,
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be tried and why; start nothing."),
     results: bool = typer.Option(False, "--results", help="Show what was found so far; start nothing."),
-    calibrate: bool = typer.Option(
-        False, "--calibrate", help="Let later plans use what the trials measured, as plan --calibrate."
-    ),
+    calibrate: bool = _Calibrate,
     worker: bool = typer.Option(False, "--worker", hidden=True, help="Make trials of the tune of RUN.yaml."),
     as_json: bool = AsJson,
 ) -> None:
