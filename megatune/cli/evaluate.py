@@ -90,9 +90,8 @@ def _run_of(model: Path, folder: Path, overrides: list[str], options: EvaluateOp
     if options.data:
         given.append(f"data.{options.split}={json.dumps(options.data)}")
         if options.split == "validation":
-            given.append(
-                "data.val_size=null"
-            )  # the rows given are scored, not those taken out of the training rows
+            # The rows given are scored, not those taken out of the training rows.
+            given.append("data.val_size=null")
     if _is_run(model):
         given.append(f"model.model_name_or_path={json.dumps(str(folder))}")
         # The folder has the tokenizer that the section made, and the weights that were trained with it.
