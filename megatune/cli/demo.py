@@ -18,9 +18,10 @@ def run_demo(overrides: list[str]) -> int:
     from megatune.data.assets import fetch_asset
     from megatune.train.job import PRELOAD
 
-    for line in fetch_asset("demo", Path("assets")):
-        print(line)
-    with as_file(files("megatune.data") / _RECIPE) as recipe, rank_starts(PRELOAD) as start:
+    # The process that ranks are forked from comes first: they would inherit what making the weights leaves.
+    with rank_starts(PRELOAD) as start, as_file(files("megatune.data") / _RECIPE) as recipe:
+        for line in fetch_asset("demo", Path("assets")):
+            print(line)
         return _tune_between_answers(recipe, [*demo_layout(count_gpus()), *overrides], start)
 
 
