@@ -14,12 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-_PRELOADED = [
-    "megatune.engine.start",
-    "megatune.engine.zero",
-    "megatune.engine.plain",
-    "transformers.models.auto.modeling_auto",
-]
+_PRELOADED = ["megatune.train.rank", "transformers.models.auto.modeling_auto"]
 
 
 def _context() -> Any:

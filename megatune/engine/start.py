@@ -1,6 +1,8 @@
 """Join the ranks of a job, and leave it."""
 
 import datetime
+import gc
+import importlib
 import random
 import warnings
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import compiler
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # where torch's own stubs have them
 
 from megatune.engine.accelerator import own_device
@@ -42,6 +45,8 @@ def enter(rank: RankInfo, *, timeout_s: float) -> torch.device:
     if threads is not None:  # a forked rank has loaded torch before its environment was set
         torch.set_num_threads(threads)
     _skip_unused_op()
+    _skip_unused_compiler()
+    _keep_imports_out_of_collections()
     device = own_device(rank.local_rank, rank.local_world_size)
     if device.type == "cpu":
         keep_freed_memory()
@@ -126,3 +131,26 @@ def _skip_unused_op() -> None:
     Only `inference_all_reduce` uses it (deepspeed/comm/torch.py), which training never calls.
     """
     deepspeed.ops.__compatible_ops__ = {**deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm": False}
+
+
+def _skip_unused_compiler() -> None:
+    """Keep DeepSpeed from loading torch's compiler, a second of processor time and 546 modules in every rank.
+
+    All its ZeRO optimizers look into its module of Muon, which decorates three functions with `torch.compile`
+    (deepspeed/runtime/zero/muon/original_muon.py). No run of megatune has that optimizer.
+    """
+    compile_functions = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_functions
+
+
+def _keep_imports_out_of_collections() -> None:
+    """Let the collector pass over what was imported: half a million objects, half a second each time.
+
+    DeepSpeed asks it to collect whenever it makes an optimizer (`defragment`, deepspeed/runtime/zero/utils.py).
+    """
+    gc.collect()  # what is frozen is never freed
+    gc.freeze()
