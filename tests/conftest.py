@@ -38,9 +38,39 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 
 
+# Files of more than a minute each on two cores, the longest first. One that begins last keeps the others waiting.
+LONG_FILES = (
+    "checkpoint/test_every_stop.py",
+    "model/test_family_parity.py",
+    "cli/test_foreign_launchers.py",
+    "tune/test_tune_command.py",
+    "bench/test_bench_command.py",
+    "doctor/test_doctor_runs.py",
+    "checkpoint/test_kills.py",
+    "checkpoint/test_state.py",
+    "cli/test_faults_while_training.py",
+    "cli/test_torchrun_restarts.py",
+    "train/test_verify_command.py",
+    "cli/test_train_over_ssh.py",
+    "evaluate/test_generation.py",
+    "cli/test_planned_and_measured.py",
+    "cli/test_evaluate_command.py",
+    "checkpoint/test_kill_points.py",
+    "tune/test_tune_benchmark.py",
+    "cli/test_launched_ranks.py",
+    "data/test_prepare_with_mpi.py",
+    "checkpoint/test_layouts.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests on the cluster take longest: they go first."""
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+    """The tests on the cluster take longest of all: they go first, then the long files."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG_FILES)}
+
+    def place(item: pytest.Item) -> int:
+        return -1 if item.get_closest_marker("cluster") else places.get(item.path, len(places))
+
+    items.sort(key=place)
 
 
 class _ByFile(LoadScopeScheduling):
