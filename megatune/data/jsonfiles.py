@@ -218,7 +218,8 @@ def _items(path: Path, read: Callable[[int], bytes]) -> Iterator[object]:
         yield _item(path, text, decoder)
     text.at += 1
     if text.skip_blank():
-        raise _at(path, text, "Extra data", text.at)
+        problem = "a file that begins with [ is one array of all its rows, and this one has ended"
+        raise _at(path, text, problem, text.at)
 
 
 def _item(path: Path, text: _ArrayText, decoder: json.JSONDecoder) -> object:

@@ -88,7 +88,20 @@ class Report:
             found.append(
                 f"the answers are lopsided: {most!r} comes {self.labels[most]} times, {least!r} {self.labels[least]}"
             )
+        alike = _alike(self.labels or {})
+        if alike:
+            found.append(
+                f"answers that differ in nothing but case are told apart: {', '.join(map(repr, alike))}"
+            )
         return found
+
+
+def _alike(labels: Mapping[str, int]) -> list[str]:
+    """The first labels that are equal but for capital letters."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(label.casefold(), []).append(label)
+    return sorted(next((group for group in groups.values() if len(group) > 1), []))
 
 
 @dataclass(kw_only=True)

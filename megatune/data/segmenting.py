@@ -58,11 +58,14 @@ class Segmenting:
         try:
             return make()
         except MissingColumnsError as missing:
-            raise DataError(f"{row.where} {missing}. {self._mapping_hint(missing.found)}") from None
+            raise DataError(f"{row.where} {missing}. {self._hint(missing)}") from None
         except RowError as error:
             raise DataError(f"{row.where} {error}") from None
 
-    def _mapping_hint(self, found: list[str]) -> str:
+    def _hint(self, missing: MissingColumnsError) -> str:
+        if missing.without_value:
+            return f"Give {missing.without_value[0]} a value in this row, or take the row out"
+        found = missing.found
         ours, theirs = TASKS[self.task].forms[0][0], found[0] if found else "your_column"
         return (
             f"Say which of your columns to read with data.{self.split_name}.columns, "

@@ -17,8 +17,12 @@ class MissingColumnsError(RowError):
     ) -> None:
         self.found = present_columns(row)
         self.wanted = " or ".join(_form_name(form, columns) for form in forms)
+        asked = dict.fromkeys(columns.get(name, name) for form in forms for name in form)
+        self.without_value = [name for name in asked if name in row and row[name] is None]
+        """Columns that the task reads and that hold nothing in this row."""
         found = ", ".join(self.found) or "no column with a value"
-        super().__init__(f"lacks a column: found {found}; accepted: {self.wanted}")
+        nulls = f"; without a value: {', '.join(self.without_value)}" if self.without_value else ""
+        super().__init__(f"lacks a column: found {found}{nulls}; accepted: {self.wanted}")
 
 
 def choose_form(

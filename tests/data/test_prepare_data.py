@@ -147,6 +147,11 @@ def test_a_chat_template_is_part_of_the_tokenizer(prepared_from):
             {},
             r"train\.jsonl:2 \(row 2\) lacks a column: found body; accepted: text or ",
         ),
+        (
+            [{"text": None, "n": 1}],
+            {},
+            r"found n; without a value: text; .* Give text a value in this row, or take the row out",
+        ),
         ([{"body": "x"}], {}, r"data\.train\.columns, for example \{text: body\}"),
         ([{"prompt": "a", "completion": 4}], {}, r"train\.jsonl:1 \(row 1\) has a completion that is a int"),
         (ROWS, {"vocab_size": 20}, r"train\.jsonl:1 .*embedding of the model has 20 rows \(ids 0 to 19\)"),

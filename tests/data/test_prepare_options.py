@@ -366,6 +366,14 @@ def test_the_report_tells_what_the_rows_are_like(tmp_path, gpt2_like, monkeypatc
     assert any("2 of 47 rows say the same as a row before them" in notice for notice in report.notices(64))
 
 
+def test_answers_that_differ_in_case_alone_are_told(tmp_path, gpt2_like):
+    path = tmp_path / "a.jsonl"
+    answers = ["Earn", "acq", "earn", "grain"]
+    path.write_text("".join(json.dumps({"prompt": "x", "completion": f" {one}"}) + "\n" for one in answers))
+    notices = preparation([path], gpt2_like, tmp_path / "p").prepare().report.notices(64)
+    assert "answers that differ in nothing but case are told apart: 'Earn', 'earn'" in notices
+
+
 def test_ids_that_come_twice_are_told(tmp_path, gpt2_like):
     path = tmp_path / "a.jsonl"
     ids = [1, 2, "1", 2, None, None, "x", "x", "x"]

@@ -125,6 +125,11 @@ def test_a_folder_written_by_save_to_disk_is_read(tmp_path):
             '[{"text": "a"},\n{"text" "b"}]',
             r"a\.json:2:9: not JSON .* around '\{\"text\" \"b\"\}\]'",
         ),
+        (
+            "a.jsonl",
+            '["a"]\n["b"]',
+            r"a\.jsonl:2:1: not JSON \(a file that begins with \[ is one array of all",
+        ),
         ("a.json", '["a"]', r"a\.json \(row 1\): a str where an object must be"),
         ("a.jsonl", '{"text": "a"}\n"b"', r"a\.jsonl:2: a str where an object with columns must be"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', r"byte 24 \(0xe9, line 2\) is not UTF-8.*iconv"),

@@ -49,7 +49,7 @@ def test_a_missing_column_names_what_was_found_and_what_is_accepted():
     with pytest.raises(MissingColumnsError) as caught:
         text_segments({"body": "x", "title": "y", "text": None}, columns={"prompt": "question"})
     message = str(caught.value)
-    assert "found body, title;" in message
+    assert "found body, title; without a value: text;" in message
     assert "accepted: text or prompt (your column 'question') + completion" in message
 
 
