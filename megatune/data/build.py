@@ -125,10 +125,13 @@ def _refuse_nothing(findings: Findings, tally: Tally, settings: Settings, split_
     if tally.num_rows == 0:
         raise DataError(f"data.{split_name} is empty: no row was found in it")
     if not findings.num_examples:
+        too_long = (
+            f", and {tally.num_too_long} are too long: there it begins after data.max_seq_length = "
+            f"{settings.max_seq_length} tokens, or data.long_rows drops them"
+        )
         raise DataError(
             f"data.{split_name} has nothing to train on: of {tally.num_rows} rows {tally.num_empty} "
-            f"hold no text to learn, and {tally.num_too_long} are too long: there it begins after "
-            f"data.max_seq_length = {settings.max_seq_length} tokens, or data.long_rows drops them"
+            f"hold no text to learn{too_long if tally.num_too_long else ''}"
         )
 
 

@@ -35,9 +35,12 @@ def row_labels(row: Mapping[str, object], columns: Mapping[str, str], options: T
     unknown = [label for label in found if options.labels and label not in options.labels]
     if unknown:
         known = ", ".join(options.labels[:20]) + (", ..." if len(options.labels) > 20 else "")
+        alike = next((one for one in options.labels if one.casefold() == unknown[0].casefold()), None)
+        but_case = f"; {alike!r} differs from it in case alone" if alike else ""
         raise RowError(
-            f"has the label {unknown[0]!r}, which is not among the {len(options.labels)} known ones ({known}). They "
-            "are those of the training rows, or data.labels. Correct the label, or name all of them in data.labels"
+            f"has the label {unknown[0]!r}, which is not among the {len(options.labels)} known ones "
+            f"({known}){but_case}. They are those of the training rows, or data.labels. Correct the "
+            "label, or name all of them in data.labels"
         )
     return found
 

@@ -137,6 +137,12 @@ def test_a_template_that_no_row_can_use_is_refused_before_the_rows(template: str
     ("task", "row", "options", "words"),
     [
         ("classification", {"text": "x", "label": "b"}, {"labels": ("a", "c")}, "'b'.*not among the 2 known"),
+        (
+            "classification",
+            {"text": "x", "label": "A"},
+            {"labels": ("a", "c")},
+            "'a' differs from it in case alone",
+        ),
         ("classification", {"text": "x", "label": 1.5}, {}, "label that is a float"),
         ("classification", {"text": "x", "label": " "}, {}, "empty label"),
         ("classification", {"text": 3, "label": "a"}, {}, "text that is a int"),
