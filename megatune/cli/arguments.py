@@ -12,9 +12,11 @@ AsJson = typer.Option(False, "--json", help="Print one JSON object instead of ta
 def before_torch() -> None:
     """Import the heavy libraries for a command that needs them, and keep them quiet."""
     from megatune.launch.devices import count_gpus
+    from megatune.launch.imports import uncollected
     from megatune.launch.ranks import use_cpu_when_alone
 
     use_cpu_when_alone(count_gpus())
-    from megatune.model.quiet import quiet_libraries
+    with uncollected():
+        from megatune.model.quiet import quiet_libraries
 
     quiet_libraries()

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from megatune.config import LoadedRun, load_run
 from megatune.errors import ConfigError, NotPreparedError
+from megatune.launch.imports import uncollected
 from megatune.launch.launchers import refuse_other_launcher
 from megatune.launch.ports import PortTakenError
 from megatune.launch.processes import STOPPED_BUT_SAVED, Start, name_this_process
@@ -81,7 +82,8 @@ def _be_rank(loaded: LoadedRun, rank: RankInfo) -> int:
 
     stop = StopRequest()
     stop.listen()  # before torch is imported: that takes seconds, and a signal would end the process
-    from megatune.train.rank import train_rank
+    with uncollected():
+        from megatune.train.rank import train_rank
 
     try:
         return train_rank(loaded, rank, stop)
@@ -93,7 +95,8 @@ def _be_rank(loaded: LoadedRun, rank: RankInfo) -> int:
 
 
 def _start_ranks(loaded: LoadedRun, run_file: Path, overrides: list[str], start: Start | None) -> int:
-    from megatune.train.job import interrupted, train_job
+    with uncollected():
+        from megatune.train.job import interrupted, train_job
 
     _tell(loaded.notices)
     arguments = [str(run_file), *overrides]

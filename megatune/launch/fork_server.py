@@ -7,7 +7,6 @@ cannot use it.
 """
 
 import faulthandler
-import gc
 import importlib
 import io
 import json
@@ -26,6 +25,7 @@ from typing import Any, NoReturn
 
 from megatune.errors import LaunchError
 from megatune.launch.devices import count_gpus
+from megatune.launch.imports import uncollected
 from megatune.launch.processes import Start, die_with_parent, start_process
 from megatune.launch.ranks import replace_environment
 
@@ -150,10 +150,9 @@ def _serve_for(launcher: int, launcher_socket: socket.socket, preload: Sequence[
     try:
         os.setsid()  # a Ctrl-C at the terminal is for the launcher alone
         die_with_parent(launcher)()
-        for module in preload:
-            importlib.import_module(module)
-        gc.collect()
-        gc.freeze()  # the collector of a fork would otherwise copy every page it marks
+        with uncollected():  # the collector of a fork would otherwise copy every page it marks
+            for module in preload:
+                importlib.import_module(module)
         _serve(launcher_socket)
     except BaseException:
         traceback.print_exc()
