@@ -6,11 +6,20 @@ from pathlib import Path
 import pytest
 from checkpoint_bits import same_weights
 from cluster_runs import Cluster, losses, steps_taken, train_here
+from lab import Lab
 from tiny_runs import metrics_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 LONG = {"max_steps": 120}
+BROKEN = {"train": {"max_steps": 60}, "checkpoint": {"save_steps": 5}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab: Lab, session_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of the BROKEN run with local ranks that nothing happens to."""
+    cluster = Cluster(lab, tmp_path_factory.mktemp("undisturbed"), session_folder)
+    return losses(train_here(cluster.run_file(**BROKEN)))
 
 
 def test_a_job_over_two_nodes_trains_like_one_process(cluster: Cluster):
@@ -74,8 +83,8 @@ def test_a_run_stops_before_its_time_limit_is_queued_again_and_goes_on(cluster: 
     assert metrics_of(output_dir, "resume")[0]["step"] == stop["step"]
 
 
-def test_a_power_cut_leads_to_a_restart_without_the_dead_node(cluster: Cluster):
-    run_file = cluster.run_file(train=LONG, checkpoint={"save_steps": 5})
+def test_a_power_cut_leads_to_a_restart_without_the_dead_node(cluster: Cluster, undisturbed: list[float]):
+    run_file = cluster.run_file(**BROKEN)
     output_dir = run_file.parent / "run"
 
     job = cluster.submit(run_file)
@@ -91,11 +100,11 @@ def test_a_power_cut_leads_to_a_restart_without_the_dead_node(cluster: Cluster):
     finally:
         cluster.lab.boot(dead)
         cluster.wait("the node's return", lambda: "idle" in cluster.slurm("sinfo", "-hn", dead, "-o", "%T"))
-    assert losses(output_dir) == losses(train_here(run_file))
+    assert losses(output_dir) == undisturbed
 
 
-def test_a_cut_cable_leads_to_a_restart_and_the_same_losses(cluster: Cluster):
-    run_file = cluster.run_file(train=LONG, checkpoint={"save_steps": 5})
+def test_a_cut_cable_leads_to_a_restart_and_the_same_losses(cluster: Cluster, undisturbed: list[float]):
+    run_file = cluster.run_file(**BROKEN)
     output_dir = run_file.parent / "run"
 
     job = cluster.submit(run_file)
@@ -108,7 +117,7 @@ def test_a_cut_cable_leads_to_a_restart_and_the_same_losses(cluster: Cluster):
     finally:
         cluster.lab.mend_cable(cut)
     assert state == "COMPLETED", (output_dir / f"logs/job-{job}.log").read_text()
-    assert losses(output_dir) == losses(train_here(run_file))
+    assert losses(output_dir) == undisturbed
 
 
 def test_a_cancelled_run_saves_and_is_not_queued_again(cluster: Cluster):
