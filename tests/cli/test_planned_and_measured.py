@@ -54,14 +54,16 @@ def test_a_tiny_model_is_met(session_folder: Path, tmp_path: Path, stage: int, n
 
 @pytest.mark.real_model
 @pytest.mark.timeout(600)
-def test_smollm2_is_met(tmp_path: Path) -> None:
-    """134.5 M parameters in bf16, ZeRO-3 over two ranks, 512 tokens at a time."""
+@pytest.mark.parametrize("stage", [2, 3])
+def test_smollm2_is_met(tmp_path: Path, stage: int) -> None:
+    """134.5 M parameters in bf16 over two ranks, 512 tokens at a time."""
     if not (ASSETS / "smollm2-135m").is_dir():
         pytest.skip("make demo fetches the model")
     found = compared(
         tmp_path,
         model={"model_name_or_path": str(ASSETS / "smollm2-135m")},
         data={"max_seq_length": 512},
+        parallel={"zero_stage": stage},
         train={"gradient_accumulation_steps": 2},
         launch={"nproc_per_node": 2},
     )
