@@ -16,7 +16,7 @@ import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch.profiler import record_function
 
-from megatune.engine.shared_memory import meet, share
+from megatune.engine.shared_memory import share
 
 # Its name from torch 2.13 on; the older one is announced to go.
 _ALL_GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -35,30 +35,35 @@ class LiveWeights:
         device, dtype = first.ds_tensor.device, first.ds_tensor.dtype
         starts, end = _starts([int(p.ds_numel) for p in self._parameters])
         shared = share(end * dtype.itemsize, group) if device.type == "cpu" else None
-        self.is_shared = shared is not None
-        flat = torch.empty(end, dtype=dtype, device=device) if shared is None else shared.view(dtype)
+        self._shared = shared
+        flat = torch.empty(end, dtype=dtype, device=device) if shared is None else shared.memory.view(dtype)
         self._whole = [flat[s : s + int(p.ds_numel)] for s, p in zip(starts, self._parameters, strict=True)]
         self.publish()
         for parameter, whole in zip(self._parameters, self._whole, strict=True):
             _keep(parameter, whole)
         self._replace_gathering()
 
+    @property
+    def is_shared(self) -> bool:
+        """There is one copy of the weights on this host."""
+        return self._shared is not None
+
     @record_function("megatune::gather")
     def publish(self) -> None:
         """Bring what the optimizer has written into this rank's partitions to all ranks. Collective."""
-        if not self.is_shared:
+        if self._shared is None:
             self._gather()
             return
         # No rank may still be computing with the old weights: the norm of the gradients has met all of them, but a
         # run may clip nothing and take none.
-        meet(self._group)
+        self._shared.meet()
         own = [
             self._piece(p, whole, self._rank) for p, whole in zip(self._parameters, self._whole, strict=True)
         ]
         torch._foreach_copy_(
             own, [p.ds_tensor.data[: o.numel()] for p, o in zip(self._parameters, own, strict=True)]
         )
-        meet(self._group)
+        self._shared.meet()
 
     def _piece(self, parameter: Any, whole: torch.Tensor, rank: int) -> torch.Tensor:
         length = int(parameter.ds_tensor.ds_numel)  # padded on the last ranks

@@ -4,6 +4,8 @@ Ranks go in step, so that all of them take as long as the slowest. Between two c
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +15,20 @@ _real_wait = Work.wait
 _waited_s = 0.0
 
 
-def _timed_wait(work: Work, *args: Any, **kwargs: Any) -> bool:
+@contextmanager
+def counted_as_waiting() -> Iterator[None]:
+    """What the block takes is waiting for others."""
     global _waited_s
     started = time.perf_counter()
     try:
-        return _real_wait(work, *args, **kwargs)
+        yield
     finally:
         _waited_s += time.perf_counter() - started
+
+
+def _timed_wait(work: Work, *args: Any, **kwargs: Any) -> bool:
+    with counted_as_waiting():
+        return _real_wait(work, *args, **kwargs)
 
 
 class StepTimes(NamedTuple):

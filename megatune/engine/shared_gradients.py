@@ -10,19 +10,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.profiler import record_function
 
-from megatune.engine.shared_memory import meet, share
+from megatune.engine.shared_memory import SharedMemory, profiled, share
 
 
 class SharedGradients:
     """Takes the place of `__avg_scatter_grads` of DeepSpeed's stage-3 optimizer. Collective: every rank makes one."""
 
-    def __init__(self, zero: Any, memory: torch.Tensor, group: dist.ProcessGroup) -> None:
-        self._group = group
+    def __init__(self, zero: Any, shared: SharedMemory, group: dist.ProcessGroup) -> None:
+        self._shared = shared
         self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
         # (writer, reader, elements)
-        self._memory = memory.view(zero.dtype).view(self._size, self._size, -1)
+        self._memory = shared.memory.view(zero.dtype).view(self._size, self._size, -1)
         self._usual = zero._DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads
         self._dtype = zero.gradient_accumulation_dtype
         zero._DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads = self.average_and_scatter
@@ -38,10 +37,9 @@ class SharedGradients:
         size = dist.get_world_size(group)
         elements = min(num_params, zero.reduce_bucket_size + largest)
         pieces = -(-elements // size) + len(zero.param_dict)  # a rounding up for each weight
-        memory = share(size * size * pieces * zero.dtype.itemsize, group)
-        return None if memory is None else cls(zero, memory, group)
+        shared = share(size * size * pieces * zero.dtype.itemsize, group)
+        return None if shared is None else cls(zero, shared, group)
 
-    @record_function("megatune::reduce")
     def average_and_scatter(
         self, parameters: list[nn.Parameter], communication: torch.dtype
     ) -> list[torch.Tensor]:
@@ -50,14 +48,19 @@ class SharedGradients:
         total = sum(lengths)
         if total > self._memory.shape[-1]:
             return self._usual(parameters, communication)  # type: ignore[no-any-return]
+        with profiled("megatune::reduce"):
+            return self._reduce(parameters, lengths)
+
+    def _reduce(self, parameters: list[nn.Parameter], lengths: list[int]) -> list[torch.Tensor]:
+        total = sum(lengths)
         self._write(parameters, lengths)
-        meet(self._group)
+        self._shared.meet()
         mine = self._memory[:, self._rank, :total]
         added = mine[0].to(self._dtype, copy=True)
         for other in mine[1:]:
             added += other
         added.mul_(1 / self._size)
-        meet(self._group)  # before anybody writes the next gradients over these
+        self._shared.meet()  # before anybody writes the next gradients over these
         pieces = added.split(lengths)
         return [
             piece[: max(0, min(length, int(p.ds_numel) - self._rank * length))]  # type: ignore[attr-defined]

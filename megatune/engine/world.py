@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from megatune.engine.shared_sums import SharedSums
 from megatune.errors import ConfigError, MegatuneError, UserError
 from megatune.model.collectives import TensorGroup
 
@@ -189,6 +190,8 @@ def make_world(tensor_parallel: int, device: torch.device, *, timeout_s: float |
     data_ranks = [list(range(start, size, tensor_parallel)) for start in range(tensor_parallel)]
     tensor_group, _ = _own_group(tensor_ranks, rank, timeout_s)
     data_group, mine = _own_group(data_ranks, rank, timeout_s)
+    is_summed_here = device.type == "cpu" and tensor_parallel > 1
+    own_sum = SharedSums.install(tensor_group) if is_summed_here else None
     return World(
         rank=rank,
         size=size,
@@ -196,7 +199,7 @@ def make_world(tensor_parallel: int, device: torch.device, *, timeout_s: float |
         device=device,
         data_group=data_group,
         data_ranks=tuple(mine),
-        tensor_group=TensorGroup(rank % tensor_parallel, tensor_parallel, tensor_group),
+        tensor_group=TensorGroup(rank % tensor_parallel, tensor_parallel, tensor_group, own_sum),
     )
 
 

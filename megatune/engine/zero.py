@@ -149,6 +149,9 @@ class ZeroEngine:
     def is_replicated(self) -> bool:
         return False
 
+    def _how_layers_are_summed(self) -> str:
+        return ", sums of tensor parallelism through shared memory" if self.world.tensor_group.own_sum else ""
+
     @property
     def description(self) -> str:
         zero = type(self._engine.optimizer).__name__
@@ -158,7 +161,7 @@ class ZeroEngine:
             f"DeepSpeed {deepspeed.__version__} {zero} (stage {self._engine.zero_optimization_stage()}) over "
             f"dp={self.world.data_parallel} x tp={self.world.tensor_parallel}, {dtype} weights, "
             f"{name_of_optimizer(self._engine.basic_optimizer)} on fp32 masters{offload}, device {self.world.device}"
-            f"{self._taken_over}{', bf16 multiplied in fp32' if self._widened else ''}"
+            f"{self._taken_over}{self._how_layers_are_summed()}{', bf16 multiplied in fp32' if self._widened else ''}"
         )
 
     def loss(self, batch: TokenBatch) -> torch.Tensor:

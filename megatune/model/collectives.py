@@ -4,6 +4,7 @@ The four region operators of Megatron-LM (arXiv:1909.08053, section 3) that a la
 group of one rank makes each of them the identity.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ReferenceType, ref
@@ -19,6 +20,8 @@ class TensorGroup:
     rank: int = 0
     size: int = 1
     process_group: dist.ProcessGroup | None = None
+    own_sum: Callable[[torch.Tensor], bool] | None = field(default=None, repr=False)
+    """A faster sum in place, the same bits on all ranks; False: not of such a tensor, on any rank."""
     _entered: tuple["ReferenceType[torch.Tensor]", "ReferenceType[torch.Tensor]"] | None = field(
         default=None, repr=False
     )
@@ -44,7 +47,7 @@ class TensorGroup:
             source, known = self._entered[0](), self._entered[1]()
             if source is tensor and known is not None and known.requires_grad == torch.is_grad_enabled():
                 return known
-        entered: torch.Tensor = _Enter.apply(tensor, self.process_group)  # type: ignore[no-untyped-call]
+        entered: torch.Tensor = _Enter.apply(tensor, self)  # type: ignore[no-untyped-call]
         self._entered = (ref(tensor), ref(entered))
         return entered
 
@@ -52,15 +55,16 @@ class TensorGroup:
         """The sum over the group; the gradient passes unchanged."""
         if self.size == 1:
             return tensor
-        total: torch.Tensor = _Sum.apply(tensor, self.process_group)  # type: ignore[no-untyped-call]
+        total: torch.Tensor = _Sum.apply(tensor, self)  # type: ignore[no-untyped-call]
         return total
 
     def all_reduce(
         self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
     ) -> torch.Tensor:
         """In-place reduction without gradient."""
-        if self.size > 1:
-            dist.all_reduce(tensor, op=op, group=self.process_group)
+        if self.size == 1 or (op == dist.ReduceOp.SUM and self.own_sum is not None and self.own_sum(tensor)):
+            return tensor
+        dist.all_reduce(tensor, op=op, group=self.process_group)
         return tensor
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -84,7 +88,7 @@ class TensorGroup:
 
 class _Enter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    def forward(ctx: Any, tensor: torch.Tensor, group: TensorGroup) -> torch.Tensor:
         ctx.group = group
         return tensor.view_as(tensor)
 
@@ -92,18 +96,16 @@ class _Enter(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         # In place: only Linears read an entered tensor, and the gradient a matmul returns is nobody else's.
         total = grad.contiguous()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+        return ctx.group.all_reduce(total), None
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    def forward(ctx: Any, tensor: torch.Tensor, group: TensorGroup) -> torch.Tensor:
         total = tensor.contiguous()
         if total is tensor:
             ctx.mark_dirty(tensor)
-        dist.all_reduce(total, group=group)
-        return total
+        return group.all_reduce(total)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ARG004

@@ -62,13 +62,13 @@ def see_what_others_write() -> tuple[bool, bool, int]:
     """Write on one rank and read on the others; then ask for memory with a process that may not open files."""
     world = world_of(1)
     assert world.data_group is not None
-    memory = share(4096, world.data_group)
-    if memory is None:
+    shared = share(4096, world.data_group)
+    if shared is None:
         return False, False, 0
     if world.is_first:
-        memory[17] = 5
-    world.barrier()
-    seen = int(memory[17])
+        shared.memory[17] = 5
+    shared.meet()
+    seen = int(shared.memory[17])
     with mock.patch("os.open", side_effect=PermissionError) if world.rank == 1 else _as_it_is():
         refused = share(4096, world.data_group) is None
     return True, refused, seen
