@@ -101,15 +101,16 @@ def evaluation_batches(
     max_rows: int | None = None,
     pad_to_multiple_of: int = 8,
 ) -> Iterator[Batch]:
-    """This rank's part of all rows, or of the first `max_rows`, in the order of the set.
+    """This rank's part of all rows, or of the first `max_rows`, the longest first: rows of like length share a batch.
 
     Every rank gets equally many batches, some of them without targets at the end, so that ranks
     which run collectives in each forward stay together.
     """
     num_rows = prepared.num_rows if max_rows is None else min(max_rows, prepared.num_rows)
     at_once = micro_batch * data_parallel
+    order = np.argsort(-prepared.row_lengths(num_rows), kind="stable")
     for start in range(0, num_rows, at_once):
-        rows = np.arange(start, min(start + at_once, num_rows))
+        rows = order[start : start + at_once]
         yield _batch(prepared, rows[dp_rank::data_parallel], pad_to_multiple_of)
 
 

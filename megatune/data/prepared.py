@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import xxhash
 
@@ -78,6 +79,15 @@ class PreparedSet:
             raise IndexError(f"row {number} of {self.num_rows}")
         start, end = self.arrays["row_offsets"][number : number + 2]
         return [self.example(int(example)) for example in self.arrays["row_examples"][start:end]]
+
+    def row_lengths(self, num_rows: int) -> npt.NDArray[np.int64]:
+        """Tokens of each of the first `num_rows` rows."""
+        if num_rows == 0:
+            return np.zeros(0, dtype=np.int64)
+        starts = self.arrays["row_offsets"][: num_rows + 1]
+        examples = self.arrays["row_examples"][starts[0] : starts[-1]]
+        offsets = self.arrays["example_offsets"]
+        return np.add.reduceat(offsets[examples + 1] - offsets[examples], starts[:-1] - starts[0])
 
     def example(self, number: int) -> Example:
         """One document."""

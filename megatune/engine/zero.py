@@ -215,7 +215,8 @@ class ZeroEngine:
             with self.evaluating(), speaking(self.built, in_step=True) as speaker:
                 yield speaker
             return
-        twin = empty_twin(self.built, self.world.tensor_group, DTYPES[self._run.precision])
+        dtype = DTYPES[self._run.precision]
+        twin = empty_twin(self.built, self.world.tensor_group, dtype, widen_bf16=self._widened)
         fill(twin, self._shares())
         with speaking(twin, in_step=False) as speaker:
             yield speaker

@@ -13,3 +13,7 @@ class Answered:
     answer: Gold | None = None
     probability: float | None = None
     """Of the answer, where it is one of several labels."""
+    loss: float | None = None
+    """Sum over the targets of the row, in nats, where it came with the answer."""
+    num_targets: int = 0
+    """What that loss is the sum of."""

@@ -1,16 +1,18 @@
 """Answers of a classifier head: the class of a text, the tags of words, the span of an answer."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
+from megatune.data.batches import collate
 from megatune.data.labelled import IGNORED, LabelledRow
 from megatune.engine.speaker import Speaker
 from megatune.engine.world import World
 from megatune.evaluate.answered import Answered
 from megatune.evaluate.rounds import answer_in_rounds
 from megatune.model.forward import head_logits, model_arguments
-from megatune.model.heads import HeadSpec, best_spans
+from megatune.model.heads import HeadSpec, best_spans, head_loss_sum
 from megatune.tasks.tags import OUTSIDE
 
 _LONGEST_SPAN = 30
@@ -27,7 +29,7 @@ def classify(
     rows_at_once: int,
     is_given_up: Callable[[], bool] = lambda: False,
 ) -> list[Answered] | None:
-    """What the head says of each row's first `max_length` tokens. Collective: every rank calls it.
+    """What the head says of each row's first `max_length` tokens, and its loss. Collective: every rank calls it.
 
     None when given up: see `answer_in_rounds`.
     """
@@ -35,15 +37,21 @@ def classify(
     def answer(numbers: list[int], batch: int) -> list[Answered]:
         del batch
         chosen = [rows[number] for number in numbers]
-        width = min(max_length, max(len(row.input_ids) for row in chosen))
-        ids = torch.full((len(chosen), width), spec.pad_id)
-        for at, row in enumerate(chosen):
-            kept = row.input_ids[:width]
-            ids[at, : len(kept)] = torch.tensor(kept)
-        positions = torch.arange(width).expand(len(chosen), width)
-        arguments = model_arguments(speaker.model, ids.to(world.device), positions.to(world.device))
+        examples = [row.tokenized(max_length).example for row in chosen]
+        read = collate([[example] for example in examples], pad_id=spec.pad_id, pad_to_multiple_of=1)
+        arguments = model_arguments(
+            speaker.model, read.input_ids.to(world.device), read.position_ids.to(world.device)
+        )
         logits = head_logits(speaker.model(**arguments)).float().cpu()
-        return _read(logits, chosen, spec)
+        targets = [int(example.is_target.sum()) for example in examples]
+        losses = [
+            float(head_loss_sum(logits[one : one + 1], read.labels[one : one + 1], spec)) if number else 0.0
+            for one, number in enumerate(targets)
+        ]
+        return [
+            replace(answered, loss=loss, num_targets=number)
+            for answered, loss, number in zip(_read(logits, chosen, spec), losses, targets, strict=True)
+        ]
 
     return answer_in_rounds(
         world,

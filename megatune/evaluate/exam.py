@@ -1,6 +1,6 @@
 """One split as it is scored: its loss, and where the task has answers, the answers to its rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,12 @@ from megatune.data.questions import Questions
 from megatune.engine.base import Predictor
 from megatune.engine.speaker import Gather
 from megatune.evaluate.answered import Answered
-from megatune.evaluate.choices import choose
+from megatune.evaluate.choices import Choice, choose
 from megatune.evaluate.classify import classify
 from megatune.evaluate.decoding import GREEDY, Decoding
 from megatune.evaluate.generation import generate_answers
-from megatune.evaluate.heldout import held_out_loss
-from megatune.evaluate.text_size import TextSize, target_text_size
+from megatune.evaluate.heldout import HeldOutLoss, held_out_loss, loss_of_answers
+from megatune.evaluate.text_size import TextSize, targets_of, text_size
 from megatune.tasks import TASKS, Gold, Scores, TaskOptions
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Exam:
     """None for tasks that are measured by their loss alone."""
     choices: list[list[int]] | None = None
     """The tokens of each label, where an answer is one of them."""
+    gold: list[int] | None = None
+    """The label of each row, where an answer is one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Marking:
     gather: Gather = "auto"
     rows_at_once: int = 1
     max_rows: int | None = None
+    completion_only: bool = True
+    """The loss is taken on answers alone, as in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +77,18 @@ def set_exam(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> Exam:
     """The exam of one split. Raises DataError for labels that cannot be told apart."""
-    reads_head = questions is not None and questions.rows[0].labelled is not None
-    is_choice = marking.task == "classification" and not marking.options.multi_label and not reads_head
-    return Exam(
-        split=split,
-        text_size=None if reads_head else target_text_size(prepared, tokenizer, max_rows=marking.max_rows),
-        questions=questions,
-        choices=(
-            label_tokens(marking.options, questions.rows[0].exchange.prompt, tokenizer)
-            if questions is not None and is_choice
-            else None
-        ),
-    )
+    if questions is not None and questions.rows[0].labelled is not None:
+        return Exam(split=split, questions=questions)
+    choices: list[list[int]] | None = None
+    gold: list[int] | None = None
+    targets: Iterable[list[int]] = targets_of(prepared, max_rows=marking.max_rows)
+    if questions is not None and marking.task == "classification" and not marking.options.multi_label:
+        choices = label_tokens(marking.options, questions.rows[0].exchange.prompt, tokenizer)
+        gold = [marking.options.labels.index(str(row.exchange.gold)) for row in questions.rows]
+        if marking.completion_only:
+            targets = [choices[one] for one in gold]
+    size = text_size(targets, tokenizer)
+    return Exam(split=split, text_size=size, questions=questions, choices=choices, gold=gold)
 
 
 def take_exam(
@@ -101,21 +105,18 @@ def take_exam(
 
     tokenizer: what the first rank reads answers with. `is_given_up` must say the same on all ranks.
     """
-    held_out = held_out_loss(
-        engine, prepared, micro_batch=micro_batch, max_rows=marking.max_rows, is_given_up=is_given_up
-    )
-    if held_out is None:
-        return None
-    metrics: dict[str, float] = {}
-    if held_out.loss is not None and engine.built.source.head is None:
-        metrics["perplexity"] = held_out.perplexity or 0.0
-        if exam.text_size is not None:
-            metrics |= exam.text_size.perplexities(held_out.loss * held_out.target_tokens)
-    marked: Marked = Scores(metrics={}), []
+    found: list[Answered] | None = None
     if exam.questions is not None:
         found = _answer(engine, exam, exam.questions, marking, is_given_up)
         if found is None:
             return None
+    held_out = (None if found is None else loss_of_answers(found)) or held_out_loss(
+        engine, prepared, micro_batch=micro_batch, max_rows=marking.max_rows, is_given_up=is_given_up
+    )
+    if held_out is None:
+        return None
+    marked: Marked = Scores(metrics={}), []
+    if exam.questions is not None and found is not None:
         marked = _mark_on_first_rank(engine, exam.questions, found, marking, tokenizer)
     scores, lines = marked
     return Result(
@@ -123,11 +124,21 @@ def take_exam(
         num_rows=len(exam.questions.rows) if exam.questions else prepared.num_examples,
         loss=held_out.loss,
         target_tokens=held_out.target_tokens,
-        metrics={**metrics, **scores.metrics},
+        metrics={**_perplexities(engine, exam, held_out), **scores.metrics},
         intervals=scores.intervals,
         details=scores.details,
         answers=lines,
     )
+
+
+def _perplexities(engine: Predictor, exam: Exam, held_out: HeldOutLoss) -> dict[str, float]:
+    """Of text; a class has none."""
+    if held_out.loss is None or engine.built.source.head is not None:
+        return {}
+    found = {"perplexity": held_out.perplexity or 0.0}
+    if exam.text_size is None:
+        return found
+    return found | exam.text_size.perplexities(held_out.loss * held_out.target_tokens)
 
 
 Marked = tuple[Scores, list[dict[str, Any]]]
@@ -144,15 +155,27 @@ def _answer(
             rows = [row.labelled for row in questions.rows if row.labelled is not None]
             longest = questions.max_prompt_tokens
             return classify(engine.world, speaker, rows, spec, max_length=longest, **rounds)
-        if exam.choices is not None:
-            chosen = choose(engine.world, speaker, prompts, exam.choices, **rounds)
-            labels = marking.options.labels
-            if chosen is None:
-                return None
-            return [Answered(answer=labels[one.index], probability=one.probability) for one in chosen]
+        if exam.choices is not None and exam.gold is not None:
+            chosen = choose(engine.world, speaker, prompts, exam.choices, exam.gold, **rounds)
+            return None if chosen is None else _chosen(chosen, exam.choices, exam.gold, marking)
         stops: dict[str, Any] = {"stop_ids": questions.stop_ids, "pad_id": questions.pad_id}
         written = generate_answers(engine.world, speaker, prompts, marking.decoding, **stops, **rounds)
         return None if written is None else [Answered(ids=ids) for ids in written]
+
+
+def _chosen(
+    chosen: list[Choice], choices: list[list[int]], gold: list[int], marking: Marking
+) -> list[Answered]:
+    """Labels, with the loss of the gold ones where training takes no other."""
+    return [
+        Answered(
+            answer=marking.options.labels[one.index],
+            probability=one.probability,
+            loss=one.gold_loss if marking.completion_only else None,
+            num_targets=len(choices[right]),
+        )
+        for one, right in zip(chosen, gold, strict=True)
+    ]
 
 
 def _mark_on_first_rank(

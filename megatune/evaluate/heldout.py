@@ -1,6 +1,7 @@
 """The loss on a held-out split, over all ranks."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from megatune.data.batches import evaluation_batches
 from megatune.data.prepared import PreparedSet
 from megatune.engine.base import Predictor
+from megatune.evaluate.answered import Answered
 from megatune.evaluate.text_size import exp
 
 _BATCHES_BETWEEN_LOOKS = 8  # each is one small collective
@@ -25,6 +27,15 @@ class HeldOutLoss:
     def perplexity(self) -> float | None:
         """exp(loss); infinite where that overflows, None without a loss."""
         return None if self.loss is None else exp(self.loss)
+
+
+def loss_of_answers(found: Sequence[Answered]) -> HeldOutLoss | None:
+    """The same of rows whose loss came with their answers; None where it did not."""
+    losses = [one.loss for one in found if one.loss is not None]
+    if len(losses) < len(found):
+        return None
+    targets = sum(one.num_targets for one in found)
+    return HeldOutLoss(loss=math.fsum(losses) / targets if targets else None, target_tokens=targets)
 
 
 def held_out_loss(

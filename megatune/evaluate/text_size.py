@@ -1,6 +1,7 @@
 """How many words and bytes the targets of a split are: perplexities per token depend on the tokenizer."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,16 +33,19 @@ def exp(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf
 
 
-def target_text_size(
-    prepared: PreparedSet, tokenizer: "PreTrainedTokenizerBase", *, max_rows: int | None = None
-) -> TextSize:
-    """Of the rows that `held_out_loss` takes with the same `max_rows`."""
+def text_size(targets: Iterable[list[int]], tokenizer: "PreTrainedTokenizerBase") -> TextSize:
+    """Of the targets of some rows, each as token ids."""
     num_words = num_bytes = 0
+    for ids in targets:
+        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        num_words += len(str(text).split())
+        num_bytes += len(str(text).encode())
+    return TextSize(num_words, num_bytes)
+
+
+def targets_of(prepared: PreparedSet, *, max_rows: int | None = None) -> Iterator[list[int]]:
+    """Of the rows that `held_out_loss` takes with the same `max_rows`."""
     num_rows = prepared.num_rows if max_rows is None else min(max_rows, prepared.num_rows)
     for number in range(num_rows):
         for document in prepared.row(number):
-            ids = document.input_ids[document.is_target].tolist()
-            text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            num_words += len(str(text).split())
-            num_bytes += len(str(text).encode())
-    return TextSize(num_words, num_bytes)
+            yield document.input_ids[document.is_target].tolist()

@@ -13,14 +13,20 @@ from megatune.model.build import BuiltModel, build_model
 from megatune.model.collectives import TensorGroup
 
 
-def empty_twin(built: BuiltModel, group: TensorGroup, dtype: torch.dtype) -> BuiltModel:
-    """The model of `built` again: the same share of every weight, on the meta device until `fill`."""
+def empty_twin(
+    built: BuiltModel, group: TensorGroup, dtype: torch.dtype, *, widen_bf16: bool = False
+) -> BuiltModel:
+    """The model of `built` again: the same share of every weight, on the meta device until `fill`.
+
+    widen_bf16: as `built` was made.
+    """
     twin = build_model(
         built.source,
         dtype=dtype,
         initialize="empty",
         attn_implementation=built.model.config._attn_implementation or "auto",
         group=group,
+        widen_bf16=widen_bf16,
     )
     _adopt_constants(twin.model, built.model)
     twin.model.requires_grad_(False).eval()

@@ -19,6 +19,8 @@ from megatune.model.tensor_parallel import ColumnLinear, RowLinear
 _WORTH_IT = 1.2
 """How much faster fp32 must be before it pays to convert operands."""
 _SIZES = (256, 512, 1024)
+_FEWEST_ROWS = 32
+"""With fewer tokens at once the time goes into the conversion of weights: bf16 is then multiplied as it is."""
 
 
 def fp32_advantage(repeats: int = 7) -> float:
@@ -80,7 +82,12 @@ def _row_linear_of(module: RowLinear) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def widened_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """F.linear with fp32 products and sums; the result has the dtype of `input`."""
+    """F.linear with fp32 products and sums; the result has the dtype of `input`.
+
+    Without gradients a few tokens, such as those of answers that are being written, are not widened.
+    """
+    if not torch.is_grad_enabled() and input.numel() < _FEWEST_ROWS * input.shape[-1]:
+        return nn.functional.linear(input, weight, bias)
     output: torch.Tensor = _WidenedLinear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
     return output
 

@@ -15,6 +15,7 @@ from megatune.data.labels import with_labels
 from megatune.data.prepared import PreparedSet
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.inference import InferenceEngine
+from megatune.engine.kernels import widens_bf16
 from megatune.engine.world import World, single_world
 from megatune.errors import DataError, NotPreparedError
 from megatune.evaluate.exam import Exam, Marking, Result, set_exam, take_exam
@@ -54,6 +55,7 @@ def score_together(run: Run, split: str, world: World) -> Result:
             dtype=DTYPES[run.precision],
             attn_implementation=run.model.attn_implementation,
             group=world.tensor_group,
+            widen_bf16=widens_bf16(run.precision, world),
         )
         result = take_exam(
             InferenceEngine(built, world),

@@ -161,3 +161,15 @@ def test_evaluation_may_be_limited_to_the_first_rows(prepared):
     first = evaluation_batches(prepared, micro_batch=2, data_parallel=1, dp_rank=0, max_rows=3)
     tokens = {int(token) for batch in first for token in batch.input_ids.unique()} - {0}
     assert tokens == {10, 11, 12}
+
+
+@pytest.mark.parametrize("data_parallel", [1, 2])
+def test_evaluation_puts_rows_of_like_length_together(prepared, data_parallel):
+    for rank in range(data_parallel):
+        widths = [
+            batch.num_tokens
+            for batch in evaluation_batches(
+                prepared, micro_batch=1, data_parallel=data_parallel, dp_rank=rank
+            )
+        ]
+        assert widths == sorted(widths, reverse=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from parity_steps import plain_engine, tiny_run, world_of, zero_engine
 from tiny_models import VOCABULARY
 
@@ -98,36 +99,52 @@ def _speak(engine: Any, gather: str) -> Any:
 
 CHOICES = [[5, 3], [5, 9, 3], [5, 9, 8, 3], [40, 3], [41, 40, 3]]
 """The first begins the second but for its end, the second the third."""
+Chosen = tuple[int, float, float]
+"""(index, probability, loss of the gold answer)."""
 
 
-def chosen(folder: str, tp: int, gather: str, number: int, rows_at_once: int) -> list[tuple[int, float]]:
+def gold(number: int) -> list[int]:
+    return [(3 * row) % len(CHOICES) for row in range(number)]
+
+
+def chosen(folder: str, tp: int, gather: str, number: int, rows_at_once: int) -> list[Chosen]:
     run = tiny_run(folder, max(1, tp))
     engine = plain_engine(run) if tp == 0 else zero_engine(run, world_of(tp))
     with engine.speaking(gather) as speaker:  # type: ignore[arg-type]
-        found = choose(engine.world, speaker, prompts(number), CHOICES, rows_at_once=rows_at_once)
+        found = choose(
+            engine.world, speaker, prompts(number), CHOICES, gold(number), rows_at_once=rows_at_once
+        )
     assert found is not None
-    return [(one.index, one.probability) for one in found]
+    return [(one.index, one.probability, one.gold_loss) for one in found]
 
 
-def chosen_by_hand(folder: str, number: int) -> list[tuple[int, float]]:
+def family_chosen(folders: dict[str, str], tp: int, number: int, rows_at_once: int) -> dict[str, Any]:
+    return {name: chosen(folder, tp, "once", number, rows_at_once) for name, folder in folders.items()}
+
+
+def family_chosen_by_hand(folders: dict[str, str], number: int) -> dict[str, Any]:
+    return {name: chosen_by_hand(folder, number) for name, folder in folders.items()}
+
+
+def chosen_by_hand(folder: str, number: int) -> list[Chosen]:
     """The same from whole sequences through transformers, one after another."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(Path(folder), dtype=DTYPES["fp32"]).eval()
     found = []
-    for prompt in prompts(number):
-        shares = []
+    for prompt, right in zip(prompts(number), gold(number), strict=True):
+        shares, losses = [], []
         for choice in CHOICES:
             with torch.no_grad():
-                logits = model(torch.tensor([prompt + choice])).logits[0]
+                logits = model(torch.tensor([prompt + choice])).logits[0, len(prompt) - 1 :]
             share = 1.0
             for at, token in enumerate(choice):
                 rivals = sorted(
                     {other[at] for other in CHOICES if other[:at] == choice[:at] and len(other) > at}
                 )
-                row = logits[len(prompt) + at - 1, rivals].softmax(dim=-1)
-                share *= float(row[rivals.index(token)])
+                share *= float(logits[at, rivals].softmax(dim=-1)[rivals.index(token)])
             shares.append(share)
+            losses.append(float(F.cross_entropy(logits[:-1], torch.tensor(choice), reduction="sum")))
         assert abs(sum(shares) - 1) < 1e-5
-        found.append((max(range(len(shares)), key=shares.__getitem__), max(shares)))
+        found.append((max(range(len(shares)), key=shares.__getitem__), max(shares), losses[right]))
     return found

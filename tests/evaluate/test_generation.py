@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 from generation_cases import (
+    Chosen,
     answers,
     answers_around_steps,
     chosen,
-    chosen_by_hand,
     family_answers,
+    family_chosen,
+    family_chosen_by_hand,
     family_references,
     plain_answers,
     several,
@@ -91,16 +93,25 @@ def test_answers_follow_the_weights_and_leave_training_as_it_is(
         assert once != before
 
 
-def test_a_choice_is_made_by_the_probabilities_of_whole_answers(
+def test_choices_and_their_losses_are_those_of_whole_sequences_for_every_family(
     worlds: Worlds, folders: dict[str, str]
 ) -> None:
-    expected = worlds.run(1, chosen_by_hand, folders["llama-tied-9-heads"], NUM_PROMPTS)[0]
+    expected = worlds.run(1, family_chosen_by_hand, folders, NUM_PROMPTS)[0]
 
-    assert len({index for index, _ in expected}) > 1
-    for tp, ranks, gather in ((0, 1, "once"), (1, 2, "per_token"), (2, 4, "once")):
-        for found in worlds.run(ranks, chosen, folders["llama-tied-9-heads"], tp, gather, NUM_PROMPTS, 2):
-            assert [index for index, _ in found] == [index for index, _ in expected]
-            assert [share for _, share in found] == pytest.approx([share for _, share in expected], abs=1e-4)
+    assert len({index for rows in expected.values() for index, _, _ in rows}) > 2
+    for found in worlds.run(1, family_chosen, folders, 0, NUM_PROMPTS, 3):
+        for name, rows in found.items():
+            assert_chosen(rows, expected[name])
+    one = "llama-tied-9-heads"
+    for tp, ranks, gather in ((1, 2, "per_token"), (2, 4, "once")):
+        for found in worlds.run(ranks, chosen, folders[one], tp, gather, NUM_PROMPTS, 2):
+            assert_chosen(found, expected[one])
+
+
+def assert_chosen(found: list[Chosen], expected: list[Chosen]) -> None:
+    assert [index for index, _, _ in found] == [index for index, _, _ in expected]
+    assert [share for _, share, _ in found] == pytest.approx([share for _, share, _ in expected], abs=1e-4)
+    assert [loss for _, _, loss in found] == pytest.approx([loss for _, _, loss in expected], rel=1e-4)
 
 
 def test_a_plain_engine_answers_in_batches_as_it_does_one_by_one(

@@ -61,3 +61,13 @@ def test_the_measured_advantage_is_a_ratio_of_this_processor() -> None:
     advantage = fp32_advantage(repeats=1)
     assert 0.01 < advantage < 100
     assert is_worth_it(2.0) and not is_worth_it(1.0)
+
+
+def test_a_few_tokens_without_gradients_are_multiplied_as_they_are() -> None:
+    torch.manual_seed(0)
+    inputs, weight = torch.randn(31, 16, dtype=torch.bfloat16), torch.randn(8, 16, dtype=torch.bfloat16)
+    with torch.no_grad():
+        found = widened_linear(inputs, weight, None)
+
+    assert torch.equal(found, F.linear(inputs, weight))
+    torch.testing.assert_close(found, widened_linear(inputs, weight, None), rtol=2**-7, atol=2**-7)

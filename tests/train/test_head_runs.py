@@ -13,6 +13,8 @@ from tiny_runs import train, train_failing
 from worlds import Worlds
 
 from megatune.cli.evaluate import EvaluateOptions, evaluate_model
+from megatune.config import load_run
+from megatune.train.score import score_model
 
 pytestmark = pytest.mark.world
 
@@ -174,6 +176,48 @@ def find_spans_with_transformers(
     return scores, answers, tokens
 
 
+TAGGED = [{"tokens": ["see", "Anna-Maria", "now"], "tags": ["O", "B-PER", "O"]} for _ in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "changes"),
+    [
+        ("classification", "lm", {"template": "{{ text }} is"}),
+        ("classification", "lm", {"template": "{{ text }} is", "packing": True}),
+        ("classification", "lm", {"template": "{{ text }} is", "completion_only_loss": False}),
+        ("classification", "classifier", {}),
+        ("ner", "classifier", {}),
+        ("qa", "classifier", {"max_seq_length": 96}),
+    ],
+)
+def test_the_loss_that_comes_with_answers_is_the_loss_of_the_prepared_rows(
+    session_folder: Path, tmp_path: Path, task: str, head: str, changes: dict[str, Any]
+) -> None:
+    rows = {"ner": TAGGED, "qa": QUESTIONS}.get(task)
+    held_out = tmp_path / "held-out.jsonl"
+    by_loss = {"metric_for_best_model": "loss"}
+    run_file = write_head_run(tmp_path, session_folder, {"task": task, **changes}, evaluate=by_loss)
+    if rows is not None:
+        held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    with_answers, alone = (
+        score_model(
+            load_run(run_file, [f"model.head={head}", f"data.train={held_out}", *overrides]).run,
+            "validation",
+            num_ranks=1,
+        )
+        for overrides in ([], ["evaluate.answers=false"])
+    )
+
+    assert with_answers.answers and not alone.answers
+    assert with_answers.target_tokens == alone.target_tokens > 0
+    assert with_answers.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert {name: with_answers.metrics[name] for name in alone.metrics} == pytest.approx(
+        alone.metrics, rel=1e-4
+    )
+    assert len(alone.metrics) == (3 if head == "lm" else 0)
+
+
 def test_several_labels_run_to_their_scores(worlds: Worlds, session_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     rows = [{"text": f"{row} red", "labels": ["warm", "bright"][: row % 3]} for row in range(9)]
@@ -202,7 +246,6 @@ def test_several_labels_run_to_their_scores(worlds: Worlds, session_folder: Path
 def test_what_a_head_cannot_do_is_refused(
     session_folder: Path, tmp_path: Path, data: dict[str, Any], overrides: list[str], words: str
 ) -> None:
-    from megatune.config import load_run
     from megatune.errors import ConfigError
 
     run_file = write_head_run(tmp_path, session_folder, data)
