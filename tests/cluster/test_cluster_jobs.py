@@ -36,9 +36,24 @@ def test_a_job_over_two_nodes_trains_like_one_process(cluster: Cluster):
     alone = train_here(run_file, "parallel.tp_size=1", "train.gradient_accumulation_steps=4", num_ranks=1)
     assert losses(output_dir) == pytest.approx(losses(alone), rel=2e-6)
     assert "train: 60 examples" in (output_dir / "logs/prepare.log").read_text(), "before the ranks started"
+    assert "on all 2 nodes together, over MPI (pmi" in (output_dir / f"logs/job-{job}.log").read_text()
     assert sorted(path.name for path in (output_dir / "logs").glob("rank-*")) == [
         f"rank-{rank:05d}.log" for rank in range(4)
     ]
+
+
+def test_processes_that_do_not_meet_over_mpi_leave_the_data_to_one_node(cluster: Cluster):
+    site = cluster.folder / "site.yaml"
+    site.write_text(json.dumps({"environment": {"MPI4PY_LIBMPI": "/no/such/libmpi.so"}}))
+    run_file = cluster.run_file("alone", slurm={"site": str(site)}, train={"max_steps": 1})
+
+    job = cluster.submit(run_file)
+
+    log = run_file.parent / f"run/logs/job-{job}.log"
+    assert cluster.wait_until_ended(job) == "COMPLETED", log.read_text()
+    assert "on one node, for processes of several do not meet over MPI: see" in log.read_text()
+    assert "train: 60 examples" in (run_file.parent / "run/logs/prepare.log").read_text()
+    assert "--mpi=pmi2: exit code" in (run_file.parent / "run/logs/prepare-mpi.log").read_text()
 
 
 def test_preempted_five_times_a_run_ends_with_the_same_bits(cluster: Cluster):

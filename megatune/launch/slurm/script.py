@@ -40,6 +40,8 @@ def render_script(request: JobRequest) -> str:
         scratch_below=below,
         python_command=python_command(request),
         srun_arguments=srun_arguments(request),
+        own_arguments="".join(f" {shlex.quote(argument)}" for argument in srun_arguments(request)),
+        mpi=request.mpi,
     )
 
 

@@ -288,6 +288,7 @@ def test_ops_are_compiled_and_nodes_checked_before_the_training(node, run_folder
     assert steps == [
         ["megatune.launch.slurm.prebuild", "cpu_adam"],
         ["megatune", "doctor"],
+        ["megatune.data.mpi_check"],
         ["megatune", "prepare"],
         ["megatune", "train"],
     ]
@@ -305,13 +306,39 @@ def test_nodes_that_are_not_fit_get_no_training(node, run_folder):
     assert node.trainings() == []
 
 
-def test_the_data_is_prepared_by_one_task_with_the_cores_of_its_node(node, run_folder):
-    site = {"srun_args": ["--cpu-bind=none"], "environment": {"SITE_GREETING": "hello"}}
-    assert node.run(job(node, run_folder, site)).code == 0
+ONE_TASK = {"--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--cpus-per-task=32"}
+BOTH_NODES = {
+    "--mpi=pmix",
+    "--nodes=2",
+    "--ntasks=32",
+    "--ntasks-per-node=16",
+    "--cpus-per-task=1",
+    "--gres=none",
+}
 
+
+@pytest.mark.parametrize(
+    ("nodes", "mpi", "meets", "expected", "words"),
+    [
+        (1, None, "0", ONE_TASK, ""),
+        (2, None, "0", BOTH_NODES, "on all 2 nodes together, over MPI (pmix)"),
+        (2, "pmi2", "0", BOTH_NODES - {"--mpi=pmix"} | {"--mpi=pmi2"}, "over MPI (pmi2)"),
+        (2, None, "1", ONE_TASK, "on one node, for processes of several do not meet over MPI: see"),
+        (2, "none", "0", ONE_TASK, ""),
+    ],
+)
+def test_the_data_is_prepared_on_all_nodes_where_their_processes_meet(
+    node, run_folder, nodes, mpi, meets, expected, words
+):
+    site = {"srun_args": ["--cpu-bind=none"], "environment": {"SITE_GREETING": "hello"}}
+    node.answer("python.meets", meets)
+    ended = node.run(job(node, run_folder, site if mpi is None else {**site, "mpi": mpi}, nodes=nodes))
+
+    assert (ended.code, words in ended.text) == (0, True)
+    assert ("meet over MPI" in ended.text) == (meets == "1")
     (prepared,) = [call["arguments"] for call in node.calls("srun") if "prepare" in call["arguments"]]
     options = prepared[: prepared.index(node.python)]
-    assert {"--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--cpus-per-task=32"} <= set(options)
+    assert expected <= set(options)
     assert "--cpu-bind=none" in options
     (process,) = [call for call in node.calls("python") if "prepare" in call["arguments"]]
     assert process["arguments"] == ["-m", "megatune", "prepare", f"{run_folder}/submitted.yaml"]
