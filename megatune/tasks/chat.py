@@ -7,11 +7,15 @@ shorter one; a template that rewrites earlier turns is refused, not guessed at.
 """
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from megatune.tasks.columns import RowError
 from megatune.tasks.segments import RenderChat, Segment
 
 Message = dict[str, str]
+_ROLES = ("system", "user", "assistant", "tool", "developer", "function")
+_MEANT = {"human": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant", "model": "assistant"}
+"""Roles of other formats; a template writes them as they are, and their turns would not be trained."""
 
 
 def read_messages(value: object) -> list[Message]:
@@ -67,9 +71,22 @@ def _message(item: object, number: int) -> Message:
     role = item.get("role") if isinstance(item, dict) else None
     content = item.get("content") if isinstance(item, dict) else None
     if isinstance(role, str) and isinstance(content, str):
+        _refuse_misspelled(role, number)
         return {"role": role, "content": content}
     keys = ", ".join(map(str, item)) if isinstance(item, dict) else type(item).__name__
     raise RowError(
         f"has a message {number} whose role or content is not text (found: {keys}); "
         f"each message must be {{role: user|assistant|system, content: text}}"
     )
+
+
+def _refuse_misspelled(role: str, number: int) -> None:
+    """A template may know roles of its own, but not `Assistant`."""
+    if role in _ROLES:
+        return
+    name = role.strip().casefold()
+    meant = _MEANT.get(name) or next(iter(get_close_matches(name, _ROLES, n=1, cutoff=0.8)), None)
+    if meant is not None:
+        raise RowError(
+            f"has a message {number} with the role {role!r}. Did you mean {meant!r}? Only turns of 'assistant' are trained"
+        )

@@ -4,6 +4,7 @@ import pytest
 
 from megatune.errors import DataError
 from megatune.tasks import TASKS, RowError, Segment
+from megatune.tasks.chat import read_messages
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 
@@ -103,6 +104,12 @@ def test_a_conversation_without_an_answer_gives_no_segments(messages):
         ([ANSWER, USER], "begins with an assistant message"),
         ([USER, {"from": "gpt", "value": "Hello"}], r"message 2 .*found: from, value"),
         ([USER, {"role": "assistant", "content": ["Hello"]}], "message 2 whose role or content is not text"),
+        ([{"role": "usr", "content": "Hi"}, ANSWER], "message 1 with the role 'usr'. Did you mean 'user'"),
+        (
+            [USER, {"role": "Assistant", "content": "Hello"}],
+            "message 2 with the role 'Assistant'. Did you mean",
+        ),
+        ([USER, {"role": "gpt", "content": "Hello"}], "the role 'gpt'. Did you mean 'assistant'"),
         ("Hi", "not a list of"),
         ([], "at least one message"),
     ],
@@ -110,3 +117,8 @@ def test_a_conversation_without_an_answer_gives_no_segments(messages):
 def test_messages_of_another_shape_are_named(messages, problem):
     with pytest.raises(RowError, match=problem):
         dialogue_segments({"messages": messages})
+
+
+def test_a_template_may_know_roles_of_its_own():
+    read = read_messages([{"role": "documents", "content": "Facts"}, USER, ANSWER])
+    assert [message["role"] for message in read] == ["documents", "user", "assistant"]
