@@ -88,5 +88,6 @@ def _refuse_misspelled(role: str, number: int) -> None:
     meant = _MEANT.get(name) or next(iter(get_close_matches(name, _ROLES, n=1, cutoff=0.8)), None)
     if meant is not None:
         raise RowError(
-            f"has a message {number} with the role {role!r}. Did you mean {meant!r}? Only turns of 'assistant' are trained"
+            f"has a message {number} with the role {role!r}. Did you mean {meant!r}? "
+            "Only turns of 'assistant' are trained"
         )
