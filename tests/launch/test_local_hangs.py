@@ -12,7 +12,8 @@ from megatune.launch.heartbeat import Beat, StillnessWatch, read_beat
 from megatune.launch.progress import newest_saved_step, run_with_restarts
 from megatune.launch.verdict import RanksResult
 
-LIMIT_S = 0.5
+LIMIT_S = 2.0
+"""Longer than ranks of a loaded machine stand still by themselves."""
 LAUNCHER = """
 import json, sys
 from pathlib import Path
