@@ -4,7 +4,7 @@ Partitioned are then gradients, masters and optimizer state, which are 16 of 18 
 DeepSpeed's own way to keep weights (a persistence threshold above every one) still empties and gathers all of them
 after each step, and joins the pieces of each one anew. Here every weight keeps its memory, and only what a step has
 changed is written. On the CPUs of one host that memory is shared: there is one copy for all data-parallel ranks, and
-nothing is sent.
+nothing is sent. The only rank of a data-parallel group computes with its partition itself, which is the whole.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch.profiler import record_function
 
-from megatune.engine.shared_memory import share
+from megatune.engine.shared_memory import SharedMemory, share
 
 # Its name from torch 2.13 on; the older one is announced to go.
 _ALL_GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -31,17 +31,26 @@ class LiveWeights:
     def __init__(self, zero: Any, parameters: Sequence[Any], group: dist.ProcessGroup) -> None:
         self._zero, self._group, self._parameters = zero, group, list(parameters)
         self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
-        first = self._parameters[0]
-        device, dtype = first.ds_tensor.device, first.ds_tensor.dtype
-        starts, end = _starts([int(p.ds_numel) for p in self._parameters])
-        shared = share(end * dtype.itemsize, group) if device.type == "cpu" else None
-        self._shared = shared
-        flat = torch.empty(end, dtype=dtype, device=device) if shared is None else shared.memory.view(dtype)
-        self._whole = [flat[s : s + int(p.ds_numel)] for s, p in zip(starts, self._parameters, strict=True)]
+        self._shared: SharedMemory | None = None
+        self._whole = _partitions(self._parameters) if self._size == 1 else self._made_room()
         self.publish()
         for parameter, whole in zip(self._parameters, self._whole, strict=True):
             _keep(parameter, whole)
         self._replace_gathering()
+
+    def _made_room(self) -> list[torch.Tensor]:
+        """A place for each weight, flat; in shared memory where there is some."""
+        first = self._parameters[0]
+        device, dtype = first.ds_tensor.device, first.ds_tensor.dtype
+        starts, end = _starts([int(p.ds_numel) for p in self._parameters])
+        if device.type == "cpu":
+            self._shared = share(end * dtype.itemsize, self._group)
+        flat = (
+            torch.empty(end, dtype=dtype, device=device)
+            if self._shared is None
+            else self._shared.memory.view(dtype)
+        )
+        return [flat[s : s + int(p.ds_numel)] for s, p in zip(starts, self._parameters, strict=True)]
 
     @property
     def is_shared(self) -> bool:
@@ -51,6 +60,10 @@ class LiveWeights:
     @record_function("megatune::gather")
     def publish(self) -> None:
         """Bring what the optimizer has written into this rank's partitions to all ranks. Collective."""
+        if self._size == 1:
+            for parameter, partition in zip(self._parameters, _partitions(self._parameters), strict=True):
+                parameter.data = partition.view(parameter.ds_shape)  # DeepSpeed may have moved it
+            return
         if self._shared is None:
             self._gather()
             return
@@ -102,6 +115,11 @@ class LiveWeights:
             self.publish()
 
         zero._post_step = then_publish
+
+
+def _partitions(parameters: Sequence[Any]) -> list[torch.Tensor]:
+    """Of the only rank: all of each weight."""
+    return [p.ds_tensor.data[: int(p.ds_numel)] for p in parameters]
 
 
 def _keep(parameter: Any, whole: torch.Tensor) -> None:

@@ -5,6 +5,7 @@ gradients into shared memory in their own precision, and each rank adds up its o
 in the order of the ranks.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,24 @@ import torch.distributed as dist
 from torch import nn
 
 from megatune.engine.shared_memory import SharedMemory, profiled, share
+
+
+def keep_own_gradients(zero: Any) -> None:
+    """For the only rank of a data-parallel group: its gradients are the mean, and all of them its own."""
+    dtype = zero.gradient_accumulation_dtype
+
+    def own(parameters: list[nn.Parameter], communication: torch.dtype) -> list[torch.Tensor]:
+        del communication
+        return [p.grad.view(-1).to(dtype) for p in parameters if p.grad is not None]
+
+    _scatter_by(zero, own)
+
+
+def _scatter_by(zero: Any, function: Callable[..., list[torch.Tensor]]) -> None:
+    zero._DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads = function
+    zero.contiguous_gradients = False  # another copy, into a bucket
+    for bucket in zero.ipg_buckets.values():
+        bucket.buffer = None
 
 
 class SharedGradients:
@@ -24,10 +43,7 @@ class SharedGradients:
         self._memory = shared.memory.view(zero.dtype).view(self._size, self._size, -1)
         self._usual = zero._DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads
         self._dtype = zero.gradient_accumulation_dtype
-        zero._DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads = self.average_and_scatter
-        zero.contiguous_gradients = False  # another copy, into a bucket
-        for bucket in zero.ipg_buckets.values():
-            bucket.buffer = None
+        _scatter_by(zero, self.average_and_scatter)
 
     @classmethod
     def install(

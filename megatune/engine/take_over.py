@@ -6,7 +6,7 @@ from typing import Any
 
 from megatune.config import Run
 from megatune.engine.live_weights import LiveWeights
-from megatune.engine.shared_gradients import SharedGradients
+from megatune.engine.shared_gradients import SharedGradients, keep_own_gradients
 from megatune.engine.world import World
 from megatune.plan.buckets import buckets_of, keeps_gathered
 
@@ -36,14 +36,18 @@ def take_over(
     zero: Any, parameters: Sequence[Any], run: Run, world: World, ds_config: dict[str, Any]
 ) -> TakenOver:
     """Replace parts of `zero`, the optimizer around `parameters`, where that pays. Collective: every rank calls it."""
-    if run.parallel.zero_stage != 3 or world.data_group is None or world.data_parallel == 1:
+    if run.parallel.zero_stage != 3 or world.data_group is None:
         return TakenOver()
     sizes = [int(parameter.ds_numel) for parameter in parameters]
     buckets = replace(buckets_of(ds_config), keep_gathered=run.parallel.keep_gathered)
     is_quantized = any(hasattr(parameter.ds_tensor, "ds_quant_scale") for parameter in parameters)
-    is_kept = run.parallel.offload == "none" and not is_quantized and keeps_gathered(sum(sizes), buckets)
+    may_keep = run.parallel.offload == "none" and not is_quantized
+    is_kept = may_keep and keeps_gathered(sum(sizes), buckets, data_parallel=world.data_parallel)
     weights = LiveWeights(zero, parameters, world.data_group) if is_kept else None
     if world.device.type != "cpu":
+        return TakenOver(weights)
+    if world.data_parallel == 1:
+        keep_own_gradients(zero)
         return TakenOver(weights)
     gradients = SharedGradients.install(zero, world.data_group, num_params=sum(sizes), largest=max(sizes))
     return TakenOver(weights, gradients)

@@ -68,25 +68,29 @@ def buckets_of(ds_config: Mapping[str, Any], model: ModelWeights | None = None) 
     return Buckets(**given, overlap=zero.get("overlap_comm") is True)
 
 
-def keeps_gathered(num_local_params: int, buckets: Buckets) -> bool:
+def keeps_gathered(num_local_params: int, buckets: Buckets, *, data_parallel: int) -> bool:
     """Do ranks without offload keep all their weights whole, from step to step?
 
     auto: where DeepSpeed keeps them from forward to backward anyway, for half the reuse distance reaches from one
-    end of the model to the other: then it costs no memory at the peak.
+    end of the model to the other: then it costs no memory at the peak. And where a rank's partition is the whole.
 
-    >>> keeps_gathered(134_515_008, Buckets(keep_gathered="auto"))
+    >>> keeps_gathered(134_515_008, Buckets(keep_gathered="auto"), data_parallel=2)
     True
     """
     if buckets.keep_gathered == "auto":
-        return num_local_params <= buckets.max_reuse // 2
+        return data_parallel == 1 or num_local_params <= buckets.max_reuse // 2
     return buckets.keep_gathered
 
 
-def persistent_params(model: ModelWeights, tensor_parallel: int, buckets: Buckets) -> int:
-    """Elements of the tensors that every rank keeps whole: those not above the threshold, or all."""
+def persistent_params(model: ModelWeights, layout: Layout, buckets: Buckets) -> int:
+    """Elements of the tensors that every rank keeps whole beside its partition: those not above the threshold, or all.
+
+    None where the partition is the whole, which ranks then compute with (engine/live_weights.py).
+    """
+    tensor_parallel = layout.tensor_parallel
     whole = model.num_local_params(tensor_parallel)
-    if keeps_gathered(whole, buckets):
-        return whole
+    if keeps_gathered(whole, buckets, data_parallel=layout.data_parallel):
+        return 0 if layout.data_parallel == 1 else whole
     inside = sum(
         w.num_params for w in model.local_block(tensor_parallel) if w.num_params <= buckets.persistence
     )
@@ -96,19 +100,22 @@ def persistent_params(model: ModelWeights, tensor_parallel: int, buckets: Bucket
     return inside * model.shape.num_layers + outside
 
 
-def gathered_params(model: ModelWeights, tensor_parallel: int, buckets: Buckets) -> int:
+def gathered_params(model: ModelWeights, layout: Layout, buckets: Buckets) -> int:
     """Most elements that are gathered at a time, persistent ones included.
 
     The block at work, what is prefetched, embedding or head, and what is needed again within the reuse
     distance: between forward and backward the last blocks stay (a weight d elements before the end is
     needed again after 2d; partitioned_param_coordinator.py, `__params_to_release`).
     """
+    tensor_parallel = layout.tensor_parallel
     whole = model.num_local_params(tensor_parallel)
+    if layout.data_parallel == 1 and keeps_gathered(whole, buckets, data_parallel=1):
+        return 0
     block = sum(weight.num_params for weight in model.local_block(tensor_parallel))
     widest = max(weight.num_params for weight in model.local_outside(tensor_parallel))
     kept = max(buckets.max_reuse // 2, block)
     prefetched = min(buckets.prefetch, max(0, buckets.max_live - block))
-    return min(whole, kept + block + prefetched + widest + persistent_params(model, tensor_parallel, buckets))
+    return min(whole, kept + block + prefetched + widest + persistent_params(model, layout, buckets))
 
 
 def bucket_bytes(
@@ -132,6 +139,8 @@ def bucket_bytes(
     copies = 2 if layout.zero_stage == 2 and buckets.overlap else 1
     block = sum(weight.num_params for weight in model.local_block(tp))
     widest = max(weight.num_params for weight in model.local_outside(tp))
+    if on_cpu and layout.zero_stage == 3 and layout.data_parallel == 1:
+        return element_bytes * max(block, widest)  # they go straight to their sums (engine/take_over.py)
     # gloo reduces a clone of what it is to scatter (ProcessGroupGloo.cpp, `_reduce_scatter_base`).
     sent = min(buckets.reduce, whole) * (2 if on_cpu and layout.zero_stage == 3 else 1)
     return element_bytes * (max(block, widest) + copies * bucket + sent)

@@ -243,7 +243,7 @@ def _forward_bytes(work: Workload, layout: Layout, place: Place) -> dict[str, in
     if layout.zero_stage == 0 and not (place.on_cpu and layout.accumulation > 1):
         buckets = _as_activations_go(work, layout, buckets, kept - block)
     return {
-        "gathered_weights": element * gathered_params(work.model, tp, work.buckets_of(layout))
+        "gathered_weights": element * gathered_params(work.model, layout, work.buckets_of(layout))
         if is_gathered
         else 0,
         "gradient_buckets": buckets,
@@ -268,7 +268,7 @@ def _step_bytes(work: Workload, layout: Layout, place: Place) -> dict[str, int]:
     element, tp = ELEMENT_BYTES[work.precision], layout.tensor_parallel
     on_device = layout.offload == "none" or place.on_cpu
     is_gathered = layout.zero_stage == 3
-    kept = persistent_params(work.model, tp, work.buckets_of(layout)) if is_gathered else 0
+    kept = persistent_params(work.model, layout, work.buckets_of(layout)) if is_gathered else 0
     bucket = (
         min(work.buckets.reduce, work.model.num_local_params(tp)) if place.on_cpu else work.buckets.reduce
     )
