@@ -51,6 +51,13 @@ def test_knobs_that_have_no_effect_on_a_layout_are_not_varied_there(tmp_path):
     assert {one.values["parallel.leaf_modules"] for one in found} == {"true", "false"}
 
 
+def test_threads_that_read_ahead_are_tried_where_they_are_asked_for(tmp_path):
+    run_file = write_run(tmp_path)
+    assert {one.values["data.loader_workers"] for one in candidates(run_file)} == {"0"}
+    tried = candidates(run_file, tried=("data.loader_workers=0,2",))
+    assert {one.values["data.loader_workers"] for one in tried} == {"0", "2"}
+
+
 def test_try_and_fix_decide_what_is_varied(tmp_path):
     run_file = write_run(tmp_path)
     tried = candidates(run_file, tried=("train.per_device_train_batch_size=1,2", "parallel.tp_size=1"))

@@ -90,6 +90,12 @@ def _other_keeping(around: Surroundings) -> Sequence[str]:
     return ("true", "false") if asked == "auto" else (format_value(not asked),)
 
 
+def _threads_ahead(around: Surroundings) -> Sequence[str]:
+    """Beside GPUs, whose steps may be as short as assembling rows takes; on a CPU threads take what steps need."""
+    own = around.run.data.loader_workers
+    return () if around.on_cpu else ("2",) if own == 0 else ("0",)
+
+
 def _may_keep(layout: Layout) -> bool:
     return _shares_weights(layout) and layout.offload == "none"
 
@@ -131,6 +137,11 @@ KNOBS: tuple[Knob, ...] = (
     ),
     Knob(key="train.chunked_loss", what="the loss is taken some tokens at a time", others=_other_loss),
     Knob(key="model.attn_implementation", what="attention kernel", others=_other_kernels),
+    Knob(
+        key="data.loader_workers",
+        what="threads that assemble the rows of next steps",
+        others=_threads_ahead,
+    ),
     Knob(
         key=f"{POLICY}zero_optimization.reduce_bucket_size",
         what="gradients that are reduced at a time, in elements",
