@@ -14,7 +14,9 @@ from megatune.launch.run_folder import RunFolder
 
 _LAST_METRICS = 200
 _METRICS_TAIL_BYTES = 256 * 1024
-_COLLECTIVE = re.compile(r'File ".*(torch/distributed/|deepspeed/comm/|megatune/engine/world)', re.IGNORECASE)
+_COLLECTIVE = re.compile(
+    r'File ".*(torch/distributed/|deepspeed/comm/|megatune/engine/(?:world|meeting))', re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from launcher_process import Launcher, is_alive, wait_until
 
+from megatune.engine import meeting
 from megatune.launch.hang import judge_hang
 from megatune.launch.heartbeat import Beat, StillnessWatch, read_beat
 from megatune.launch.progress import newest_saved_step, run_with_restarts
@@ -113,6 +114,12 @@ def test_of_ranks_that_answer_the_one_in_no_collective_is_named() -> None:
     stacks = {0: IN_A_COLLECTIVE, 1: 'File "/x/read.py", line 9 in read', 2: IN_A_COLLECTIVE}
     hang = judge_hang([beat(0), beat(1), beat(2)], stacks, 10.0)
     assert [suspect.rank for suspect in hang.suspects] == [1]
+
+
+def test_a_rank_that_waits_at_shared_memory_is_in_a_collective() -> None:
+    waiting = f'File "{meeting.__file__}", line 1 in meet'
+    hang = judge_hang([beat(0), beat(1)], {0: 'File "/x/read.py", line 9 in read', 1: waiting}, 10.0)
+    assert [suspect.rank for suspect in hang.suspects] == [0]
 
 
 def test_of_ranks_that_all_wait_the_one_that_came_least_far_is_named() -> None:

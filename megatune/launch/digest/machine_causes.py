@@ -218,7 +218,7 @@ MACHINE_CAUSES: tuple[Cause, ...] = (
         is_secondary=True,
         patterns=(
             r"gloo/transport|[Gg]loo .*(?:fail|timed out|timeout)|ProcessGroupGloo",
-            r"[Cc]onnection (?:closed|reset) by peer|Timed out waiting \d+ ?ms|[Bb]roken pipe|DistNetworkError",
+            r"[Cc]onnection (?:closed|reset) by peer|[Tt]imed out waiting [\d.]+ ?m?s|[Bb]roken pipe|DistNetworkError",
             r"DistBackendError|Socket [Tt]imeout|failed to recv, got 0 bytes",
         ),
     ),

@@ -105,6 +105,8 @@ CASES = [
                            "error, NCCL version 2.27.5\nncclSystemError: System call (e.g. socket, malloc) or "
                            "external "
                            "library call failed or device error.")),
+    Case("gloo", traceback("RuntimeError: timed out waiting 600 s for rank 1 of a group of one host")),
+    Case("gloo", traceback("RuntimeError: connection closed by peer: rank 1 of a group of one host has ended")),
     Case("gloo", traceback("RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] "
          "Timed out "
                            "waiting 1800000ms for recv operation to complete")),
