@@ -20,7 +20,7 @@ class SharedMemory:
 
     def __init__(self, whole: torch.Tensor, group: dist.ProcessGroup) -> None:
         rank, size = dist.get_rank(group), dist.get_world_size(group)
-        lines, self.memory = whole[: _lines_bytes(size)], whole[_lines_bytes(size) :]
+        lines, self.memory = whole[: size * LINE_BYTES], whole[_lines_bytes(size) :]
         timeout_s = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
         self._group = group
         self._meeting = Meeting(lines, rank=rank, size=size, timeout_s=timeout_s) if can_meet() else None

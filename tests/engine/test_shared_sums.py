@@ -15,7 +15,7 @@ from worlds import Worlds
 pytestmark = pytest.mark.world
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
 @pytest.mark.parametrize(
     ("dtype", "num_elements"),
     [("float32", 1), ("float32", 2 * SLOT_ELEMENTS + 3), ("bfloat16", 1000), ("float16", 1000)],
