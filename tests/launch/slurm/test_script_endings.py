@@ -345,6 +345,17 @@ def test_the_data_is_prepared_on_all_nodes_where_their_processes_meet(
     assert process["environment"]["SITE_GREETING"] == "hello"
 
 
+def test_a_job_that_is_started_again_does_not_ask_for_a_meeting(node, run_folder):
+    node.answer("python.meets", "0")
+
+    ended = node.run(job(node, run_folder, nodes=2), SLURM_RESTART_COUNT="1")
+
+    assert ended.code == 0
+    assert not any("megatune.data.mpi_check" in call["arguments"] for call in node.calls("srun"))
+    (prepared,) = [call["arguments"] for call in node.calls("srun") if "prepare" in call["arguments"]]
+    assert set(prepared) >= ONE_TASK
+
+
 @pytest.mark.parametrize("code", [1, 2])
 def test_data_that_cannot_be_prepared_ends_the_job_with_its_code(node, run_folder, code):
     node.answer("python.other", str(code))
