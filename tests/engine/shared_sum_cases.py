@@ -1,7 +1,7 @@
 """What ranks do in the tests of sums and meetings in shared memory."""
 
-import os
 import random
+import subprocess
 import time
 from unittest import mock
 
@@ -76,15 +76,13 @@ def one_has_ended() -> str:
     """Rank 1 leaves the number of a process that has ended; what rank 0 is told."""
     shared = share(LINE_BYTES * 2, _group())
     assert shared is not None
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    with mock.patch.object(meeting.os, "getpid", return_value=child):  # it is a zombie until it is waited for
+    ended = subprocess.Popen(["true"])  # a zombie until it is waited for
+    with mock.patch.object(meeting.os, "getpid", return_value=ended.pid):
         side = Meeting(shared.memory[: LINE_BYTES * 2], rank=dist.get_rank(), size=2, timeout_s=60)
     dist.barrier()
     told = _words_of(side) if dist.get_rank() == 0 else ""
     dist.barrier()
-    os.waitpid(child, 0)
+    ended.wait()
     return told
 
 

@@ -68,11 +68,15 @@ def test_the_measurements_of_a_real_grid_lead_near_its_best_in_a_quarter_of_its_
         for one in record["candidates"]
     }
 
+    known = set(record["candidates"][0]["values"])
+
+    def values_of(candidate: Candidate) -> tuple[tuple[str, str], ...]:
+        """Without knobs that are newer than the record: they stay as the run has them."""
+        return tuple(sorted((key, value) for key, value in candidate.values.items() if key in known))
+
     def measured_in_the_grid(candidate: Candidate, rung: int) -> Ended:
         del rung
-        return Ended(
-            outcome="ok", why=None, seconds=1.0, measure=measures[tuple(sorted(candidate.values.items()))]
-        )
+        return Ended(outcome="ok", why=None, seconds=1.0, measure=measures[values_of(candidate)])
 
     run_file = write_run(tmp_path, model={"model_name_or_path": str(RECORDED_MODEL)})
     run_file.write_text(
@@ -83,7 +87,7 @@ def test_the_measurements_of_a_real_grid_lead_near_its_best_in_a_quarter_of_its_
 
     assert len(tune.run()) <= len(measures) / 4
     seconds = {values: measure.token_s("cpu", 2) for values, measure in measures.items()}
-    assert seconds[tuple(sorted(tune.best.values.items()))] <= 1.03 * min(seconds.values())
+    assert seconds[values_of(tune.best)] <= 1.03 * min(seconds.values())
 
 
 def test_a_layout_that_fails_and_one_with_another_loss_never_win_however_fast(tmp_path):
