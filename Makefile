@@ -3,7 +3,7 @@ PYTHON ?= python3
 # The torch that is tested. On a machine with GPUs its wheel brings CUDA along.
 TORCH ?= torch==2.13.0
 # Processes that run tests side by side, each file in one; a test may start four ranks of its own.
-# One more than two cores: the tests on a cluster, all in one process, and those of hangs mostly wait.
+# One more than two cores: tests of hangs wait for their limits, and those on a cluster, all in one process, for Slurm.
 TEST_WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin

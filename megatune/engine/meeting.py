@@ -71,9 +71,8 @@ class Meeting:
     def _sleep_until_it_comes(self, other: int) -> None:
         limit = time.monotonic() + self._timeout_s
         while True:
-            seen = int(
-                self._counters[other]
-            )  # before the question: what comes in between ends the sleep at once
+            # Read before the question: what comes in between ends the sleep at once.
+            seen = int(self._counters[other])
             if self._has_come(other):
                 return
             self._futex(other, _FUTEX_WAIT, seen, _Timespec(_LOOK_AFTER_S, 0))

@@ -21,7 +21,11 @@ def keep_own_gradients(zero: Any) -> None:
 
     def own(parameters: list[nn.Parameter], communication: torch.dtype) -> list[torch.Tensor]:
         del communication
-        return [p.grad.view(-1).to(dtype) for p in parameters if p.grad is not None]
+        gradients = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            gradients.append(parameter.grad.view(-1).to(dtype))
+        return gradients
 
     _scatter_by(zero, own)
 

@@ -5,6 +5,7 @@ import gc
 import importlib
 import random
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import deepspeed
@@ -142,7 +143,9 @@ def _skip_unused_compiler() -> None:
     compile_functions = compiler.compile
     compiler.compile = lambda: lambda function: function
     try:
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+        # A later DeepSpeed may have it elsewhere: that costs time, no more.
+        with suppress(ModuleNotFoundError):
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         compiler.compile = compile_functions
 
