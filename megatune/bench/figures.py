@@ -63,11 +63,13 @@ def _figures(case: Mapping[str, Any], record: Mapping[str, Any]) -> CaseFigures:
 
 def _peak_share(case: Mapping[str, Any], record: Mapping[str, Any]) -> float | None:
     """By the model's own operations: rows full of tokens, all of them targets (the made-up rows of a suite)."""
-    work, peaks = case["work"], record.get("peaks")
+    work = case["work"]
+    computing = ranks_computing(work["ranks"], record["machine"])
+    peaks = _peaks_of(record, computing)
     folder = MODELS / work["model"] if (MODELS / work["model"]).is_dir() else Path(work["model"])
     if not peaks or work["rows"] != "full" or not (folder / "config.json").is_file():
         return None
-    peak = peaks["flops_per_s"].get(work["precision"])
+    peak = _fastest_products(peaks["flops_per_s"], work["precision"])
     if peak is None:
         return None
     model = count_model(read_config(folder / "config.json"))
@@ -82,4 +84,21 @@ def _peak_share(case: Mapping[str, Any], record: Mapping[str, Any]) -> float | N
         gradient_checkpointing=False,
     )
     rows_a_second = case["tokens_per_second"]["median"] / work["max_seq_length"]
-    return float(flops.model * rows_a_second / (peak * work["ranks"]))
+    return float(flops.model * rows_a_second / (peak * computing))
+
+
+def ranks_computing(ranks: int, machine: Mapping[str, Any]) -> int:
+    """At the same time, of `ranks`: without GPUs no more than there are cores."""
+    return ranks if machine["gpus"] else min(ranks, machine["cpu_cores"])
+
+
+def _peaks_of(record: Mapping[str, Any], ranks: int) -> Mapping[str, Any] | None:
+    """What so many ranks reached at once."""
+    measured = [record.get("peaks"), *record.get("other_peaks", [])]
+    return next((peaks for peaks in measured if peaks and peaks["ranks"] == ranks), None)
+
+
+def _fastest_products(flops_per_s: Mapping[str, float], precision: str) -> float | None:
+    """For bf16 those in fp32 too, which some processors multiply faster (docs/speed.md)."""
+    usable = ("bf16", "fp32") if precision == "bf16" else (precision,)
+    return max((flops_per_s[name] for name in usable if name in flops_per_s), default=None)

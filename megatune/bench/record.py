@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatune.bench.compare import Ratio, Spread, ratio_to
+from megatune.bench.figures import ranks_computing
 from megatune.bench.peaks import measure_peaks
 from megatune.bench.rounds import Result, name_of
 from megatune.bench.suite import Suite
@@ -35,13 +36,16 @@ _PACKAGES = (
 
 def make_record(suite_name: str, suite: Suite, results: list[Result], rounds: int) -> dict[str, Any]:
     """The record as one JSON object."""
+    here = machine()
+    peaks = [measure_peaks(num_ranks) for num_ranks in _numbers_of_ranks(results, here)]
     return {
         "schema": SCHEMA,
         "suite": suite_name,
         "about": suite.about,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "peaks": measure_peaks(_most_ranks(results)) if any(result.work for result in results) else None,
+        "machine": here,
+        "peaks": peaks[0] if peaks else None,
+        "other_peaks": peaks[1:],
         "versions": {name: _version(name) for name in _PACKAGES},
         "commit": source_commit(),
         "formulas": FORMULAS,
@@ -51,8 +55,10 @@ def make_record(suite_name: str, suite: Suite, results: list[Result], rounds: in
     }
 
 
-def _most_ranks(results: list[Result]) -> int:
-    return max(result.work.ranks for result in results if result.work)
+def _numbers_of_ranks(results: list[Result], machine: dict[str, Any]) -> list[int]:
+    """That compute at once in the cases that train, the largest first."""
+    numbers = {ranks_computing(result.work.ranks, machine) for result in results if result.work}
+    return sorted(numbers, reverse=True)
 
 
 def machine() -> dict[str, Any]:

@@ -47,6 +47,7 @@ def record(tmp_path: Path) -> Path:
             "cpu": "a cpu", "cpu_cores": 2, "host_memory_bytes": 2**34, "gpus": [], "load_1_5_15_min": [0.1, 0.1, 0.1],
         },
         "peaks": {"ranks": 2, "flops_per_s": {"fp32": 5e10, "bf16": 1e11}, "memory_bytes_per_s": 1e10},
+        "other_peaks": [{"ranks": 1, "flops_per_s": {"fp32": 1e11, "bf16": 5e10}, "memory_bytes_per_s": 2e10}],
         "versions": {"torch": "2.13.0", "flash-attn": None},
         "commit": "abc",
         "rounds": 2,
@@ -105,7 +106,10 @@ def test_the_share_of_the_peak_is_the_models_operations_over_the_products_of_all
     blocks = 6 * (4 * 384 * 384 + 3 * 384 * 1024)
     a_token = 6 * (blocks + 8192 * 384) + 12 * 6 * 384 * 256
     assert share == pytest.approx(900.0 * a_token / (2 * 1e11))
-    del content["peaks"]
+    alone = next(one.peak_share for one in training_cases(content) if one.name == "strong, 1 rank")
+    # Of what one rank reaches by itself, in fp32, which multiplies bf16 operands faster there.
+    assert alone == pytest.approx(500.0 * a_token / 1e11)
+    del content["peaks"], content["other_peaks"]
     assert all(one.peak_share is None for one in training_cases(content))
 
 
