@@ -76,7 +76,7 @@ def main() -> None:
         record = {**head(asked), "tune": answer, **compare(folder, definition, grid, answer, asked.rounds)}
     asked.out.mkdir(parents=True, exist_ok=True)
     path = asked.out / f"tune-{asked.model}.json"
-    write_text_atomic(path, json.dumps(record, indent=1) + "\n")
+    write_text_atomic(path, json.dumps(record) + "\n")
     print(json.dumps(record["verdict"], indent=1))
     print(f"record: {path}")
 
