@@ -4,8 +4,8 @@
     python benchmarks/recipes.py topics=42,43,44 topics-classifier=42,43,44 trivia=42 dialogue=42
 
 Trains `assets/RECIPE.yaml` once for each seed, in RUNS/RECIPE-SEED, and without saving; a run that has ended is not
-made again. Every run is kept as one JSON line of `--results`, whatever came of it; the table gives the first seed of
-each recipe, with its bootstrap interval, and the range over all of them.
+made again. Every run is kept as one JSON line of `--results`, whatever came of it, in place of an older one of the same
+recipe and seed; the table gives the first seed of each recipe, with its bootstrap interval, and the range over all.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megatune.bench.record import machine
+from megatune.files import write_text_atomic
 from megatune.launch.environment import source_commit
 from megatune.report.metrics import read_metrics
 
@@ -42,14 +43,19 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/recipes-cpu.jsonl"))
     arguments = parser.parse_args()
-    records: list[dict[str, Any]] = []
+    records = _kept(arguments.results)
     for recipe, seeds in arguments.recipes:
         for seed in seeds:
             print(f"{recipe}, seed {seed}", file=sys.stderr, flush=True)
-            records.append(scored(recipe, seed, arguments.assets, arguments.runs))
-            lines = [{"machine": machine(), "commit": source_commit()}, *records]
-            arguments.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print(table(records))
+            records[recipe, seed] = scored(recipe, seed, arguments.assets, arguments.runs)
+            text = "".join(json.dumps(record) + "\n" for record in records.values())
+            write_text_atomic(arguments.results, text)
+    print(table(list(records.values())))
+
+
+def _kept(results: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    lines = results.read_text().splitlines() if results.exists() else []
+    return {(record["recipe"], record["seed"]): record for record in map(json.loads, lines)}
 
 
 def _recipe(text: str) -> tuple[str, list[int]]:
@@ -68,7 +74,8 @@ def scored(recipe: str, seed: int, assets: Path, runs: Path) -> dict[str, Any]:
     if not _has_ended(metrics):
         shutil.rmtree(folder, ignore_errors=True)  # without checkpoints a run cannot go on
         subprocess.run([str(MEGATUNE), *command], check=True, stdout=sys.stderr)
-    return {"recipe": recipe, "seed": seed, "command": ["megatune", *command], **_scores(metrics)}
+    place = {"machine": machine(), "commit": source_commit()}
+    return {"recipe": recipe, "seed": seed, **place, "command": ["megatune", *command], **_scores(metrics)}
 
 
 def _has_ended(metrics: Path) -> bool:
