@@ -3,8 +3,10 @@
     python -m benchmarks.generation --model assets/smollm2-135m --ranks 2 --tp 1
     python -m benchmarks.generation --model benchmarks/models/llama-17m --ranks 4 --tp 2
 
-Prints seconds and tokens/s of both, after one unmeasured round, in two interleaved rounds. Both must write
-the same tokens, or the program fails.
+Prints a line of JSON with seconds and tokens/s of both, after one unmeasured round, in two interleaved rounds.
+Both must write the same tokens, or the program fails. Models that keep their weights gathered anyway
+(parallel.keep_gathered, docs/speed.md) gather none at a token: `--keep-gathered false` measures larger ones' way
+on a small model.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 
+from megatune.bench.record import machine
 from megatune.config import BatchShape, Run
 from megatune.engine.asked import answer_as_rank
 from megatune.engine.make import make_engine
@@ -25,6 +28,7 @@ from megatune.engine.world import World
 from megatune.evaluate.decoding import Decoding
 from megatune.evaluate.generation import generate_answers
 from megatune.launch.ask_ranks import ask_ranks
+from megatune.launch.environment import source_commit
 from megatune.model.source import open_source
 from megatune.plan.ds_config import make_ds_config
 
@@ -43,7 +47,7 @@ def measure(question: Mapping[str, Any], world: World) -> dict[str, Any]:
             "model": {"model_name_or_path": model, "initialize": "pretrained" if has_weights else "random"},
             "data": {"train": "unused.jsonl"},
             "train": {"output_dir": "unused"},
-            "parallel": {"tp_size": question["tensor_parallel"]},
+            "parallel": {"tp_size": question["tensor_parallel"], "keep_gathered": question["keep_gathered"]},
             "precision": question["precision"],
         }
     )
@@ -85,6 +89,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--keep-gathered", choices=("auto", "true", "false"), default="auto")
     arguments = parser.parse_args()
     question = {
         "model": arguments.model,
@@ -92,11 +97,14 @@ def main() -> None:
         "rows": arguments.rows,
         "new_tokens": arguments.new_tokens,
         "precision": arguments.precision,
+        "keep_gathered": {"true": True, "false": False}.get(arguments.keep_gathered, "auto"),
     }
     found = ask_ranks("benchmarks.generation", question, num_ranks=arguments.ranks)
     tokens = arguments.rows * arguments.new_tokens
     medians = {way: statistics.median(found["seconds"][way]) for way in WAYS}
     record = {
+        "machine": machine(),
+        "commit": source_commit(),
         **question,
         "ranks": arguments.ranks,
         "engine": found["engine"],
@@ -104,7 +112,7 @@ def main() -> None:
         "tokens_per_second": {way: tokens / median for way, median in medians.items()},
         "times_faster_once": medians["per_token"] / medians["once"],
     }
-    print(json.dumps(record, indent=1))
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":
