@@ -20,6 +20,7 @@ def check_run(run: Run, *, source: str = "the run file") -> None:
         _tokenizer,
         _offload,
         _precision,
+        _compile,
         _optimizer,
         _task,
         _head,
@@ -104,6 +105,14 @@ def _offload(run: Run) -> Iterator[str]:
         yield (
             f"parallel.offload = {offload} needs parallel.zero_stage {needed} or higher, but it is {stage}; "
             f"raise the stage, or set the offload to {allowed}."
+        )
+
+
+def _compile(run: Run) -> Iterator[str]:
+    if run.model.compile and run.parallel.zero_stage == 3 and not run.parallel.leaf_modules:
+        yield (
+            "model.compile = true and parallel.leaf_modules = false: ZeRO-3 would gather weights inside the "
+            "blocks, where compiled code cannot stop. Set parallel.leaf_modules=true, or model.compile=false."
         )
 
 

@@ -64,6 +64,10 @@ class ModelSection(Section):
         default="auto",
         description="Recompute activations in backward to save memory; auto: where the plan needs it.",
     )
+    compile: Flag = Field(
+        default=False,
+        description="Compile each transformer block with torch.compile: faster steps after a slower first one.",
+    )
     tokenizer: PathText | None = Field(
         default=None,
         description="Folder or hub id of the tokenizer, where it is not the model's.",

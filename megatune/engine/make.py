@@ -13,6 +13,7 @@ from megatune.engine.plain import PlainEngine
 from megatune.engine.world import World
 from megatune.engine.zero import ZeroEngine, refuse_precision
 from megatune.model.build import build_model
+from megatune.model.compiled import compile_blocks
 from megatune.model.forward import make_head_loss
 from megatune.model.source import ModelSource
 
@@ -41,6 +42,8 @@ def make_engine(run: Run, source: ModelSource, world: World, ds_config: dict[str
         place=place,
         widen_bf16=widened,
     )
+    if run.model.compile:
+        compile_blocks(built.model, built.block_class, world.tensor_group)
     head_loss = make_head_loss(built, widen=widened)
     return PlainEngine(built, world, run.train, loss_scaler=_loss_scaler(ds_config), head_loss=head_loss)
 

@@ -29,6 +29,7 @@ from megatune.engine.whole import whole_weights
 from megatune.engine.world import World
 from megatune.errors import ConfigError, MegatuneError
 from megatune.model.build import BuiltModel, build_model
+from megatune.model.compiled import compile_blocks
 from megatune.model.forward import TokenBatch, loss_of_batch, make_head_loss, model_arguments
 from megatune.model.source import ModelSource
 from megatune.model.twin import empty_twin, fill
@@ -117,6 +118,8 @@ class ZeroEngine:
         model = self.built.model
         if run.parallel.leaf_modules and run.parallel.zero_stage == 3:
             set_z3_leaf_modules(model, [self.built.block_class])
+        if run.model.compile:
+            compile_blocks(model, self.built.block_class, world.tensor_group)
         on_host = run.parallel.offload != "none"
         by_decay = parameter_groups(model.parameters(), run.train.weight_decay)
         with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints the memory of the machine a dozen times

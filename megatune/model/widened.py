@@ -88,6 +88,9 @@ def widened_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     """
     if not torch.is_grad_enabled() and input.numel() < _FEWEST_ROWS * input.shape[-1]:
         return nn.functional.linear(input, weight, bias)
+    if torch.compiler.is_compiling():  # which saves what it needs by itself, casts not among it
+        product = input.float() @ weight.float().t()
+        return (product if bias is None else product + bias.float()).to(input.dtype)
     output: torch.Tensor = _WidenedLinear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
     return output
 

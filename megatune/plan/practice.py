@@ -50,7 +50,7 @@ def practice_of(
     eager = asked == "eager" or model.shape.model_type in NO_SDPA
     return Practice(
         attention="eager" if eager else "flash",
-        fused_elementwise=False,
+        fused_elementwise=run.model.compile,
         recompute="full" if gradient_checkpointing else "none",
         gathers="block" if run.parallel.leaf_modules else "module",
         gather_bytes=1 if zero.get("zero_quantized_weights") is True else element,

@@ -1,6 +1,7 @@
 """Which implementations a run really computes with: asked of the model and the engine, not of the settings."""
 
 from megatune.engine.base import TrainingEngine
+from megatune.model.compiled import runs_compiled
 
 
 def kernels_used(engine: TrainingEngine) -> dict[str, str]:
@@ -10,6 +11,7 @@ def kernels_used(engine: TrainingEngine) -> dict[str, str]:
         {type(module).__name__ for module in model.modules() if "norm" in type(module).__name__.lower()}
     )
     return {
+        "blocks": "compiled" if runs_compiled(model) else "as transformers has them",
         "attention": str(model.config._attn_implementation),
         "loss": "in chunks inside the head" if engine.chunked_loss else "from whole logits",
         "norm": ", ".join(norms) or "none",

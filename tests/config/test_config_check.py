@@ -26,6 +26,7 @@ VALIDATION = "data.validation=v.jsonl"
         ),
         (["parallel.zero_stage=2", "parallel.offload=nvme:/local"], "needs parallel.zero_stage 3"),
         (["precision=fp32", "model.attn_implementation=flash_attention_2"], "bf16 and fp16 only"),
+        (["model.compile=true", "parallel.leaf_modules=false"], "gather weights inside the blocks"),
         (["train.profile.steps=12-10"], "a step or two of them, as in 10 or 10-12"),
         (["train.profile.steps=0"], "a step or two of them"),
         (["train.profile.steps=first"], "a step or two of them"),

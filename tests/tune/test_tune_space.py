@@ -58,6 +58,13 @@ def test_threads_that_read_ahead_are_tried_where_they_are_asked_for(tmp_path):
     assert {one.values["data.loader_workers"] for one in tried} == {"0", "2"}
 
 
+def test_compiled_blocks_are_tried_on_a_cpu_where_they_are_asked_for(tmp_path):
+    run_file = write_run(tmp_path)
+    assert {one.values["model.compile"] for one in candidates(run_file)} == {"false"}
+    tried = candidates(run_file, tried=("model.compile=false,true",))
+    assert {one.values["model.compile"] for one in tried} == {"false", "true"}
+
+
 def test_try_and_fix_decide_what_is_varied(tmp_path):
     run_file = write_run(tmp_path)
     tried = candidates(run_file, tried=("train.per_device_train_batch_size=1,2", "parallel.tp_size=1"))

@@ -90,6 +90,11 @@ def _other_keeping(around: Surroundings) -> Sequence[str]:
     return ("true", "false") if asked == "auto" else (format_value(not asked),)
 
 
+def _other_blocks(around: Surroundings) -> Sequence[str]:
+    """The opposite beside GPUs; on a CPU compiling takes a minute of each trial, so only with --try."""
+    return () if around.on_cpu else (format_value(not around.run.model.compile),)
+
+
 def _threads_ahead(around: Surroundings) -> Sequence[str]:
     """Beside GPUs, whose steps may be as short as assembling rows takes; on a CPU threads take what steps need."""
     own = around.run.data.loader_workers
@@ -137,6 +142,11 @@ KNOBS: tuple[Knob, ...] = (
     ),
     Knob(key="train.chunked_loss", what="the loss is taken some tokens at a time", others=_other_loss),
     Knob(key="model.attn_implementation", what="attention kernel", others=_other_kernels),
+    Knob(
+        key="model.compile",
+        what="blocks through torch.compile",
+        others=_other_blocks,
+    ),
     Knob(
         key="data.loader_workers",
         what="threads that assemble the rows of next steps",
