@@ -63,6 +63,9 @@ def test_compiled_blocks_are_tried_on_a_cpu_where_they_are_asked_for(tmp_path):
     assert {one.values["model.compile"] for one in candidates(run_file)} == {"false"}
     tried = candidates(run_file, tried=("model.compile=false,true",))
     assert {one.values["model.compile"] for one in tried} == {"false", "true"}
+    # Each is a value of its knob; together the run file refuses them.
+    pairs = {(one.values["model.compile"], one.values["parallel.leaf_modules"]) for one in tried}
+    assert ("true", "false") not in pairs and ("false", "false") in pairs
 
 
 def test_try_and_fix_decide_what_is_varied(tmp_path):

@@ -105,7 +105,11 @@ def _others(tuned: Tuned, choice: Choice, own: Candidate, left_out: list[str]) -
         layouts = _shortlist(tuned, choice, own, base, left_out)
         for combination in itertools.product(*sides.values()):
             values = {**base, **dict(zip(sides, combination, strict=True))}
-            question = tuned.question(values)
+            try:
+                question = tuned.question(values)
+            except ConfigError as error:  # two knobs that exclude each other, each allowed by itself
+                left_out += [problem for problem in error.problems if problem not in left_out]
+                continue
             for layout in layouts:
                 judged = assess(question, layout)
                 candidate = _candidate(question, judged, _with_effect(values, layout, sides))
