@@ -2,9 +2,11 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 _TORCH_LOCK_NAME = "lock"  # torch/utils/cpp_extension.py: FileBaton(build_directory / "lock")
+_DYING_S = 5.0
 
 
 def find_stale_locks(folder: Path) -> list[Path]:
@@ -19,8 +21,16 @@ def find_stale_locks(folder: Path) -> list[Path]:
 
 
 def remove_stale_locks(folder: Path) -> list[Path]:
-    """Remove what `find_stale_locks` finds; returns it. Call it only while nobody else may build."""
-    stale = find_stale_locks(folder)
+    """Remove what `find_stale_locks` finds; returns it. Call it only while nobody else may build.
+
+    The builder of a start that was killed ends with it, but not in the same moment: a lock that somebody holds is
+    looked at again for some seconds.
+    """
+    last_look = time.monotonic() + _DYING_S
+    while len(stale := find_stale_locks(folder)) < len(list(folder.glob(f"*/{_TORCH_LOCK_NAME}"))):
+        if time.monotonic() > last_look:
+            break
+        time.sleep(0.2)
     for lock in stale:
         lock.unlink(missing_ok=True)
     return stale

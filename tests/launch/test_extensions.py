@@ -97,6 +97,18 @@ def test_a_lock_that_a_living_process_holds_is_left_alone(tmp_path):
     assert remove_stale_locks(tmp_path) == [lock]
 
 
+def test_a_builder_that_is_still_ending_is_waited_for(tmp_path):
+    (tmp_path / "op").mkdir()
+    hold = (
+        "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print(flush=True); time.sleep(1)"
+    )
+    lock = tmp_path / "op" / "lock"
+    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert remove_stale_locks(tmp_path) == [lock]
+
+
 def test_a_start_that_was_killed_during_the_build_does_not_stop_the_next(tmp_path):
     first = start_elsewhere(tmp_path, seconds=600)
     wait_for(tmp_path / "builds")
