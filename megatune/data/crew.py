@@ -79,7 +79,7 @@ def work_together(job: Job, num_workers: int, on_progress: OnProgress) -> list[T
 
 def _start(index: int, count: int) -> _Worker:
     # One thread, but one of the library's own pool: what that frees stays with the process, where the heap of
-    # the main thread goes back to the kernel and is zeroed anew, a tenth of the processor time.
+    # the main thread goes back to the kernel and is zeroed anew: 6.3 beside 6.7 to 7.0 s of a run.
     one_thread = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     environment = child_environment(one_thread)
     process = start_process(
