@@ -93,16 +93,20 @@ def row(goal: Goal, results: Path) -> str:
     cpu = None if record is None else ratio(record, goal, "cpu_seconds_per_token")
     more_is_better = goal.key == "tokens_per_second"
     sign = "≥" if more_is_better else "≤"
-    if found is None:
-        verdict = "not measured"
-    else:
-        limits = [limit for limit in (goal.reach, goal.stretch) if limit is not None]
-        met = sum((found >= limit) if more_is_better else (found <= limit) for limit in limits)
-        verdict = ("missed", "reached", "stretch reached")[met]
     shown = "n/a" if found is None else f"{found:.2f} x"
     cpu_shown = "n/a" if cpu is None else f"{cpu:.2f} x"
     stretch = "" if goal.stretch is None else f", {goal.stretch:g}"
-    return f"| {goal.what} | {sign} {goal.reach:g}{stretch} | {shown} | {cpu_shown} | {verdict} |"
+    told = verdict(found, goal.reach, goal.stretch, more_is_better=more_is_better)
+    return f"| {goal.what} | {sign} {goal.reach:g}{stretch} | {shown} | {cpu_shown} | {told} |"
+
+
+def verdict(found: float | None, reach: float, stretch: float | None, *, more_is_better: bool) -> str:
+    """What a figure says of its goal, in words."""
+    if found is None:
+        return "not measured"
+    limits = [limit for limit in (reach, stretch) if limit is not None]
+    met = sum((found >= limit) if more_is_better else (found <= limit) for limit in limits)
+    return ("missed", "reached", "stretch reached")[met]
 
 
 def share_row(goal: ShareGoal, results: Path) -> str:
@@ -110,10 +114,9 @@ def share_row(goal: ShareGoal, results: Path) -> str:
     record = newest(results, "peak-share")
     cases = {} if record is None else {case.name: case for case in training_cases(record)}
     share = cases[goal.case].peak_share if goal.case in cases else None
-    met = 0 if share is None else sum(share >= limit for limit in (goal.reach, goal.stretch))
-    verdict = "not measured" if share is None else ("missed", "reached", "stretch reached")[met]
+    told = verdict(share, goal.reach, goal.stretch, more_is_better=True)
     shown = "n/a" if share is None else f"{share:.0%}"
-    return f"| {goal.what} | ≥ {goal.reach:.0%}, {goal.stretch:.0%} | {shown} | n/a | {verdict} |"
+    return f"| {goal.what} | ≥ {goal.reach:.0%}, {goal.stretch:.0%} | {shown} | n/a | {told} |"
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ _PACKAGES = (
 def make_record(suite_name: str, suite: Suite, results: list[Result], rounds: int) -> dict[str, Any]:
     """The record as one JSON object."""
     here = machine()
-    peaks = [measure_peaks(num_ranks) for num_ranks in _numbers_of_ranks(results, here)]
+    peaks = [found for number in _numbers_of_ranks(results, here) if (found := measure_peaks(number))]
     return {
         "schema": SCHEMA,
         "suite": suite_name,

@@ -54,9 +54,8 @@ def _prepare_compiler(*, on_cpu: bool) -> None:
     inductor: Any = import_module("torch._inductor.config")
     builder, errors = import_module("torch._inductor.cpp_builder"), import_module("torch._inductor.exc")
     dynamo.recompile_limit = _MOST_VARIANTS
-    if (
-        on_cpu
-    ):  # a rank's share of the cores is for training, and worker processes would outlive a killed rank
+    if on_cpu:
+        # A rank's share of the cores is for training, and worker processes would outlive a killed rank.
         inductor.compile_threads = 1
     try:
         builder.get_cpp_compiler()

@@ -109,6 +109,10 @@ def test_the_share_of_the_peak_is_the_models_operations_over_the_products_of_all
     alone = next(one.peak_share for one in training_cases(content) if one.name == "strong, 1 rank")
     # Of what one rank reaches by itself, in fp32, which multiplies bf16 operands faster there.
     assert alone == pytest.approx(500.0 * a_token / 1e11)
+    # Four ranks on two cores compute two at a time.
+    content["cases"][1]["work"]["ranks"] = 4
+    crowded = next(one.peak_share for one in training_cases(content) if one.name == "strong, 2 ranks")
+    assert crowded == pytest.approx(share)
     del content["peaks"], content["other_peaks"]
     assert all(one.peak_share is None for one in training_cases(content))
 

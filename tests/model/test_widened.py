@@ -36,6 +36,28 @@ def test_the_product_and_its_gradients_are_the_exact_ones_rounded_once(with_bias
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=2**-8, atol=1e-5)
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_compiled_it_gives_the_same_product_and_gradients(with_bias: bool) -> None:
+    torch.manual_seed(0)
+    shapes = [(64, 48), (32, 48), (32,)][: 2 + with_bias]
+    tensors = [torch.randn(shape, dtype=torch.bfloat16) for shape in shapes]
+    upstream = torch.randn(64, 32, dtype=torch.bfloat16)
+
+    def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return widened_linear(input, weight, bias)
+
+    found = []
+    for function in (torch.compile(product, fullgraph=True), product):
+        mine = [tensor.clone().requires_grad_() for tensor in tensors]
+        output = function(*mine)
+        output.backward(upstream)
+        found.append([output.detach(), *(tensor.grad for tensor in mine)])
+
+    for compiled, eager in zip(*found, strict=True):
+        assert compiled.dtype == torch.bfloat16
+        torch.testing.assert_close(compiled, eager, rtol=2**-8, atol=1e-5)
+
+
 def test_the_output_may_be_changed_in_place_as_a_sum_over_ranks_does() -> None:
     inputs = torch.randn(2, 3, 8, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(4, 8, dtype=torch.bfloat16)

@@ -105,12 +105,11 @@ def _others(tuned: Tuned, choice: Choice, own: Candidate, left_out: list[str]) -
         layouts = _shortlist(tuned, choice, own, base, left_out)
         for combination in itertools.product(*sides.values()):
             values = {**base, **dict(zip(sides, combination, strict=True))}
-            try:
-                question = tuned.question(values)
-            except ConfigError as error:  # two knobs that exclude each other, each allowed by itself
-                left_out += [problem for problem in error.problems if problem not in left_out]
+            usable = _accepted(tuned, values, layouts, left_out)
+            if not usable:
                 continue
-            for layout in layouts:
+            question = tuned.question({**values, **layout_values(usable[0])})
+            for layout in usable:
                 judged = assess(question, layout)
                 candidate = _candidate(question, judged, _with_effect(values, layout, sides))
                 told = frozenset(candidate.values.items())
@@ -178,12 +177,16 @@ def _is_wanted(layout: Layout, choice: Choice, own: Candidate) -> bool:
 
 
 def _accepted(tuned: Tuned, base: Values, layouts: Sequence[Layout], left_out: list[str]) -> list[Layout]:
-    """Layouts that the run file's rules allow. Asked once for each kind: what is refused does not hang on the batch."""
+    """Layouts that the run file's rules allow beside the values of side knobs, which may exclude them or each other.
+
+    Asked once for each kind: what is refused does not hang on the batch.
+    """
     reasons: dict[tuple[object, ...], str | None] = {}
     for layout in layouts:
         if _kind(layout) not in reasons:
             reasons[_kind(layout)] = _refusal(tuned, {**base, **layout_values(layout)}, layout)
-    left_out += [reason for reason in dict.fromkeys(reasons.values()) if reason is not None]
+    told = dict.fromkeys(reason for reason in reasons.values() if reason is not None)
+    left_out += [reason for reason in told if reason not in left_out]
     return [layout for layout in layouts if reasons[_kind(layout)] is None]
 
 
