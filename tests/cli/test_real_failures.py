@@ -1,5 +1,6 @@
 """`megatune status` tells why real runs failed: what is planted is the failure, and the program writes the logs."""
 
+import contextlib
 import json
 import os
 import resource
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from command_line import megatune, rank_process, steps_of, write_model, write_run
+
+from megatune.launch.ports import reserve_port
 
 pytestmark = [pytest.mark.world, pytest.mark.timeout(300)]
 CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -38,9 +41,6 @@ def train_as_srun_does(
     """One rank that somebody else has started, its output in the log that srun would write."""
     logs = output_dir / "logs"
     logs.mkdir(parents=True)
-    if port is None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
     rank = {
         "RANK": "0",
         "LOCAL_RANK": "0",
@@ -48,7 +48,9 @@ def train_as_srun_does(
         "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
     }
-    with (logs / "rank-00000.log").open("ab") as log:
+    with contextlib.ExitStack() as held:
+        log = held.enter_context((logs / "rank-00000.log").open("ab"))
+        port = held.enter_context(reserve_port()) if port is None else port
         log.write(f"=== {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} rank 0 of 1 on here: train ===\n".encode())
         log.flush()
         return subprocess.run(

@@ -6,7 +6,6 @@ saved state, and writes down what came out.
 
 import json
 import os
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from state_cases import load, save
 
 from megatune.engine.base import TrainingEngine
 from megatune.engine.start import leave
+from megatune.launch.ports import reserve_port
 
 STEPS, SAVED_AFTER = 4, 2
 RATE = 0.05
@@ -69,11 +69,9 @@ def _apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> floa
 
 
 if __name__ == "__main__":
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    answer = main(sys.argv[1], sys.argv[2])
+    with reserve_port() as port:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        answer = main(sys.argv[1], sys.argv[2])
     leave()
     Path(sys.argv[3]).write_text(json.dumps(answer))

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import pytest
 from tiny_runs import metrics_of, write_model_with_tokenizer, write_run
 
 from megatune.launch.heartbeat import read_beats
+from megatune.launch.ports import reserve_port
 
 pytestmark = [pytest.mark.world, pytest.mark.timeout(300)]
 
@@ -50,21 +50,20 @@ def test_the_rank_that_is_left_names_the_one_that_was_stopped(session_folder: Pa
         checkpoint={"export_at_end": False, "save_steps": 3},
         health={"hang_timeout_s": 4},
     )
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    ranks = [start_rank(run_file, rank, port) for rank in range(2)]
-    output_dir = tmp_path / "run"
-    try:
-        # Saved, behind training: with nothing to go on from the exit code would be another.
-        while not (output_dir / "metrics.jsonl").is_file() or not metrics_of(output_dir, "save"):
-            assert ranks[0].poll() is None, ranks[0].communicate()[0]
-            time.sleep(0.05)
-        ranks[0].send_signal(signal.SIGSTOP)
-        printed = ranks[1].communicate(timeout=100)[0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
+    with reserve_port() as port:
+        ranks = [start_rank(run_file, rank, port) for rank in range(2)]
+        output_dir = tmp_path / "run"
+        try:
+            # Saved, behind training: with nothing to go on from the exit code would be another.
+            while not (output_dir / "metrics.jsonl").is_file() or not metrics_of(output_dir, "save"):
+                assert ranks[0].poll() is None, ranks[0].communicate()[0]
+                time.sleep(0.05)
+            ranks[0].send_signal(signal.SIGSTOP)
+            printed = ranks[1].communicate(timeout=100)[0]
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
 
     assert ranks[1].returncode == 75, printed
     stopped = read_beats(output_dir / "heartbeats", 2)[0]
