@@ -59,3 +59,15 @@ def file_blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             yield block
+
+
+def file_system_type(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The type of the file system that `folder` is or will be on, as in /proc/self/mounts; "" if unknown."""
+    best = ("", "")
+    target = folder.resolve()
+    lines = mounts.read_text(errors="replace").splitlines() if mounts.exists() else []
+    for _, point, kind, *_ in (line.split(" ") for line in lines):
+        mounted_on = point.replace("\\040", " ")
+        if target.is_relative_to(mounted_on) and len(mounted_on) >= len(best[0]):
+            best = (mounted_on, kind)
+    return best[1]

@@ -106,6 +106,11 @@ def _offload(run: Run) -> Iterator[str]:
             f"parallel.offload = {offload} needs parallel.zero_stage {needed} or higher, but it is {stage}; "
             f"raise the stage, or set the offload to {allowed}."
         )
+    if run.parallel.disk_folder is not None and run.train.optimizer not in ("adamw", "adam"):
+        yield (
+            f"parallel.offload = {offload} and train.optimizer = {run.train.optimizer}: only adamw and adam are "
+            "stepped on a disk. Use one of them, or parallel.offload=optimizer."
+        )
 
 
 def _compile(run: Run) -> Iterator[str]:

@@ -4,6 +4,7 @@ A description is the only documentation of its key: `megatune init` and the JSON
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, Strict, field_validator
@@ -262,8 +263,14 @@ class ParallelSection(Section):
     )
     offload: Offload = Field(
         default="none",
-        description="What lives in host memory: none, optimizer, all, or nvme:/path for a local disk.",
+        description="What leaves the device: none; optimizer or all (with the weights) for host memory; nvme:/path for "
+        "the optimizer on a local disk.",
         json_schema_extra=or_auto,
+    )
+    disk_gb_per_s: Positive | None = Field(
+        default=None,
+        description="What the disk of nvme:/path reads or writes, of one node; without it plans give no times.",
+        examples=[6.0],
     )
     leaf_modules: Flag = Field(
         default=True, description="Under stage 3, gather one transformer block at a time."
@@ -273,6 +280,11 @@ class ParallelSection(Section):
         description="Under stage 3 without offload, keep gathered weights from step to step; auto: where they would "
         "stay from forward to backward anyway, below 5e8 a rank.",
     )
+
+    @property
+    def disk_folder(self) -> Path | None:
+        """Where `offload` puts the optimizer's states on a local disk; None when it does not."""
+        return Path(self.offload.removeprefix("nvme:")) if self.offload.startswith("nvme:") else None
 
 
 class EvaluateSection(Section):

@@ -38,15 +38,18 @@ def host_bytes(run: Run, num_params: int | None, *, on_gpu: bool) -> int | None:
     """Least bytes of host memory over all nodes together; None when the model's size is not known.
 
     On CPUs the fp32 weights, the moments, and weights and gradients in the run's precision; with
-    GPUs what is offloaded of that. What the libraries themselves take comes on top.
+    GPUs what is offloaded of that; what is on a local disk is not counted. What the libraries themselves take comes
+    on top.
     """
     states = checkpoint_bytes(run, num_params)
     if num_params is None or states is None:
         return None
     working = num_params * 2 * (_FP32_BYTES if run.precision == "fp32" else 2)
+    if run.parallel.disk_folder is not None:
+        states = 0
     if not on_gpu or run.parallel.offload == "all":
         return states + working
-    return 0 if run.parallel.offload == "none" or run.parallel.offload.startswith("nvme") else states
+    return 0 if run.parallel.offload == "none" else states
 
 
 def _elements(file: Path) -> int | None:

@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.utils import get_norm_dtype
+
 from megatune.config import Run
 from megatune.engine.live_weights import LiveWeights
 from megatune.engine.shared_gradients import SharedGradients, keep_own_gradients
@@ -38,6 +43,10 @@ def take_over(
     """Replace parts of `zero`, the optimizer around `parameters`, where that pays. Collective: every rank calls it."""
     if run.parallel.zero_stage != 3 or world.data_group is None:
         return TakenOver()
+    if world.tensor_parallel > 1:
+        _take_norms_together(zero, max(world.tensor_group.gather_objects(len(zero.fp16_groups))))
+    if run.parallel.offload != "none":
+        _step_gradients_where_they_are(zero)
     sizes = [int(parameter.ds_numel) for parameter in parameters]
     buckets = replace(buckets_of(ds_config), keep_gathered=run.parallel.keep_gathered)
     is_quantized = any(hasattr(parameter.ds_tensor, "ds_quant_scale") for parameter in parameters)
@@ -51,3 +60,40 @@ def take_over(
         return TakenOver(weights)
     gradients = SharedGradients.install(zero, world.data_group, num_params=sum(sizes), largest=max(sizes))
     return TakenOver(weights, gradients)
+
+
+def _step_gradients_where_they_are(zero: Any) -> None:
+    """Have the optimizer on the host read gradients where they are added up: DeepSpeed copies them all for it.
+
+    Sub-groups lie there one after another (stage3.py, `grad_partitions_flat_buffer` and `set_grad_positions`).
+    """
+    flat, start = zero.grad_partitions_flat_buffer, 0
+    for master in zero.fp32_partitioned_groups_flat:
+        assert flat.dtype == master.dtype and flat.device == master.device
+        master.grad = flat.narrow(0, start, master.numel())
+        start += master.numel()
+
+
+def _take_norms_together(zero: Any, most_groups: int) -> None:
+    """Have a tensor-parallel rank with fewer sub-groups than another take part in all the norms.
+
+    DeepSpeed sums the norm of each sub-group over all ranks. Where heads or the vocabulary do not divide, shares
+    differ, and with them the number of sub-groups: one rank would wait for ever (stage3.py, `_get_norm_groups`).
+    """
+    own, missing = zero._get_norm_groups, most_groups - len(zero.fp16_groups)
+    dtype = torch.float32 if zero.offload_optimizer else get_norm_dtype()
+
+    def norms() -> list[torch.Tensor]:
+        found = own()
+        for _ in range(missing):
+            square = torch.zeros(1, dtype=dtype, device=get_accelerator().current_device_name())
+            dist.all_reduce(square, group=zero.dp_process_group)
+            zero._model_parallel_all_reduce(square, dist.ReduceOp.SUM)
+            norm = torch.where(
+                square.isfinite(), square.sqrt(), -1.0
+            )  # -1 as DeepSpeed tells what is not finite
+            found.append(norm[0].to(found[0].device))
+        return found  # type: ignore[no-any-return]
+
+    if missing:
+        zero._get_norm_groups = norms

@@ -16,6 +16,7 @@ from megatune.engine.accounting import HeldBytes, zero_gradient_bytes, zero_held
 from megatune.engine.allocator import give_back_large_memory
 from megatune.engine.annotate import annotate
 from megatune.engine.base import StepOutcome
+from megatune.engine.disk_states import DiskStates
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.kernels import widens_bf16
 from megatune.engine.leave_out import overflowing
@@ -121,8 +122,13 @@ class ZeroEngine:
         if run.model.compile:
             compile_blocks(model, self.built.block_class, world.tensor_group)
         on_host = run.parallel.offload != "none"
+        self._on_disk = None if run.parallel.disk_folder is None else DiskStates(run.parallel.disk_folder)
         by_decay = parameter_groups(model.parameters(), run.train.weight_decay)
-        with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints the memory of the machine a dozen times
+        making = nullcontext() if self._on_disk is None else self._on_disk.made_by_deepspeed()
+        with (
+            making,
+            redirect_stdout(io.StringIO()),
+        ):  # BF16_Optimizer prints the memory of the machine a dozen times
             self._engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=make_optimizer(by_decay, run.train, on_host=on_host),
@@ -134,6 +140,8 @@ class ZeroEngine:
         self._parameters = dict(model.named_parameters())
         self._check_active()
         zero = self._engine.optimizer
+        if self._on_disk is not None:
+            self._on_disk.follow(zero)
         self._taken_over = take_over(zero, list(self._parameters.values()), run, world, ds_config)
         if run.train.profile is not None and run.parallel.zero_stage == 3:
             annotate(zero)
@@ -259,6 +267,8 @@ class ZeroEngine:
         Raises CheckpointError with every rank's reason, on all ranks, when one cannot read its pieces.
         """
         load_on_all_ranks(self._masters, self._parameters, state, self.world)
+        if self._on_disk is not None:
+            self._on_disk.write_back()
         self._taken_over.refresh()
 
     @contextmanager

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from megatune.config import Run
 from megatune.errors import LaunchError
-from megatune.files import write_text_atomic
+from megatune.files import file_system_type, write_text_atomic
 from megatune.launch import ranks
 from megatune.launch.build_leftovers import end_orphaned_compilers, remove_stale_locks
 from megatune.launch.devices import cpu_flags
@@ -199,19 +199,7 @@ def _is_built(build_command: Sequence[str], folder: Path) -> bool:
 
 
 def _is_on_shared_file_system(folder: Path) -> bool:
-    return any(_file_system_type(folder).startswith(name) for name in _SHARED_FILE_SYSTEMS)
-
-
-def _file_system_type(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """The type of the file system that `folder` is or will be on, as in /proc/self/mounts; "" if unknown."""
-    best = ("", "")
-    target = folder.resolve()
-    lines = mounts.read_text(errors="replace").splitlines() if mounts.exists() else []
-    for _, point, kind, *_ in (line.split(" ") for line in lines):
-        mounted_on = point.replace("\\040", " ")
-        if target.is_relative_to(mounted_on) and len(mounted_on) >= len(best[0]):
-            best = (mounted_on, kind)
-    return best[1]
+    return any(file_system_type(folder).startswith(name) for name in _SHARED_FILE_SYSTEMS)
 
 
 def _version(package: str) -> str:

@@ -53,6 +53,12 @@ def notes(question: Question, chosen: Assessment) -> list[str]:
             f"this layout takes {layout.global_sequences} sequences a step, the run file {question.global_sequences}."
         )
     found += _about_times(question)
+    if layout.offload_kind == "nvme":
+        found += [
+            f"{format_bytes(chosen.ledger.disk_bytes)} on the local disk of each node: {layout.offload}."
+        ]
+        if question.disk_bytes_per_s is None and question.rates() is not None:
+            found.append("no times: give parallel.disk_gb_per_s, what that disk reads or writes.")
     positions = model.shape.max_positions
     if positions is not None and question.work.seq > positions:
         found.append(f"data.max_seq_length {question.work.seq} is beyond the model's {positions} positions.")
@@ -174,6 +180,7 @@ def _memory(chosen: Assessment) -> dict[str, Any]:
         "moment": ledger.moment,
         "host_bytes": ledger.host,
         "host_total_bytes": ledger.host_total,
+        "disk_bytes": ledger.disk_bytes,
         "host_peak_bytes": ledger.host_peaks,
         "host_limit_bytes": ledger.host_limit,
     }

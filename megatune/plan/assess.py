@@ -25,6 +25,8 @@ class Question:
     """`recompute` in it is set by each layout."""
     measured: Measured = field(default_factory=Measured)
     """By the doctor, and by runs, at the place of the run."""
+    disk_bytes_per_s: float | None = None
+    """Of one node's local disk, for layouts that offload to it; None: nobody said."""
 
     def rates(self) -> Rates | None:
         """What times are computed with; None where nobody knows."""
@@ -60,6 +62,8 @@ def assess(question: Question, layout: Layout) -> Assessment:
     """Judge `layout`. Raises ModelError when the model cannot be cut to its degree."""
     ledger = make_ledger(question.work, layout, question.place)
     rates = question.rates()
+    if layout.offload_kind == "nvme" and question.disk_bytes_per_s is None:
+        rates = None
     phases = None if rates is None else timed(question, layout, rates)
     if phases is None:
         return Assessment(
@@ -112,4 +116,5 @@ def timed(question: Question, layout: Layout, rates: Rates) -> Phases:
         device=rates.device,
         network=rates.network,
         practice=practice,
+        disk_bytes_per_s=question.disk_bytes_per_s,
     )

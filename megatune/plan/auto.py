@@ -7,7 +7,7 @@ from typing import Any
 from megatune.config import Run
 from megatune.errors import ModelError, PlanError
 from megatune.plan.assess import Assessment, Question
-from megatune.plan.layout import Layout, Offload
+from megatune.plan.layout import Layout
 from megatune.plan.search import Found, Space, search
 from megatune.units import format_bytes
 
@@ -94,12 +94,11 @@ def _defaults(run: Run, keys: tuple[str, ...], why: str) -> Choice:
 
 def _space(run: Run, keys: Collection[str]) -> Space:
     """What the run file says itself stays."""
-    offload: Offload = run.parallel.offload  # type: ignore[assignment]
     recomputes = run.model.gradient_checkpointing
     return Space(
         tensor_parallel=None if "parallel.tp_size" in keys else run.parallel.tp_size,
         zero_stage=None if "parallel.zero_stage" in keys else run.parallel.zero_stage,
-        offload=None if "parallel.offload" in keys else offload,
+        offload=None if "parallel.offload" in keys else run.parallel.offload,
         micro_batch=(
             None if "train.per_device_train_batch_size" in keys else run.train.per_device_train_batch_size
         ),

@@ -29,6 +29,8 @@ class Buckets:
 
 _ALL_REDUCE = 500_000_000
 """Elements that bf16 stage 1 reduces at a time (engine.py, `MEMORY_OPT_ALLREDUCE_SIZE`)."""
+DISK_GROUP_ELEMENTS = 100_000_000
+"""Elements of a sub-group whose states lie on a disk: 1.2 GB that are in memory while the optimizer steps them."""
 _PLAIN_BUCKET = 2**25  # engine/plain.py
 _KEYS = {
     "reduce": "reduce_bucket_size",
@@ -144,6 +146,11 @@ def bucket_bytes(
     # gloo reduces a clone of what it is to scatter (ProcessGroupGloo.cpp, `_reduce_scatter_base`).
     sent = min(buckets.reduce, whole) * (2 if on_cpu and layout.zero_stage == 3 else 1)
     return element_bytes * (max(block, widest) + copies * bucket + sent)
+
+
+def disk_group_elements(buckets: Buckets) -> int:
+    """Of a sub-group whose states lie on a disk: the policy's size, where it is not DeepSpeed's default."""
+    return DISK_GROUP_ELEMENTS if buckets.sub_group == Buckets.sub_group else buckets.sub_group
 
 
 def step_gradient_bytes(

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatune.config import BatchShape, Run
 from megatune.errors import ConfigError
+from megatune.plan.buckets import DISK_GROUP_ELEMENTS
 
 Json = dict[str, Any]
 
@@ -43,6 +44,8 @@ def make_ds_config(
     if isinstance(asked, Mapping):
         wanted = {key: size for key, size in (sizes or {}).items() if asked.get(key) == "auto"}
         merged["zero_optimization"] = {**merged["zero_optimization"], **wanted}
+    if run.parallel.disk_folder is not None:
+        merged["zero_optimization"].setdefault("sub_group_size", DISK_GROUP_ELEMENTS)
     if problems:
         raise ConfigError(problems, source=str(run.deepspeed or "the DeepSpeed policy"))
     return merged
@@ -66,11 +69,6 @@ def read_policy(path: Path | None) -> Json:
 def _refuse_unproven(run: Run) -> None:
     """Settings of the run file whose results no test holds yet are refused, not tried."""
     problems = []
-    if run.parallel.offload.startswith("nvme:"):
-        problems.append(
-            f"parallel.offload = {run.parallel.offload}: no checkpoint could be written of it (docs/zero.md says why). "
-            "Use parallel.offload=optimizer or all (host memory)."
-        )
     if run.parallel.keep_gathered is True and run.parallel.offload != "none":
         problems.append(
             f"parallel.keep_gathered = true and parallel.offload = {run.parallel.offload}: weights are kept on the "
@@ -95,11 +93,16 @@ def _contradictions(run: Run, policy: Mapping[str, Any]) -> Iterator[str]:
             "zero_optimization is in the policy file, but parallel.zero_stage is 0, which is plain torch and reads "
             "none of it. Set parallel.zero_stage to 1, 2 or 3, or take the section out of the policy."
         )
-    needed = {"offload_optimizer": ("optimizer", "all"), "offload_param": ("all",)}
+    needed = {"offload_optimizer": ("optimizer", "all", "nvme"), "offload_param": ("all",)}
     for key, offloads in needed.items():
         section = zero.get(key) if isinstance(zero, Mapping) else None
         device = section.get("device", "cpu") if isinstance(section, Mapping) else "none"
-        if device != "none" and run.parallel.offload not in offloads:
+        if device == "nvme":
+            yield (
+                f"zero_optimization.{key}.device is nvme in the policy file: DeepSpeed's way to a disk gives wrong "
+                "gradients (docs/zero.md). Set parallel.offload=nvme:/path in the run file, and take it out here."
+            )
+        elif device != "none" and run.parallel.offload.partition(":")[0] not in offloads:
             yield (
                 f"zero_optimization.{key} is in the policy file, but the run file says parallel.offload = "
                 f"{run.parallel.offload}. Set parallel.offload={offloads[0]}, or take it out of the policy."
@@ -124,6 +127,7 @@ def _zero(run: Run) -> Json:
     zero: Json = {"stage": run.parallel.zero_stage}
     offload = run.parallel.offload
     if offload != "none":
+        # On a local disk too, for DeepSpeed: its tensors are mapped files (engine/disk_states.py).
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
         if offload == "all":
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}

@@ -1,9 +1,12 @@
 """A layout: how one model and one global batch are spread over the devices."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-Offload = Literal["none", "optimizer", "all"]
+Offload = str
+"""As `parallel.offload`: none, optimizer, all, or nvme:/path."""
+OFFLOAD_KINDS = ("none", "optimizer", "all", "nvme")
+"""From what costs least time to what costs most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,11 @@ class Layout:
     @property
     def global_sequences(self) -> int:
         return self.micro_batch * self.accumulation * self.data_parallel
+
+    @property
+    def offload_kind(self) -> str:
+        """One of OFFLOAD_KINDS."""
+        return self.offload.partition(":")[0]
 
     def to_json(self) -> dict[str, Any]:
         """Under the names of plan.json: `tp`, `dp`, `zero_stage`, ..."""

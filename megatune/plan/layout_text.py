@@ -35,7 +35,7 @@ def parse_layout(text: str, num_devices: int) -> Layout:
         micro_batch=int(given.get("micro_batch", 1)),
         accumulation=int(given.get("accumulation", 1)),
         gradient_checkpointing=given.get("gradient_checkpointing") == "true",
-        offload=given.get("offload", "none"),  # type: ignore[arg-type]
+        offload=given.get("offload", "none"),
         zero_stage=int(given.get("zero_stage", 3)),
     )
 

@@ -19,6 +19,7 @@ from megatune.plan.activations import (
 from megatune.plan.buckets import (
     Buckets,
     bucket_bytes,
+    disk_group_elements,
     gathered_params,
     persistent_params,
     step_gradient_bytes,
@@ -88,6 +89,8 @@ class Ledger:
 
     device: dict[str, int]
     host: dict[str, int]
+    disk_bytes: int
+    """Of the local disk of one node: what offload puts there."""
     host_passing: dict[str, int]
     """Of the host memory of one node, what passes: at `load` and at `save`."""
     moment: str
@@ -159,7 +162,8 @@ def make_ledger(work: Workload, layout: Layout, place: Place) -> Ledger:
     passing = _host_passing(work, layout, place)
     margin = {"fragmentation": int(_FRAGMENTATION * sum(at_peak.values()))}
     device = fixed | at_peak | margin | _framework_bytes(layout, place)
-    host = {} if place.on_cpu else _host_bytes(states, place, passing)
+    mapped = _mapped_bytes(work, layout)
+    host = {} if place.on_cpu else _host_bytes(states, place, passing, mapped)
     holder, limit = (device, place.device_limit_bytes) if place.on_cpu else (host, place.host_limit_bytes)
     snapshot = _snapshot_bytes(work, layout, place)
     behind = _saves_behind(work.snapshots, snapshot, sum(holder.values()), limit)
@@ -168,6 +172,7 @@ def make_ledger(work: Workload, layout: Layout, place: Place) -> Ledger:
     return Ledger(
         device=device,
         host=host,
+        disk_bytes=place.ranks_per_node * states.disk_optimizer,
         host_passing=passing,
         moment=moment,
         device_limit=place.device_limit_bytes,
@@ -225,6 +230,7 @@ def _all_on_device(states: States) -> States:
         weights=states.weights + states.host_weights,
         gradients=states.gradients + states.host_gradients,
         optimizer=states.optimizer + states.host_optimizer,
+        disk_optimizer=states.disk_optimizer,
     )
 
 
@@ -280,7 +286,16 @@ def _step_bytes(work: Workload, layout: Layout, place: Place) -> dict[str, int]:
         # Stages 1 and 2 give their buckets back after backward (stage_1_and_2.py, `_release_ipg_buffers`).
         "gradient_buckets": element * bucket if is_gathered else 0,
         "step_gradients": flat if on_device else 0,
+        "mapped_states": _mapped_bytes(work, layout) if place.on_cpu else 0,
     }
+
+
+def _mapped_bytes(work: Workload, layout: Layout) -> int:
+    """Of the sub-group that is stepped, where states lie on a disk; the kernel may take it back at any moment."""
+    if layout.offload_kind != "nvme":
+        return 0
+    share = work.model.num_share(layout.tensor_parallel, layout.data_parallel)
+    return work.optimizer_bytes * min(share, disk_group_elements(work.buckets))
 
 
 def _framework_bytes(layout: Layout, place: Place) -> dict[str, int]:
@@ -290,7 +305,9 @@ def _framework_bytes(layout: Layout, place: Place) -> dict[str, int]:
     return {"nccl": groups * _NCCL_BYTES_A_GROUP, "framework": _CUDA_BYTES}
 
 
-def _host_bytes(layout_states: States, place: Place, passing: Mapping[str, int]) -> dict[str, int]:
+def _host_bytes(
+    layout_states: States, place: Place, passing: Mapping[str, int], mapped: int
+) -> dict[str, int]:
     """One node: libraries, offloaded states, and the larger of the peaks at load and at save."""
     ranks = place.ranks_per_node
     return {
@@ -298,6 +315,7 @@ def _host_bytes(layout_states: States, place: Place, passing: Mapping[str, int])
         "offloaded_weights": ranks * layout_states.host_weights,
         "offloaded_gradients": ranks * layout_states.host_gradients,
         "offloaded_optimizer": ranks * layout_states.host_optimizer,
+        "mapped_states": ranks * mapped,
         "load_or_save": max(passing.values()),
     }
 

@@ -10,7 +10,7 @@ from megatune.plan.activations import NO_SDPA
 from megatune.plan.assess import Question
 from megatune.plan.buckets import buckets_of
 from megatune.plan.hardware import Accelerator
-from megatune.plan.layout import Layout, Offload
+from megatune.plan.layout import Layout
 from megatune.plan.ledger import FRAMEWORK_BYTES, Place, Workload
 from megatune.plan.practice import practice_of
 from megatune.plan.rates import Measured
@@ -75,11 +75,6 @@ def make_question(
     The global batch is the run file's; where it gives none, that of the run file's own layout.
     Raises ModelError, PlanError and ConfigError for what cannot be planned.
     """
-    if run.parallel.offload.startswith("nvme:"):
-        raise PlanError(
-            f"parallel.offload = {run.parallel.offload}: it is not planned and does not run (docs/zero.md says why). "
-            "Use parallel.offload=optimizer or all (host memory)."
-        )
     model = count_model(config, class_head_of(run, num_classes))
     work = Workload(
         model=model,
@@ -106,6 +101,7 @@ def make_question(
         accelerator=machine.accelerator,
         practice=practice_of(run, model, gradient_checkpointing=False, policy=policy),
         measured=machine.measured,
+        disk_bytes_per_s=run.parallel.disk_gb_per_s and run.parallel.disk_gb_per_s * 1e9,
     )
 
 
@@ -140,14 +136,13 @@ def layout_of(run: Run, num_devices: int) -> Layout:
     if num_devices % degree:
         raise ConfigError([f"parallel.tp_size = {degree} does not divide {num_devices} devices."])
     batch = resolve_batch(run, num_devices // degree)
-    offload: Offload = run.parallel.offload  # type: ignore[assignment]
     return Layout(
         tensor_parallel=degree,
         data_parallel=num_devices // degree,
         micro_batch=batch.micro,
         accumulation=batch.accumulation,
         gradient_checkpointing=run.model.gradient_checkpointing is True,
-        offload=offload,
+        offload=run.parallel.offload,
         zero_stage=run.parallel.zero_stage,
     )
 

@@ -8,13 +8,14 @@ from typing import Any
 from megatune.errors import ModelError, PlanError
 from megatune.plan.assess import Assessment, Question, assess
 from megatune.plan.families import find_family
-from megatune.plan.layout import Layout, Offload
+from megatune.plan.layout import OFFLOAD_KINDS, Layout, Offload
 from megatune.units import format_bytes
 
 _OFFLOADS: tuple[Offload, ...] = ("none", "optimizer", "all")
+"""A disk is looked at where the run file names its folder."""
 _STAGES = (1, 2, 3)
 """Stage 0 holds more than stage 1 and sends as much: it is judged where it is asked for."""
-_LEAST_STAGE = {"none": 0, "optimizer": 1, "all": 3}
+_LEAST_STAGE = {"none": 0, "optimizer": 1, "all": 3, "nvme": 3}
 _WIDEST_DEGREE = 64
 """Tensor-parallel degrees above this are not looked at: no node has so many devices."""
 
@@ -152,7 +153,7 @@ def _layouts(question: Question, degree: int, space: Space) -> Iterator[Layout]:
     recomputes = (False, True) if space.gradient_checkpointing is None else (space.gradient_checkpointing,)
     micros = [n for n in range(1, sequences + 1) if sequences % n == 0 and space.micro_batch in (None, n)]
     for micro, offload, stage, checkpointing in product(micros, offloads, stages, recomputes):
-        if stage >= _LEAST_STAGE[offload]:
+        if stage >= _LEAST_STAGE[offload.partition(":")[0]]:
             yield Layout(
                 tensor_parallel=degree,
                 data_parallel=data,
@@ -170,7 +171,7 @@ def _order(judged: Assessment) -> tuple[float, int, bool, int, int, int]:
     layout = judged.layout
     return (
         judged.step_s or 0.0,
-        _OFFLOADS.index(layout.offload),
+        OFFLOAD_KINDS.index(layout.offload_kind),
         layout.gradient_checkpointing,
         layout.tensor_parallel,
         layout.zero_stage,

@@ -39,7 +39,7 @@ def paper_state_bytes(num_params: float, *, stage: int, data_parallel: int) -> f
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """Bytes of one rank; host bytes are those that offload moves there."""
+    """Bytes of one rank; host bytes and disk bytes are those that offload moves there."""
 
     weights: int = 0
     gradients: int = 0
@@ -47,6 +47,7 @@ class States:
     host_weights: int = 0
     host_gradients: int = 0
     host_optimizer: int = 0
+    disk_optimizer: int = 0
 
 
 def rank_states(
@@ -63,7 +64,7 @@ def rank_states(
         return whole
     if layout.zero_stage == 3:
         share = model.num_share(layout.tensor_parallel, layout.data_parallel)
-        return _stage_three(share, layout.offload, precision, bytes_a_master)
+        return _stage_three(share, layout.offload_kind, precision, bytes_a_master)
     share = model.flat_share(layout.tensor_parallel, layout.data_parallel, in_one_group=in_one_group)
     padded, element = share * layout.data_parallel, ELEMENT_BYTES[precision]
     weights, masters = element * padded, bytes_a_master * share
@@ -92,8 +93,7 @@ def _whole_states(model: ModelWeights, layout: Layout, precision: str, bytes_a_m
 
 
 def _stage_three(share: int, offload: str, precision: str, bytes_a_master: int) -> States:
-    """Offloaded gradients are kept twice on the host: as they are added up, and as the optimizer reads
-    them (deepspeed/runtime/zero/stage3.py, `grad_partitions_flat_buffer` and `subgroup_gradient_buffer`)."""
+    """Offloaded gradients are stepped where they are added up (engine/take_over.py): one copy of them."""
     weights, gradients, masters = (
         ELEMENT_BYTES[precision] * share,
         GRADIENT_BYTES * share,
@@ -101,7 +101,9 @@ def _stage_three(share: int, offload: str, precision: str, bytes_a_master: int) 
     )
     if offload == "none":
         return States(weights=weights, gradients=gradients, optimizer=masters)
-    host = {"host_gradients": 2 * gradients, "host_optimizer": masters}
+    if offload == "nvme":
+        return States(weights=weights, host_gradients=gradients, disk_optimizer=masters)
+    host = {"host_gradients": gradients, "host_optimizer": masters}
     if offload == "optimizer":
         return States(weights=weights, **host)
     return States(host_weights=weights, **host)

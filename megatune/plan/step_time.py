@@ -40,8 +40,9 @@ def step_phases(
     device: Device,
     network: Network,
     practice: Practice,
+    disk_bytes_per_s: float | None = None,
 ) -> Phases:
-    """The step of `layout` on this device and network."""
+    """The step of `layout` on this device and network, and a node's disk where states lie on it."""
     tp, micro = layout.tensor_parallel, layout.micro_batch
     stages = practice.pipeline_stages
     block = block_passes(model, micro, seq, tp, device, practice)
@@ -59,6 +60,9 @@ def step_phases(
     reduce = _gradient_s(model, layout, ranks_per_node, network, practice)
     pipeline = _pipeline_s(model, layout, seq, network, practice, busy)
     optimizer, offload = _update_s(model, layout, device, practice, count)
+    if layout.offload_kind == "nvme" and disk_bytes_per_s is not None:
+        on_disk = _disk_s(model, layout, min(ranks_per_node, layout.num_devices), disk_bytes_per_s)
+        offload += max(0.0, on_disk - optimizer)
     known = count * busy + zero + reduce + pipeline + optimizer + offload
     return Phases(
         forward_s=count * compute.forward_s,
@@ -165,3 +169,12 @@ def _update_s(
     if layout.offload == "all":
         over_bus += accumulation * 2 * 2 * params  # weights up, for forward and for backward
     return 28 * params / _CPU_ADAM_BYTES_PER_S, over_bus / device.facts.host_bytes_per_s
+
+
+def _disk_s(model: ModelWeights, layout: Layout, ranks_per_node: int, disk_bytes_per_s: float) -> float:
+    """Seconds in which a node's disk gives master and moments of all its ranks, and takes them back.
+
+    One sub-group is read and another written while a third is stepped (engine/disk_states.py).
+    """
+    params = model.num_share(layout.tensor_parallel, layout.data_parallel)
+    return 2 * 12 * params * ranks_per_node / disk_bytes_per_s

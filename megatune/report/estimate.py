@@ -18,6 +18,7 @@ _ADDED = (
     "activations",
     "loss",
     "step_gradients",
+    "mapped_states",
     "snapshot",
 )
 """What steps hold beside the states: allocators do not say which is which."""
@@ -128,9 +129,10 @@ def _memory_rows(
 
 
 def _offloaded(run: Mapping[str, Any], plan: Mapping[str, Any], name: str) -> float:
-    """A rank's part of what its node holds in host memory for it."""
+    """A rank's part of what its node holds in host memory and on its disk for it."""
     ranks = (run.get("world_size") or 1) / (run.get("num_nodes") or 1)
-    return float(plan["host_bytes"].get(f"offloaded_{name}", 0)) / ranks
+    on_disk = plan.get("disk_bytes", 0) if name == "optimizer" else 0
+    return float(plan["host_bytes"].get(f"offloaded_{name}", 0) + on_disk) / ranks
 
 
 def _whole(value: float | None) -> int | None:

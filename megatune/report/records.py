@@ -58,6 +58,8 @@ class PlanRecord:
     """Of one rank, by component; on machines without GPUs its host memory."""
     host_bytes: Mapping[str, int] = field(default_factory=dict)
     """Of one node beside GPUs."""
+    disk_bytes: int = 0
+    """Of one node's local disk."""
     device_limit_bytes: int | None = None
     step_seconds: float | None = None
     seconds_by_phase: Mapping[str, float] | None = None

@@ -16,6 +16,7 @@ def plan_record(planned: PlannedRun) -> PlanRecord:
         layout=judged.layout.to_json(),
         device_bytes=judged.ledger.device,
         host_bytes=judged.ledger.host,
+        disk_bytes=judged.ledger.disk_bytes,
         device_limit_bytes=judged.ledger.device_limit,
         step_seconds=judged.step_s,
         seconds_by_phase=phase_values(judged.phases),

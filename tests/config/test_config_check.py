@@ -25,6 +25,10 @@ VALIDATION = "data.validation=v.jsonl"
             "needs parallel.zero_stage 3 or higher, but it is 2",
         ),
         (["parallel.zero_stage=2", "parallel.offload=nvme:/local"], "needs parallel.zero_stage 3"),
+        (
+            ["parallel.offload=nvme:/local", "train.optimizer=sgd"],
+            "only adamw and adam are stepped on a disk",
+        ),
         (["precision=fp32", "model.attn_implementation=flash_attention_2"], "bf16 and fp16 only"),
         (["model.compile=true", "parallel.leaf_modules=false"], "gather weights inside the blocks"),
         (["train.profile.steps=12-10"], "a step or two of them, as in 10 or 10-12"),

@@ -19,11 +19,13 @@ ON_CPU = [
 ]
 
 
-def settings_for(policy: Path) -> dict[str, Any]:
+def settings_for(policy: Path, disk: Path) -> dict[str, Any]:
     """The run file's side of a policy: its precision, its stage and its offload."""
     content = json.loads(policy.read_text())
     zero = content["zero_optimization"]
     offload = "all" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
+    if policy.stem == "zero3_nvme":
+        offload = f"nvme:{disk}"
     stage = 3 if zero["stage"] == "auto" else zero["stage"]
     precision = "bf16" if "bf16" in content else "fp32"
     return {"precision": precision, "parallel": {"offload": offload, "zero_stage": stage}}
@@ -40,9 +42,9 @@ def test_quantized_messages_are_refused_where_there_are_no_kernels() -> None:
 
 @pytest.mark.parametrize("policy", ON_CPU, ids=lambda path: path.stem)
 def test_a_policy_trains_like_deepspeeds_defaults(
-    worlds: Worlds, session_folder: Path, extensions: Path, policy: Path
+    worlds: Worlds, session_folder: Path, extensions: Path, tmp_path: Path, policy: Path
 ) -> None:
-    folder, settings = str(write_tiny_model("llama", session_folder)), settings_for(policy)
+    folder, settings = str(write_tiny_model("llama", session_folder)), settings_for(policy, tmp_path)
     settings["train"] = {"optimizer": "adamw", "momentum": 0.0}
 
     degree = 1 if "hpz" in policy.stem else 2  # hpZ is refused with tensor parallelism

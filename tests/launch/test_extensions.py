@@ -233,7 +233,7 @@ def test_another_processor_gets_another_folder(tmp_path, monkeypatch):
 
 
 def test_on_a_network_file_system_every_host_gets_its_own_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(extensions, "_file_system_type", lambda _folder: "nfs4")
+    monkeypatch.setattr(extensions, "file_system_type", lambda _folder: "nfs4")
     monkeypatch.setattr("socket.gethostname", lambda: "node01")
     first = extension_folder(tmp_path)
     monkeypatch.setattr("socket.gethostname", lambda: "node02")
@@ -243,7 +243,7 @@ def test_on_a_network_file_system_every_host_gets_its_own_folder(tmp_path, monke
 def test_the_file_system_is_that_of_the_deepest_mount(tmp_path):
     mounts = tmp_path / "mounts"
     mounts.write_text("/dev/a / ext4 rw 0 0\nserver:/h /home nfs4 rw 0 0\nserver:/x /home2 lustre rw 0 0\n")
-    kinds = [extensions._file_system_type(Path(path), mounts) for path in ("/home/me/x", "/home2/me", "/tmp")]
+    kinds = [extensions.file_system_type(Path(path), mounts) for path in ("/home/me/x", "/home2/me", "/tmp")]
     assert kinds == ["nfs4", "lustre", "ext4"]
 
 

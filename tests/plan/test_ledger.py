@@ -70,8 +70,16 @@ def test_offload_moves_states_to_the_host_of_the_node() -> None:
     assert changed(none, optimizer) == {"gradients", "optimizer"}
     assert changed(optimizer, everything) == {"weights"}
     assert optimizer.host["offloaded_optimizer"] == 8 * none.device["optimizer"]
-    assert optimizer.host["offloaded_gradients"] == 2 * 8 * none.device["gradients"]
+    assert optimizer.host["offloaded_gradients"] == 8 * none.device["gradients"]
     assert everything.host["offloaded_weights"] == 8 * none.device["weights"]
+    disk = ledger(offload="nvme:/local")
+    assert disk.disk_bytes == optimizer.host["offloaded_optimizer"]
+    assert disk.host["offloaded_optimizer"] == 0
+    assert disk.host["offloaded_gradients"] == optimizer.host["offloaded_gradients"]
+    assert disk.device == optimizer.device
+    group_bytes = 12 * min(100_000_000, question().work.model.num_share(1, 8))
+    assert disk.host["mapped_states"] == 8 * group_bytes
+    assert none.disk_bytes == optimizer.disk_bytes == 0
 
 
 def test_tensor_parallelism_divides_activations_but_not_what_every_rank_computes() -> None:
