@@ -16,6 +16,7 @@ from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
 from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.slurm.command import call
+from megatune.launch.slurm.workers_job import WorkersJob, build_workers_request, submit_workers
 from megatune.report.tables import render_table, show
 from megatune.tune.search.begin import SearchOptions, begin_search, search_folder
 from megatune.tune.search.best_file import best_yaml
@@ -26,7 +27,6 @@ from megatune.tune.search.study import open_study
 from megatune.tune.search.suggest import Suggestion, suggest, write_suggestion
 from megatune.tune.search.worker import Worker
 from megatune.tune.trial import StopSignals
-from megatune.tune.workers_job import WorkersJob, build_workers_request, submit_workers
 from megatune.units import format_count, format_duration, format_ratio
 
 

@@ -18,6 +18,7 @@ from megatune.errors import ConfigError
 from megatune.launch.calibrate import calibrate
 from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.slurm.command import call
+from megatune.launch.slurm.workers_job import WorkersJob, build_workers_request, submit_workers
 from megatune.report.tables import show
 from megatune.tune.layouts.begin import TuneOptions, begin_tune, define_tune, tune_folder
 from megatune.tune.layouts.best_file import write_best
@@ -30,7 +31,6 @@ from megatune.tune.layouts.picture import draw_tune
 from megatune.tune.layouts.result import read_tune
 from megatune.tune.layouts.worker import Worker, standing_of
 from megatune.tune.trial import StopSignals
-from megatune.tune.workers_job import WorkersJob, build_workers_request, submit_workers
 
 _HOW_TO_CALIBRATE = ("plans of this place do not know of these trials: --results --calibrate lets them",)
 

@@ -7,7 +7,7 @@ from megatune.config.batch import BatchShape, resolve_batch
 from megatune.config.check import check_run
 from megatune.config.initial import initial_run_file
 from megatune.config.load import LoadedRun, load_run
-from megatune.config.render import resolved_values, resolved_yaml
+from megatune.config.render import path_override, resolved_values, resolved_yaml
 from megatune.config.run import Precision, Run, run_schema
 from megatune.config.sections import (
     CheckpointSection,
@@ -40,6 +40,7 @@ __all__ = [
     "check_run",
     "initial_run_file",
     "load_run",
+    "path_override",
     "resolve_batch",
     "resolved_values",
     "resolved_yaml",

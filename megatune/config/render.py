@@ -3,6 +3,8 @@
 What is left to the planner stays so: a job plans on its own machines.
 """
 
+from pathlib import Path
+
 from megatune.config.document import format_value
 from megatune.config.load import LoadedRun, leaves
 
@@ -30,3 +32,9 @@ def resolved_values(loaded: LoadedRun) -> str:
     return "\n".join(
         line.partition("  # ")[0] for line in resolved_yaml(loaded).splitlines() if not line.startswith("#")
     )
+
+
+def path_override(key: str, path: Path) -> str:
+    """`key="path"` as an argument of `megatune train`, whatever characters the path has."""
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'

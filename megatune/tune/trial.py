@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
+from megatune.config import path_override
 from megatune.launch.processes import kill_group, start_process
 from megatune.launch.ranks import child_environment
 from megatune.launch.run_folder import RunFolder
@@ -121,12 +122,6 @@ def _wait(
                 ended_by = "watch"
         time.sleep(_TICK_S)
     return ended_by
-
-
-def path_override(key: str, path: Path) -> str:
-    """`key="path"` as an argument of `megatune train`, whatever characters the path has."""
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'{key}="{escaped}"'
 
 
 def last_lines(log: Path, count: int = 12) -> str:

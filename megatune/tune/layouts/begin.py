@@ -12,7 +12,7 @@ from megatune.files import write_text_atomic
 from megatune.launch.devices import count_cpus
 from megatune.launch.nodelist import expand_nodelist
 from megatune.launch.ranks import in_allocation_shell, surroundings
-from megatune.launch.slurm.site import find_site
+from megatune.launch.slurm.workers_job import site_by_path
 from megatune.plan.activations import has_dropout
 from megatune.plan.model_config import read_model_config
 from megatune.plan.question import Machine, layout_of
@@ -21,11 +21,10 @@ from megatune.tune.layouts.candidates import Tuned
 from megatune.tune.layouts.definition import Definition, Rules, keep_definition
 from megatune.tune.layouts.journal import TuneFolder
 from megatune.tune.layouts.knobs import BY_KEY, POLICY
+from megatune.tune.layouts.machine import machine_here, machine_in_job
 from megatune.tune.layouts.measure import Clock
 from megatune.tune.layouts.objective import parse_objective
-from megatune.tune.layouts.place import machine_here, machine_in_job
 from megatune.tune.layouts.space import Choice, build_space
-from megatune.tune.trial import path_override
 
 _SOURCE = "megatune tune"
 _CLOCKS = ("auto", "wall", "cpu")
@@ -209,9 +208,7 @@ def _same_place(loaded: LoadedRun, run_file: Path, machine: Machine, *, in_job: 
     if slurm is None or not in_job:
         return [] if slurm is None else ["slurm=null"]
     ranks = [f"launch.nodes={machine.nodes}", f"launch.nproc_per_node={machine.ranks_per_node}"]
-    if slurm.site is None:
-        return ranks
-    return [*ranks, path_override("slurm.site", find_site(slurm.site, run_file=run_file).absolute())]
+    return [*ranks, *site_by_path(loaded, run_file)]
 
 
 def _refuse_bad_values(run_file: Path, overrides: Sequence[str], tried: Mapping[str, Sequence[str]]) -> None:

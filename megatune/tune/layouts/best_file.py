@@ -3,14 +3,13 @@
 import json
 from collections.abc import Iterator
 
-from megatune.config import load_run, resolved_yaml
+from megatune.config import load_run, path_override, resolved_yaml
 from megatune.config.load import LoadedRun
 from megatune.files import write_text_atomic
 from megatune.tune.layouts.candidates import overrides_of, policy_with
 from megatune.tune.layouts.knobs import BY_KEY, POLICY
 from megatune.tune.layouts.result import TuneResult
 from megatune.tune.layouts.standing import Shown
-from megatune.tune.trial import path_override
 from megatune.units import format_bytes
 
 

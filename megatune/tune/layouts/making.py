@@ -3,12 +3,13 @@
 import json
 import time
 
-from megatune.config import load_run
+from megatune.config import load_run, path_override
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
 from megatune.launch.digest import digest_run
 from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.run_folder import RunFolder
+from megatune.launch.slurm.places import place_of
 from megatune.tune.layouts.candidates import overrides_of, policy_with
 from megatune.tune.layouts.definition import Definition
 from megatune.tune.layouts.halving import Next
@@ -16,7 +17,6 @@ from megatune.tune.layouts.journal import GOOD, INTERRUPTED, SLOW, Ended, TuneFo
 from megatune.tune.layouts.knobs import POLICY
 from megatune.tune.layouts.measure import Measure, read_measure
 from megatune.tune.layouts.objective import Figures
-from megatune.tune.layouts.place import place_of
 from megatune.tune.layouts.standing import Standing
 from megatune.tune.owner import Mark
 from megatune.tune.trial import (
@@ -24,7 +24,6 @@ from megatune.tune.trial import (
     TrialEnd,
     last_lines,
     measuring_overrides,
-    path_override,
     run_trial,
 )
 

@@ -4,6 +4,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from megatune.config import path_override
 from megatune.errors import ConfigError
 from megatune.launch.digest import digest_run
 from megatune.launch.processes import STOPPED_BUT_SAVED
@@ -23,7 +24,7 @@ from megatune.tune.search.study import (
     take_trial,
     trials_in,
 )
-from megatune.tune.trial import StopSignals, TrialEnd, last_lines, path_override, run_trial
+from megatune.tune.trial import StopSignals, TrialEnd, last_lines, run_trial
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from megatune.config import LoadedRun
+from megatune.config import LoadedRun, path_override
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
 from megatune.launch.slurm import text
 from megatune.launch.slurm.command import Call
 from megatune.launch.slurm.request import JobRequest, RunToSubmit, build_request
 from megatune.launch.slurm.script import directives, python_command, srun_arguments
-from megatune.launch.slurm.site import load_site
+from megatune.launch.slurm.site import find_site, load_site
 from megatune.launch.slurm.submit import HandedIn, hand_in
 
 _TEMPLATE = "workers.sbatch.j2"
@@ -28,16 +28,14 @@ class WorkersJob:
     """What the workers of one folder are."""
 
     command: str
-    """`search` or `tune`: the command that a worker runs with --worker."""
+    """`search`, `tune` or `bench`: the command that a worker runs with --worker."""
     folder: Path
     """With the workers' run.yaml."""
     spans_nodes: bool
     """The worker runs in the batch script and gives each trial all nodes by srun; else it is one task on one node,
     which starts local ranks."""
-
-    @property
-    def run_file(self) -> Path:
-        return self.folder / "run.yaml"
+    argument: str = "run.yaml"
+    """The file in `folder` that the worker is given."""
 
     @property
     def script(self) -> Path:
@@ -56,6 +54,14 @@ def request_of(loaded: LoadedRun, folder: Path, run_file: Path) -> JobRequest:
     site = load_site(slurm.site, run_file=run_file) if slurm is not None and slurm.site else None
     run = RunToSubmit(loaded=loaded, folder=folder)
     return build_request(run, site, python=sys.executable, working_dir=Path.cwd())
+
+
+def site_by_path(loaded: LoadedRun, run_file: Path) -> list[str]:
+    """The site profile of a run by its full path, as an override: workers look from another folder."""
+    slurm = loaded.run.slurm
+    if slurm is None or slurm.site is None:
+        return []
+    return [path_override("slurm.site", find_site(slurm.site, run_file=run_file).absolute())]
 
 
 def build_workers_request(loaded: LoadedRun, job: WorkersJob, run_file: Path, num_workers: int) -> JobRequest:
@@ -96,7 +102,7 @@ def render_workers(request: JobRequest, job: WorkersJob) -> str:
         autoescape=False,
     )
     environment.filters["quote"] = shlex.quote
-    template = files("megatune.tune").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    template = files("megatune.launch.slurm").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     variable, below = text.scratch_parts(request.scratch)
     python = [request.python] if job.spans_nodes else python_command(request)
     return environment.from_string(template).render(
@@ -115,7 +121,7 @@ def render_workers(request: JobRequest, job: WorkersJob) -> str:
         step_arguments=[*_all_gpus(request), *srun_arguments(request)],
         scratch_variable=variable,
         scratch_below=below,
-        command=[*python, "-m", "megatune", job.command, str(job.run_file), "--worker"],
+        command=[*python, "-m", "megatune", job.command, str(job.folder / job.argument), "--worker"],
     )
 
 
