@@ -41,6 +41,8 @@ class Ratio:
 
 def ratio_to(baseline: Result, result: Result) -> Ratio | str:
     """Round by round, `result` divided by `baseline`; or why the two are not compared."""
+    if baseline.failure or result.failure:
+        return "one of them failed"
     pairs = list(zip(baseline.measurements, result.measurements, strict=False))
     if not pairs:
         return "one of them did not run"

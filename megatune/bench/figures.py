@@ -64,7 +64,8 @@ def _figures(case: Mapping[str, Any], record: Mapping[str, Any]) -> CaseFigures:
 def _peak_share(case: Mapping[str, Any], record: Mapping[str, Any]) -> float | None:
     """By the model's own operations: rows full of tokens, all of them targets (the made-up rows of a suite)."""
     work = case["work"]
-    computing = ranks_computing(work["ranks"], record["machine"])
+    nodes = work.get("nodes") or 1
+    computing = ranks_computing(work["ranks"] // nodes, record["machine"])
     peaks = _peaks_of(record, computing)
     folder = MODELS / work["model"] if (MODELS / work["model"]).is_dir() else Path(work["model"])
     if not peaks or work["rows"] != "full" or not (folder / "config.json").is_file():
@@ -84,7 +85,7 @@ def _peak_share(case: Mapping[str, Any], record: Mapping[str, Any]) -> float | N
         gradient_checkpointing=False,
     )
     rows_a_second = case["tokens_per_second"]["median"] / work["max_seq_length"]
-    return float(flops.model * rows_a_second / (peak * computing))
+    return float(flops.model * rows_a_second / (peak * computing * nodes))
 
 
 def ranks_computing(ranks: int, machine: Mapping[str, Any]) -> int:

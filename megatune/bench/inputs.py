@@ -40,7 +40,10 @@ def write_inputs(work: Work, folder: Path) -> Inputs:
     unpacked = (
         packed if work.rows == "full" else _write_run(work, model, rows, folder / "one.yaml", packing=False)
     )
-    return Inputs(model=model, run_file=packed, documents=_prepared(unpacked))
+    documents = _prepared(unpacked)
+    if packed != unpacked:
+        _prepared(packed)  # ranks of several nodes do not wait for one of them to do it
+    return Inputs(model=model, run_file=packed, documents=documents)
 
 
 def texts(work: Work, num_words: int) -> Iterator[str]:

@@ -10,13 +10,17 @@ from typing import Any
 
 from megatune.bench.inputs import Inputs
 from megatune.bench.suite import SUITES, Case, Work
+from megatune.config import path_override
 from megatune.errors import LaunchError
 from megatune.launch.ports import reserve_port
 from megatune.launch.processes import kill_group, start_process
 from megatune.launch.ranks import child_environment
+from megatune.launch.run_folder import RunFolder
+from megatune.launch.slurm.places import Here, Place
 from megatune.report.metrics import read_metrics
 
 PEERS = SUITES.parent / "peers"
+_SHOWN_RANKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +52,14 @@ class Measurement:
         return asdict(self)
 
 
-def measure(case: Case, work: Work, inputs: Inputs, *, timeout_s: float) -> Measurement:
-    """Run a training case once. Raises LaunchError with the end of its output when it fails."""
+def measure(
+    case: Case, work: Work, inputs: Inputs, *, timeout_s: float, place: Place | None = None
+) -> Measurement:
+    """Run a training case once, at `place`, here without one. Raises LaunchError with the end of its output when it
+    fails."""
     if case.peer is not None:
         return _measure_peer(case, work, inputs, timeout_s)
-    return _measure_megatune(case, work, inputs, timeout_s)
+    return _measure_megatune(case, work, inputs, timeout_s, place or Here())
 
 
 def run_program(case: Case, *, timeout_s: float) -> list[dict[str, Any]]:
@@ -63,12 +70,26 @@ def run_program(case: Case, *, timeout_s: float) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float) -> Measurement:
+def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float, place: Place) -> Measurement:
     folder = Path(tempfile.mkdtemp(prefix="case-", dir=inputs.run_file.parent))
-    overrides = [*(case.train or ()), f"train.output_dir={folder}"]
-    _output(
-        [sys.executable, "-m", "megatune", "train", str(inputs.run_file), *overrides], case.name, timeout_s
-    )
+    logs = folder / "logs"
+    logs.mkdir()
+    # Ranks of several nodes do not wait for one of them to prepare the rows.
+    prepared = RunFolder(inputs.run_file.with_suffix("")).prepared
+    RunFolder(folder).prepared.symlink_to(prepared)
+    overrides = [*(case.train or ()), path_override("train.output_dir", folder), *place.overrides()]
+    command = [
+        *place.launcher(folder.name, logs),
+        "-m",
+        "megatune",
+        "train",
+        str(inputs.run_file),
+        *overrides,
+    ]
+    try:
+        _output(command, case.name, timeout_s, logs)
+    finally:
+        place.end(folder.name)
     events = read_metrics(folder / "metrics.jsonl")
     run = next(event for event in events if event["event"] == "run")
     steps = [event for event in events if event["event"] == "step"]
@@ -116,8 +137,11 @@ def _measure_peer(case: Case, work: Work, inputs: Inputs, timeout_s: float) -> M
     return Measurement(**{"tokens": [rows * work.max_seq_length] * work.steps, **found})
 
 
-def _output(command: list[str], name: str, timeout_s: float) -> str:
-    """What `command` prints on standard output. It and all it started are gone when this returns."""
+def _output(command: list[str], name: str, timeout_s: float, logs: Path | None = None) -> str:
+    """What `command` prints on standard output. It and all it started are gone when this returns.
+
+    logs: a folder where the output of ranks may be, for the words of a failure.
+    """
     with tempfile.TemporaryFile() as complaint:
         process = start_process(
             command,
@@ -134,6 +158,12 @@ def _output(command: list[str], name: str, timeout_s: float) -> str:
             process.wait()
         if process.returncode != 0:
             complaint.seek(0)
-            end = (text + complaint.read()).decode(errors="replace")[-3000:]
+            end = _end_of(text + complaint.read(), 3000)
+            ranks = sorted(logs.glob("rank-*.log"))[:_SHOWN_RANKS] if logs else []
+            end += "".join(f"\n{log.name}:\n{_end_of(log.read_bytes(), 1000)}" for log in ranks)
             raise LaunchError(f"{name} ended with exit code {process.returncode}:\n{end}")
     return str(text.decode(errors="replace"))
+
+
+def _end_of(output: bytes, num_chars: int) -> str:
+    return output.decode(errors="replace")[-num_chars:]

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,16 +39,26 @@ def make_record(suite_name: str, suite: Suite, results: list[Result], rounds: in
     """The record as one JSON object."""
     here = machine()
     peaks = [found for number in _numbers_of_ranks(results, here) if (found := measure_peaks(number))]
-    return {
-        "schema": SCHEMA,
-        "suite": suite_name,
-        "about": suite.about,
+    measured = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": here,
         "peaks": peaks[0] if peaks else None,
         "other_peaks": peaks[1:],
         "versions": {name: _version(name) for name in _PACKAGES},
         "commit": source_commit(),
+    }
+    return record_of(suite_name, suite, results, rounds, measured)
+
+
+def record_of(
+    suite_name: str, suite: Suite, results: list[Result], rounds: int, measured: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The record of `results`; `measured` is what is known of the machine and the program."""
+    return {
+        "schema": SCHEMA,
+        "suite": suite_name,
+        "about": suite.about,
+        **measured,
         "formulas": FORMULAS,
         "rounds": rounds,
         "baseline": suite.baseline,
@@ -56,8 +67,9 @@ def make_record(suite_name: str, suite: Suite, results: list[Result], rounds: in
 
 
 def _numbers_of_ranks(results: list[Result], machine: dict[str, Any]) -> list[int]:
-    """That compute at once in the cases that train, the largest first."""
-    numbers = {ranks_computing(result.work.ranks, machine) for result in results if result.work}
+    """That compute at once on a machine in the cases that train, the largest first."""
+    works = [result.work for result in results if result.work]
+    numbers = {ranks_computing(work.ranks // (work.nodes or 1), machine) for work in works}
     return sorted(numbers, reverse=True)
 
 

@@ -12,6 +12,7 @@ from megatune.bench.inputs import Inputs, write_inputs
 from megatune.bench.measure import Measurement, measure, run_program
 from megatune.bench.suite import Case, Suite, Work
 from megatune.errors import LaunchError
+from megatune.launch.slurm.places import Place
 
 
 @dataclass
@@ -35,15 +36,18 @@ def run_rounds(
     timeout_s: float,
     note: Callable[[str], None],
     budget_s: float = math.inf,
+    place: Callable[[Work], Place] | None = None,
+    folder: Path | None = None,
 ) -> list[Result]:
     """Run every case once in each round, so that what else the machine does meets all of them.
 
     A case that fails or hangs becomes a result with its failure; the others go on. No case begins for which
-    `budget_s`, the time for all, leaves less than the longest one has taken.
+    `budget_s`, the time for all, leaves less than the longest one has taken. `place`: where a case trains, on nodes
+    which all see `folder`; without it on this machine, and in a folder of its own.
     """
     begun, longest_s = time.monotonic(), 0.0
     results = [Result(case, suite.work_of(case) if case.program is None else None) for case in cases]
-    with tempfile.TemporaryDirectory(prefix="megatune-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="megatune-bench-", dir=folder) as scratch:
         written: dict[Work, Inputs] = {}
         for number in range(1, rounds + 1):
             for result in results:
@@ -53,7 +57,7 @@ def run_rounds(
                     if left_s < longest_s:
                         _leave_out(result, note, f"round {number}/{rounds}")
                         continue
-                    _run_once(result, written, Path(folder), min(timeout_s, left_s))
+                    _run_once(result, written, Path(scratch), min(timeout_s, left_s), place)
                     longest_s = max(longest_s, time.monotonic() - started)
                     ended = result.failure or f"{time.monotonic() - started:.0f} s"
                     note(f"round {number}/{rounds}: {name_of(result.case)}: {ended}")
@@ -71,15 +75,22 @@ def name_of(case: Case) -> str:
     return f"{case.name} ({case.group})" if case.group else case.name
 
 
-def _run_once(result: Result, written: dict[Work, Inputs], folder: Path, timeout_s: float) -> None:
+def _run_once(
+    result: Result,
+    written: dict[Work, Inputs],
+    folder: Path,
+    timeout_s: float,
+    place: Callable[[Work], Place] | None,
+) -> None:
     try:
         if result.work is None:
             result.programs.append(run_program(result.case, timeout_s=timeout_s))
             return
+        chosen = place(result.work) if place else None
         if result.work not in written:
             written[result.work] = write_inputs(result.work, folder / f"work-{len(written)}")
         result.measurements.append(
-            measure(result.case, result.work, written[result.work], timeout_s=timeout_s)
+            measure(result.case, result.work, written[result.work], timeout_s=timeout_s, place=chosen)
         )
     except LaunchError as error:
         result.failure = str(error)

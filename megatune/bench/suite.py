@@ -28,6 +28,9 @@ class Work(_Strict):
     micro_batch: int = Field(2, ge=1)
     """Rows of a rank in a step, for a layout where every rank sees different ones."""
     ranks: int = Field(2, ge=1)
+    """Of one machine; on nodes of a job as many as it has, whatever stands here."""
+    nodes: int | None = Field(None, ge=1)
+    """Of the job that the suite runs in (`--slurm`); None: all of them."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     warmup_steps: int = Field(2, ge=0)
     steps: int = Field(5, ge=1)

@@ -1,6 +1,7 @@
 """`megatune bench`: run a suite, keep its record, say what it shows."""
 
 import math
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,11 +9,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from megatune.bench.compare import Spread, regressions
+from megatune.bench.on_cluster import Asked, BenchFolder, collect, load_job, submit_suite, take_round
 from megatune.bench.record import cpu_spreads, make_record, read_record, save_record
 from megatune.bench.rounds import name_of, run_rounds
 from megatune.bench.suite import Case, Suite, load_suite
+from megatune.config import LoadedRun
 from megatune.errors import ConfigError
+from megatune.launch.slurm.command import call
 from megatune.report.tables import render_table, show
 from megatune.units import format_bytes
 
@@ -30,6 +36,8 @@ class BenchOptions:
     timeout_s: float = 1800.0
     budget_s: float = math.inf
     as_json: bool = False
+    slurm: Path | None = None
+    """The run file whose slurm section says what a task of the array asks for."""
 
 
 def bench_suite(name: str, options: BenchOptions) -> int:
@@ -46,14 +54,60 @@ def bench_suite(name: str, options: BenchOptions) -> int:
         budget_s=options.budget_s,
         note=lambda text: print(text, file=sys.stderr),
     )
-    record = make_record(Path(name).stem, suite, results, rounds)
+    return _show_record(make_record(Path(name).stem, suite, results, rounds), before, options)
+
+
+def hand_in_suite(name: str, options: BenchOptions) -> int:
+    """Hand the suite to Slurm, a task of an array for each round."""
+    suite = load_suite(name)
+    asked = Asked(
+        suite_name=Path(name).stem,
+        suite=suite.model_copy(update={"cases": tuple(chosen(suite, options.only)), "matrix": {}}),
+        rounds=options.rounds or suite.rounds,
+        timeout_s=options.timeout_s,
+    )
+    loaded, folder = _on_slurm(name, options)
+    job = submit_suite(asked, loaded, folder, call)
+    answer = {"schema": 1, "folder": str(folder.path), "job_id": job.job_id, "rounds": asked.rounds}
+    lines = [
+        f"submitted job {job.job_id}: {asked.rounds} round(s) of {len(asked.suite.cases)} case(s)",
+        f"logs: {folder.job.logs}",
+        f"record: megatune bench {shlex.quote(name)} --slurm {shlex.quote(str(options.slurm))} --collect",
+    ]
+    show(answer, *map(Text, lines), as_json=options.as_json)
+    return 0
+
+
+def collect_suite(name: str, options: BenchOptions) -> int:
+    """Print and keep the record of the rounds that Slurm has run so far."""
+    before = read_record(options.compare) if options.compare else None
+    record, asked = collect(_on_slurm(name, options)[1])
+    if record["rounds"] < asked.rounds:
+        print(f"{record['rounds']} of {asked.rounds} rounds have ended", file=sys.stderr)
+    return _show_record(record, before, options)
+
+
+def work_for(asked_file: Path) -> int:
+    """Be a task of the array: one round of the suite that `asked_file` holds."""
+    folder = BenchFolder(asked_file.absolute().parent)
+    return 0 if take_round(folder, call, lambda text: print(text, file=sys.stderr)) else 1
+
+
+def _on_slurm(name: str, options: BenchOptions) -> tuple[LoadedRun, BenchFolder]:
+    if options.slurm is None:
+        raise ConfigError(["--collect needs --slurm RUN.yaml, as it was handed in."], source="megatune bench")
+    loaded = load_job(options.slurm, [])
+    return loaded, BenchFolder.of(loaded, Path(name).stem)
+
+
+def _show_record(record: dict[str, Any], before: dict[str, Any] | None, options: BenchOptions) -> int:
     path = save_record(record, options.results)
     slower = regressions(cpu_spreads(before), cpu_spreads(record)) if before else []
     show({**record, "slower": slower} if before else record, table(record), as_json=options.as_json)
     print(f"record: {path}", file=sys.stderr)
     for line in slower:
         print(f"slower: {line}", file=sys.stderr)
-    return 1 if slower or any(result.failure for result in results) else 0
+    return 1 if slower or any(case["failure"] for case in record["cases"]) else 0
 
 
 def chosen(suite: Suite, patterns: tuple[str, ...]) -> list[Case]:

@@ -27,6 +27,16 @@ def bench(
     budget_s: float | None = typer.Option(
         None, "--budget", min=1, help="Seconds for all; cases that would not fit are left out."
     ),
+    slurm: Path | None = typer.Option(
+        None,
+        "--slurm",
+        metavar="RUN.yaml",
+        help="Hand it in as a job array, a task for each round: the run file's slurm section says on what.",
+    ),
+    gather: bool = typer.Option(
+        False, "--collect", help="With --slurm: the record of the rounds that have ended."
+    ),
+    worker: bool = typer.Option(False, "--worker", hidden=True, help="Be a task of the array of SUITE."),
     as_json: bool = AsJson,
 ) -> None:
     """Run a benchmark suite: its cases in turn, round after round, with one record at the end.
@@ -34,7 +44,10 @@ def bench(
     Example: megatune bench peers --only '*zero3*'
     """
     before_torch()
-    from megatune.cli.bench import BenchOptions, bench_suite
+    from megatune.cli.bench import BenchOptions, bench_suite, collect_suite, hand_in_suite, work_for
+
+    if worker:
+        sys.exit(work_for(Path(suite)))
 
     options = BenchOptions(
         only=tuple(only),
@@ -44,8 +57,10 @@ def bench(
         timeout_s=timeout_s,
         budget_s=math.inf if budget_s is None else budget_s,
         as_json=as_json,
+        slurm=slurm,
     )
-    sys.exit(bench_suite(suite, options))
+    run = collect_suite if gather else hand_in_suite if slurm is not None else bench_suite
+    sys.exit(run(suite, options))
 
 
 def register(app: typer.Typer) -> None:
