@@ -289,7 +289,7 @@ def _describe(
     reporter.note(str(place))
     reporter.note(engine.description)
     if run.model.compile:
-        reporter.note("blocks: compiled when they first run, a minute or so that the first step waits")
+        reporter.note("blocks: compiled when they first run, which the first step waits for")
     for name, prepared in inputs.splits.items():
         reporter.note(
             f"{name}: {prepared.num_examples} examples in {prepared.num_rows} rows, {prepared.num_tokens} tokens "
