@@ -44,12 +44,22 @@ def _record(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Iterato
     for name, png in pictures.items():
         encoded = base64.b64encode(png).decode()
         yield f'<h3>{_TITLES[name]}</h3><img alt="{_TITLES[name]}" src="data:image/png;base64,{encoded}">'
+    yield f"<p><small>{_text(_measured(record['peaks']))}</small></p>" if record["peaks"] else ""
     known = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
     yield (
         f"<p><small>{_text(record['time'])}, commit {_text(record['commit'])}; {_text(machine['cpu'])}, "
         f"{machine['cpu_cores']} cores, {format_bytes(machine['host_memory_bytes'])}, GPUs: {_text(gpus)}; load "
         f"{_text(machine['load_1_5_15_min'])}; {record['rounds']} round(s); {_text(known)}</small></p>"
     )
+
+
+def _measured(peaks: Mapping[str, Any]) -> str:
+    """What a rank reached while all worked."""
+    rates = [f"{name} products {rate / 1e9:.0f} GFLOP/s" for name, rate in peaks["flops_per_s"].items()]
+    rates.append(f"memory {peaks['memory_bytes_per_s'] / 1e9:.1f} GB/s")
+    link = peaks.get("link_bytes_per_s")
+    rates.append(f"links {'n/a' if link is None else f'{link / 1e9:.2f} GB/s'}")
+    return f"Measured, of a rank while {peaks['ranks']} work: {', '.join(rates)}."
 
 
 def _row(case: Mapping[str, Any], trained: CaseFigures | None) -> dict[str, str]:
@@ -69,6 +79,8 @@ def _row(case: Mapping[str, Any], trained: CaseFigures | None) -> dict[str, str]
         "CPU ms/token": f"{1e3 * trained.cpu_seconds_per_token.median:.3g}",
         "peak memory": format_bytes(trained.peak_memory_bytes),
         "of measured peak": format_ratio(trained.peak_share),
+        "memory": format_ratio(None if trained.floors is None else trained.floors.memory),
+        "links": format_ratio(None if trained.floors is None else trained.floors.links),
         "tokens/s to baseline": trained.refused or against or "",
         "what": case["engine"],
     }

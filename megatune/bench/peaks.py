@@ -1,4 +1,4 @@
-"""What the machine can do at best, measured with as many ranks as a suite: products, memory.
+"""What the machine can do at best, measured with as many ranks as a suite: products, memory, links.
 
 `measure_peaks` starts `python -m megatune.bench.peaks RANKS`, whose processes work at the same time, as ranks do.
 """
@@ -8,6 +8,7 @@ import multiprocessing
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -15,11 +16,15 @@ from megatune.launch.ranks import child_environment
 
 _SIZE, _TIMES = 1024, 8
 _COPY_BYTES = 2**28
+_SENT_BYTES = 2**26
 _TIMEOUT_S = 300.0
 
 
 def measure_peaks(num_ranks: int) -> dict[str, Any] | None:
-    """Operations and bytes a second of one rank while all work; None where it cannot be measured."""
+    """Operations and bytes a second of one rank while all work; None where it cannot be measured.
+
+    `link_bytes_per_s` is what a rank sends in a large all-reduce by the ring's count, None for one rank.
+    """
     command = [sys.executable, "-m", "megatune.bench.peaks", str(num_ranks)]
     try:
         done = subprocess.run(
@@ -71,6 +76,44 @@ def _best_seconds(act: Any, on_gpu: bool) -> float:
     return best
 
 
+def one_end(rank: int, num_ranks: int, store: str, answer: Any) -> None:
+    """Bytes a second that this rank sends at best, into `answer`."""
+    import torch
+    import torch.distributed as dist
+
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks
+    )
+    whole = torch.ones(_SENT_BYTES // 4, device=device)
+    seconds = _best_seconds(lambda: dist.all_reduce(whole), on_gpu)
+    answer.put(2 * (num_ranks - 1) / num_ranks * _SENT_BYTES / seconds)
+    dist.destroy_process_group()
+
+
+def link_rate(num_ranks: int) -> float | None:
+    """The median of `one_end` over the ranks."""
+    if num_ranks == 1:
+        return None
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with tempfile.TemporaryDirectory(prefix="megatune-peaks-") as folder:
+        ends = [
+            context.Process(target=one_end, args=(rank, num_ranks, f"{folder}/store", answers), daemon=True)
+            for rank in range(num_ranks)
+        ]
+        for end in ends:
+            end.start()
+        found = [answers.get(timeout=_TIMEOUT_S / 2) for _ in ends]
+        for end in ends:
+            end.join()
+    return float(statistics.median(found))
+
+
 def main(num_ranks: int) -> None:
     """Measure on all ranks at once, and print the medians."""
     with multiprocessing.get_context("spawn").Pool(num_ranks) as pool:
@@ -82,6 +125,7 @@ def main(num_ranks: int) -> None:
                 "ranks": num_ranks,
                 "flops_per_s": {name: middle[name] for name in ("fp32", "bf16")},
                 "memory_bytes_per_s": middle["memory"],
+                "link_bytes_per_s": link_rate(num_ranks),
             }
         )
     )

@@ -1,4 +1,4 @@
-"""Pictures of a record, as PNG: bars with their spread, curves over ranks, shares of the measured peak."""
+"""Pictures of a record, as PNG: bars with their spread, curves over ranks, the distance to the roofline."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,9 @@ def draw_record(record: Mapping[str, Any]) -> dict[str, bytes]:
     lines = scaling(cases)
     if lines:
         drawn["scaling"] = _scaling(lines)
-    if any(case.peak_share is not None for case in cases):
-        drawn["roofline"] = _roofline([case for case in cases if case.peak_share is not None], record)
+    known = [case for case in cases if case.floors is not None]
+    if known:
+        drawn["roofline"] = _roofline(known)
     return drawn
 
 
@@ -79,18 +80,22 @@ def _scaling(lines: Mapping[str, Sequence[CaseFigures]]) -> bytes:
     return _png(figure)
 
 
-def _roofline(cases: Sequence[CaseFigures], record: Mapping[str, Any]) -> bytes:
-    figure = _figure(8, 1.2 + _BAR_INCHES * len(cases))
+def _roofline(cases: Sequence[CaseFigures]) -> bytes:
+    """How much of its step each case needs at the least for products, memory and links: 100 % is the roof."""
+    figure = _figure(8, 1.4 + 2 * _BAR_INCHES * len(cases))
     plot = figure.subplots()
     places = range(len(cases))[::-1]
-    shares = [100 * (case.peak_share or 0.0) for case in cases]
-    plot.barh(list(places), shares, color="tab:green")
+    for row, (name, color) in enumerate(
+        (("products", "tab:green"), ("memory", "tab:orange"), ("links", "tab:blue"))
+    ):
+        shares = [100 * (getattr(case.floors, name) or 0.0) for case in cases]
+        heights = [place + 0.27 - 0.27 * row for place in places]
+        plot.barh(heights, shares, height=0.24, color=color, label=name)
+        for height, share in zip(heights, shares, strict=True):
+            plot.text(share, height, f" {share:.1f} %" if share else " n/a", va="center", fontsize=7)
     plot.set_yticks(list(places), [case.name for case in cases])
-    for place, share in zip(places, shares, strict=True):
-        plot.text(share, place, f" {share:.1f} %", va="center", fontsize=8)
-    peaks = ", ".join(
-        f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in record["peaks"]["flops_per_s"].items()
-    )
-    plot.set_xlabel(f"share of the measured products of all ranks (a rank: {peaks})")
-    plot.set_xlim(0, max(100.0, *shares))
+    plot.axvline(100.0, color="0.4", linewidth=0.8, linestyle="--")
+    plot.set_xlabel("of a step: the least that the measured rates allow")
+    plot.set_xlim(0, max(105.0, *(100 * case.floors.highest for case in cases if case.floors)))
+    plot.legend(loc="lower right")
     return _png(figure)

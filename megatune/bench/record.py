@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatune.bench.compare import Ratio, Spread, ratio_to
-from megatune.bench.figures import ranks_computing
 from megatune.bench.peaks import measure_peaks
+from megatune.bench.roofline import ranks_computing
 from megatune.bench.rounds import Result, name_of
 from megatune.bench.suite import Suite
 from megatune.errors import ConfigError

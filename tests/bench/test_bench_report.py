@@ -46,7 +46,10 @@ def record(tmp_path: Path) -> Path:
         "machine": {
             "cpu": "a cpu", "cpu_cores": 2, "host_memory_bytes": 2**34, "gpus": [], "load_1_5_15_min": [0.1, 0.1, 0.1],
         },
-        "peaks": {"ranks": 2, "flops_per_s": {"fp32": 5e10, "bf16": 1e11}, "memory_bytes_per_s": 1e10},
+        "peaks": {
+            "ranks": 2, "flops_per_s": {"fp32": 5e10, "bf16": 1e11}, "memory_bytes_per_s": 1e10,
+            "link_bytes_per_s": 1e9,
+        },
         "other_peaks": [{"ranks": 1, "flops_per_s": {"fp32": 1e11, "bf16": 5e10}, "memory_bytes_per_s": 2e10}],
         "versions": {"torch": "2.13.0", "flash-attn": None},
         "commit": "abc",
@@ -115,6 +118,31 @@ def test_the_share_of_the_peak_is_the_models_operations_over_the_products_of_all
     assert crowded == pytest.approx(share)
     del content["peaks"], content["other_peaks"]
     assert all(one.peak_share is None for one in training_cases(content))
+
+
+def test_a_step_has_floors_of_memory_and_links(record):
+    content = json.loads(record.read_text())
+    content["cases"][1]["engine"] = "DeepSpeed (stage 3) over dp=2 x tp=1, fused"
+    content["cases"][2]["engine"] = "DeepSpeed (stage 3) over dp=1 x tp=2, fused"
+    by_data, by_tensor = (
+        next(one.floors for one in training_cases(content) if one.name == name)
+        for name in ("strong, 2 ranks", "elsewhere")
+    )
+    assert by_data is not None
+    assert by_tensor is not None
+    params = 6 * (4 * 384 * 384 + 3 * 384 * 1024 + 2 * 384) + 2 * 8192 * 384 + 384
+    steps_a_second = 900.0 / (2 * 2 * 256)
+    # 28 bytes of optimizer state and three passes over bf16 weights, shared out over two ranks.
+    assert by_data.memory == pytest.approx(params * 34 / (2 * 1e10) * steps_a_second)
+    # Half of the gradients out and half of the weights in.
+    assert by_data.links == pytest.approx(2 * params / 1e9 * steps_a_second)
+    # Four sums a block of two rows of hidden states a rank's group has, each sent once by two ranks.
+    sent = 6 * 4 * 2 * (4 * 256 * 384)
+    assert by_tensor.links == pytest.approx(sent / 1e9 * 700.0 / (2 * 2 * 256))
+    assert by_data.highest == max(by_data.products, by_data.memory, by_data.links)
+    assert next(one.floors.links for one in training_cases(content) if one.name == "strong, 1 rank") is None
+    report_paths([record], as_json=False)
+    assert "links 1.00 GB/s" in record.with_suffix(".html").read_text()
 
 
 @pytest.mark.parametrize("paths", [["a.json", "runs/first"], ["runs/a", "runs/b"]])

@@ -91,7 +91,7 @@ def _other_keeping(around: Surroundings) -> Sequence[str]:
 
 
 def _other_blocks(around: Surroundings) -> Sequence[str]:
-    """The opposite beside GPUs; on a CPU compiling takes a minute of each trial, so only with --try."""
+    """The opposite beside GPUs; on a CPU compiling takes 20 s of each trial, so only with --try."""
     return () if around.on_cpu else (format_value(not around.run.model.compile),)
 
 
