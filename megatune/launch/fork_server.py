@@ -93,7 +93,9 @@ class ForkServer:
     def _next_started(self) -> int:
         while (message := self._take(wait=True)) is not None:
             if message[0] == "started":
-                return int(message[1])
+                pid = int(message[1])
+                self._ended.pop(pid, None)  # of an earlier process: the kernel gives numbers out again
+                return pid
         raise LaunchError("the process that ranks are forked from has ended; its reason stands above")
 
     def _take(self, *, wait: bool) -> list[str] | None:

@@ -91,7 +91,9 @@ class Launcher:
         wait_until(lambda: all((self.folder / f"ready-{rank}").exists() for rank in range(num_ranks)))
 
     def pids(self) -> list[int]:
-        return [int(file.read_text()) for file in self.folder.glob("pid-*")]
+        """Of the ranks that have said theirs; one that was killed while it did has left an empty file."""
+        texts = [file.read_text() for file in self.folder.glob("pid-*")]
+        return [int(text) for text in texts if text]
 
     def log(self, rank: int) -> str:
         return (self.folder / "logs" / f"rank-{rank:05d}.log").read_text()

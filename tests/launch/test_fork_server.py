@@ -21,6 +21,21 @@ sys.exit(process.poll())
 """
 
 
+TWICE = """
+import sys
+from megatune.launch.fork_server import ForkServer
+server = ForkServer([])
+def code_of(name):
+    process = server.start([sys.executable, "-m", name], environment={}, stdout=1, stderr=2)
+    while process.poll() is None:
+        pass
+    return process.poll()
+first = code_of("ends_with_2")
+server._ended.update(dict.fromkeys(range(2**15), first))  # what the kernel's numbers come round to
+print(first, code_of("ends_with_0"))
+"""
+
+
 @pytest.fixture
 def shown(tmp_path, start_launcher):
     """`shown(code, *preload)`: exit code and output of a forked module that runs `code`."""
@@ -63,6 +78,13 @@ def test_the_end_of_a_fork_is_told_as_that_of_an_interpreter(shown, end, code, e
     returned, _, err = shown(f"print('last words', end=''); {end}")
     assert returned == code
     assert error in err
+
+
+def test_a_number_that_the_kernel_gives_out_again_is_another_process(tmp_path, start_launcher):
+    (tmp_path / "ends_with_2.py").write_text("raise SystemExit(2)")
+    (tmp_path / "ends_with_0.py").write_text("import time; time.sleep(0.2)")
+    out, err = start_launcher("", {}, code=TWICE).finish()
+    assert out == "2 0\n", err
 
 
 def test_the_last_words_of_a_killed_fork_are_not_lost(shown):
