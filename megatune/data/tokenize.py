@@ -129,14 +129,15 @@ def _fast(
     # Where all of a row is alike no offsets are needed, and without them it goes faster.
     simple = iter(_encodings(library, texts, whole, add_special_tokens, needs_offsets=False))
     mixed = iter(_encodings(library, texts, whole, add_special_tokens, needs_offsets=True))
+    # Lists of the library become arrays slowly: this one only where there can be something in it.
+    adds_tokens = add_special_tokens and library.num_special_tokens_to_add(False) > 0
     for row, is_target in zip(rows, whole, strict=True):
         encoding = next(mixed if is_target is None else simple)
         ids = np.array(encoding.ids, dtype=np.int32)
-        added = np.array(encoding.special_tokens_mask, dtype=np.bool_)
-        if is_target is None:
-            yield ids, _targets(row, encoding.offsets) & ~added
-        else:
-            yield ids, np.full(len(ids), is_target) & ~added
+        targets = np.full(len(ids), is_target) if is_target is not None else _targets(row, encoding.offsets)
+        if adds_tokens:
+            targets &= ~np.array(encoding.special_tokens_mask, dtype=np.bool_)
+        yield ids, targets
 
 
 def _encodings(

@@ -33,7 +33,10 @@ def choose_form(
     A form that `columns` names comes before the others: who maps `prompt` wants prompts, even
     where the file also has a `text` column. A null counts as absent, so files may mix forms.
     """
-    named_first = sorted(forms, key=lambda form: not any(name in columns for name in form))
+    # Asked for every row, and most files map no column.
+    named_first = (
+        sorted(forms, key=lambda form: not any(name in columns for name in form)) if columns else forms
+    )
     for form in named_first:
         values = {name: row.get(columns.get(name, name)) for name in form}
         if all(value is not None for value in values.values()):
