@@ -12,14 +12,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 SUITE = """
 about: a tiny model on one node and on two
 rounds: 2
-baseline: "2 nodes"
+baseline: "1 node"
 work: {model: MODEL, max_seq_length: 32, micro_batch: 1, precision: fp32, warmup_steps: 1, steps: 2}
 cases:
   - {name: "1 node", train: [], work: {nodes: 1}}
-  - {name: "2 nodes", train: []}
   - {name: "8 nodes", train: [], work: {nodes: 8}}
   - {name: "tp=2", train: [parallel.tp_size=2]}
-  - {name: "broken", train: [parallel.tp_size=3]}
 """
 
 
@@ -46,7 +44,7 @@ def test_rounds_are_tasks_of_an_array_and_cases_take_the_nodes_they_ask_for(clus
 
     logs = [log.read_text() for log in (Path(handed_in["folder"]) / "logs").iterdir()]
     assert "no round has ended yet" in early.stderr or "of 2 rounds have ended" in early.stderr
-    assert done.returncode == 1, "two cases failed, as they had to"
+    assert done.returncode == 1, "a case failed, as it had to"
     (kept,) = results.glob("nodes-*.json")
     record = json.loads(kept.read_text())
     assert record["rounds"] == 2, logs
@@ -54,16 +52,12 @@ def test_rounds_are_tasks_of_an_array_and_cases_take_the_nodes_they_ask_for(clus
     trained = {name: case for name, case in cases.items() if not case["failure"]}
     assert {name: (case["work"]["nodes"], case["work"]["ranks"]) for name, case in trained.items()} == {
         "1 node": (1, 2),
-        "2 nodes": (2, 4),
         "tp=2": (2, 4),
     }, logs
     assert all(len(case["runs"]) == 2 for case in trained.values())
     assert "dp=2 x tp=2" in cases["tp=2"]["engine"]
-    ratio = cases["tp=2"]["to_baseline"]
-    assert ratio["tokens_per_second"]["median"] > 0, "the same rows in the same order: the losses are equal"
-    assert cases["1 node"]["to_baseline"].startswith("not compared"), "half of the rows a step"
+    assert cases["tp=2"]["to_baseline"].startswith("not compared"), "twice as many rows a step"
     assert "needs 8 nodes, and the job has 2" in cases["8 nodes"]["failure"]
-    assert "tp_size" in cases["broken"]["failure"]
     again = cluster.megatune(*asked, check=False)
     assert "2 round(s) already" in again.stderr
 
