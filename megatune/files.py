@@ -8,6 +8,8 @@ from pathlib import Path
 import xxhash
 
 _BLOCK_BYTES = 1 << 20
+IN_MEMORY = ("tmpfs", "ramfs")
+"""Types of file systems that no disk is behind."""
 
 
 def write_text_atomic(path: Path, text: str) -> None:

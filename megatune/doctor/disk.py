@@ -45,7 +45,7 @@ def _probe_as_first(place: Place, folder: Path) -> Json:
         return {**facts, "writable": False, "error": _words(error)}
     place.exchange.put("disk/token", token)
     try:
-        facts |= _write_probe(folder, folder / token / "rank-0")
+        facts |= write_probe(folder, folder / token / "rank-0")
         _wait_for_other_nodes(place)
     finally:
         shutil.rmtree(folder / token, ignore_errors=True)  # another node's probe may come too late
@@ -68,7 +68,7 @@ def _probe_as_other(folder: Path, token: str | None) -> Json:
         if time.monotonic() > end:
             return {**facts, "sees_token": False, "writable": None, "error": None}
         time.sleep(0.05)
-    return {**facts, "sees_token": True, **_write_probe(folder, folder / token / secrets.token_hex(8))}
+    return {**facts, "sees_token": True, **write_probe(folder, folder / token / secrets.token_hex(8))}
 
 
 def _lists(folder: Path, name: str) -> bool:
@@ -79,7 +79,7 @@ def _lists(folder: Path, name: str) -> bool:
         return False
 
 
-def _write_probe(folder: Path, file: Path) -> dict[str, object]:
+def write_probe(folder: Path, file: Path) -> dict[str, object]:
     """Write up to 64 MiB, but at most a quarter of what is free, wait until it is on the disk, remove it."""
     free_bytes = shutil.disk_usage(folder).free
     num_bytes = min(_PROBE_BYTES, free_bytes // 4)

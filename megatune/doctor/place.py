@@ -23,6 +23,8 @@ class Setting:
     host_bytes: int | None = None
     """Least host memory of the whole job, over all nodes; None when the model's size is not known."""
     asked_nodes: int | None = None
+    offload_folder: Path | None = None
+    """Of `parallel.offload: nvme:/path`; None without."""
 
 
 @dataclass(kw_only=True)

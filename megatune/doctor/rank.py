@@ -117,6 +117,7 @@ def setting_of(request: Request, device: torch.device) -> Setting:
         checkpoint_bytes=checkpoint_bytes(run, num_params),
         host_bytes=host_bytes(run, num_params, on_gpu=device.type == "cuda"),
         asked_nodes=request.nodes,
+        offload_folder=run.parallel.disk_folder,
     )
 
 

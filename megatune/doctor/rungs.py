@@ -12,6 +12,7 @@ from megatune.doctor import (
     matmul,
     memory,
     network,
+    offload_disk,
     pairs,
     versions,
 )
@@ -52,6 +53,7 @@ def ladder(setting: Setting) -> list[Rung]:
             judge=lambda answers, who: disk.judge_disk(answers, who, setting.checkpoint_bytes),
             limit_s=30,
         ),
+        *_offload_disk(setting),
         Rung(name="shared_memory", measure=memory.measure_memory, judge=memory.judge_shared_memory),
         Rung(
             name="host_memory",
@@ -78,4 +80,20 @@ def ladder(setting: Setting) -> list[Rung]:
             needs_all=True,
         ),
         Rung(name="pairs", measure=pairs.measure_pairs, judge=pairs.judge_pairs, limit_s=25, needs_all=True),
+    ]
+
+
+def _offload_disk(setting: Setting) -> list[Rung]:
+    """For runs whose optimizer is to live on a local disk; its states are what a checkpoint holds."""
+    if setting.offload_folder is None:
+        return []
+    return [
+        Rung(
+            name="offload_disk",
+            measure=offload_disk.measure_offload_disk,
+            judge=lambda answers, who: offload_disk.judge_offload_disk(
+                answers, who, setting.checkpoint_bytes
+            ),
+            limit_s=30,
+        )
     ]

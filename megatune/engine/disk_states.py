@@ -21,10 +21,9 @@ import torch
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
 from megatune.errors import ConfigError, MegatuneError
-from megatune.files import file_system_type
+from megatune.files import IN_MEMORY, file_system_type
 from megatune.units import format_bytes
 
-_IN_MEMORY = ("tmpfs", "ramfs")
 _KINDS = ("weight", "exp_avg", "exp_avg_sq")
 _PAGE_ELEMENTS = mmap.PAGESIZE // 4
 
@@ -37,7 +36,7 @@ class DiskGroup:
 
     def __init__(self, folder: Path, num_elements: int) -> None:
         kind = file_system_type(folder)
-        if kind in _IN_MEMORY:
+        if kind in IN_MEMORY:
             raise ConfigError(
                 [
                     f"parallel.offload = nvme:{folder}: that is in memory ({kind}), not on a disk. Give a folder of a "
