@@ -16,7 +16,7 @@ from megatune.launch.ports import reserve_port
 from megatune.launch.processes import kill_group, start_process
 from megatune.launch.ranks import child_environment
 from megatune.launch.run_folder import RunFolder
-from megatune.launch.slurm.places import Here, Place
+from megatune.launch.slurm.places import Place
 from megatune.report.metrics import read_metrics
 
 PEERS = SUITES.parent / "peers"
@@ -52,14 +52,11 @@ class Measurement:
         return asdict(self)
 
 
-def measure(
-    case: Case, work: Work, inputs: Inputs, *, timeout_s: float, place: Place | None = None
-) -> Measurement:
-    """Run a training case once, at `place`, here without one. Raises LaunchError with the end of its output when it
-    fails."""
+def measure(case: Case, work: Work, inputs: Inputs, *, timeout_s: float, place: Place) -> Measurement:
+    """Run a training case once, at `place`. Raises LaunchError with the end of its output when it fails."""
     if case.peer is not None:
         return _measure_peer(case, work, inputs, timeout_s)
-    return _measure_megatune(case, work, inputs, timeout_s, place or Here())
+    return _measure_megatune(case, work, inputs, timeout_s, place)
 
 
 def run_program(case: Case, *, timeout_s: float) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def record_of(
 
 def _numbers_of_ranks(results: list[Result], machine: dict[str, Any]) -> list[int]:
     """That compute at once on a machine in the cases that train, the largest first."""
-    works = [result.work for result in results if result.work]
+    works = [result.work for result in results if result.work and result.measurements]
     numbers = {ranks_computing(work.ranks // (work.nodes or 1), machine) for work in works}
     return sorted(numbers, reverse=True)
 

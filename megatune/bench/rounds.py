@@ -12,7 +12,7 @@ from megatune.bench.inputs import Inputs, write_inputs
 from megatune.bench.measure import Measurement, measure, run_program
 from megatune.bench.suite import Case, Suite, Work
 from megatune.errors import LaunchError
-from megatune.launch.slurm.places import Place
+from megatune.launch.slurm.places import Here, Place
 
 
 @dataclass
@@ -28,6 +28,13 @@ class Result:
     """Why it was not run (again): a case that failed once is left out of later rounds."""
 
 
+def one_machine(work: Work) -> Place:
+    """Where a case trains without a job. Raises LaunchError for one that asks for several nodes."""
+    if work.nodes is not None and work.nodes > 1:
+        raise LaunchError(f"needs {work.nodes} nodes: hand the suite in with --slurm RUN.yaml")
+    return Here()
+
+
 def run_rounds(
     suite: Suite,
     cases: Sequence[Case],
@@ -36,7 +43,7 @@ def run_rounds(
     timeout_s: float,
     note: Callable[[str], None],
     budget_s: float = math.inf,
-    place: Callable[[Work], Place] | None = None,
+    place: Callable[[Work], Place] = one_machine,
     folder: Path | None = None,
 ) -> list[Result]:
     """Run every case once in each round, so that what else the machine does meets all of them.
@@ -80,13 +87,13 @@ def _run_once(
     written: dict[Work, Inputs],
     folder: Path,
     timeout_s: float,
-    place: Callable[[Work], Place] | None,
+    place: Callable[[Work], Place],
 ) -> None:
     try:
         if result.work is None:
             result.programs.append(run_program(result.case, timeout_s=timeout_s))
             return
-        chosen = place(result.work) if place else None
+        chosen = place(result.work)
         if result.work not in written:
             written[result.work] = write_inputs(result.work, folder / f"work-{len(written)}")
         result.measurements.append(

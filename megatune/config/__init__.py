@@ -7,6 +7,7 @@ from megatune.config.batch import BatchShape, resolve_batch
 from megatune.config.check import check_run
 from megatune.config.initial import initial_run_file
 from megatune.config.load import LoadedRun, load_run
+from megatune.config.parallel import ParallelSection
 from megatune.config.render import path_override, resolved_values, resolved_yaml
 from megatune.config.run import Precision, Run, run_schema
 from megatune.config.sections import (
@@ -15,7 +16,6 @@ from megatune.config.sections import (
     EvaluateSection,
     LaunchSection,
     ModelSection,
-    ParallelSection,
     Task,
     TrainSection,
 )

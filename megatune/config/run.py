@@ -6,13 +6,13 @@ from pydantic import Field, field_validator, model_validator
 
 from megatune.config.fields import RunPath, Section
 from megatune.config.health import HealthSection
+from megatune.config.parallel import ParallelSection
 from megatune.config.sections import (
     CheckpointSection,
     DataSection,
     EvaluateSection,
     LaunchSection,
     ModelSection,
-    ParallelSection,
     TrainSection,
 )
 from megatune.config.slurm import SlurmSection

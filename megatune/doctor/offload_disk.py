@@ -47,10 +47,8 @@ def _problems(facts: Json, node: str, needed: int | None) -> list[Problem]:
     if facts["kind"] in IN_MEMORY:
         text, fix = f"{folder} is in memory on {node} ({facts['kind']})", "Give a folder of a local disk."
     elif not facts["writable"]:
-        text, fix = (
-            f"{node} cannot write to {folder}: {facts['error']}",
-            "Give a folder that is on every node.",
-        )
+        text = f"{node} cannot write to {folder}: {facts['error']}"
+        fix = "Give a folder that is on every node."
     elif needed is not None and facts["free_bytes"] < needed:
         has, takes = format_bytes(facts["free_bytes"]), format_bytes(needed)
         text = f"{node} has {has} free in {folder}, and its states take {takes}"

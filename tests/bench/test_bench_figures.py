@@ -4,8 +4,10 @@ import pytest
 
 from megatune.bench.compare import Ratio, Spread, ratio_to, regressions
 from megatune.bench.measure import Measurement
-from megatune.bench.rounds import Result
+from megatune.bench.rounds import Result, one_machine
 from megatune.bench.suite import Case, Work
+from megatune.errors import LaunchError
+from megatune.launch.slurm.places import Here
 
 WORK = Work(model="m", precision="fp32")
 
@@ -54,3 +56,10 @@ def test_slower_is_what_lies_beyond_both_spreads():
 
 def test_a_spread_shows_numbers_as_people_write_them() -> None:
     assert str(Spread(median=1234.4, low=0.7434, high=12.346)) == "1234 [0.743 .. 12.3]"
+
+
+def test_a_case_of_several_nodes_is_not_timed_on_one_machine():
+    assert isinstance(one_machine(WORK), Here)
+    assert isinstance(one_machine(WORK.model_copy(update={"nodes": 1})), Here)
+    with pytest.raises(LaunchError, match=r"needs 8 nodes: hand the suite in with --slurm"):
+        one_machine(WORK.model_copy(update={"nodes": 8}))

@@ -15,7 +15,7 @@ _TEMPLATE = "job.sbatch.j2"
 def render_script(request: JobRequest) -> str:
     """The batch script of `request`. What `request` holds has been checked; here it is quoted."""
     variable, below = text.scratch_parts(request.scratch)
-    return _template().render(
+    return template(_TEMPLATE).render(
         directives=directives(request),
         runs=request.runs,
         log_folder=f"{request.runs[0]}/logs",
@@ -46,7 +46,8 @@ def render_script(request: JobRequest) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A batch script of this package. Values are quoted where the template says so."""
     environment = Environment(
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -55,9 +56,7 @@ def _template() -> Template:
         autoescape=False,
     )
     environment.filters["quote"] = shlex.quote
-    return environment.from_string(
-        files("megatune.launch.slurm").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    )
+    return environment.from_string(files("megatune.launch.slurm").joinpath(name).read_text(encoding="utf-8"))
 
 
 def outlives_nodes(request: JobRequest) -> bool:

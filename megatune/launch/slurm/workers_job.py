@@ -1,13 +1,9 @@
 """A search or a tune as a Slurm job: one worker, or an array of workers that share a journal."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment, StrictUndefined
 
 from megatune.config import LoadedRun, path_override
 from megatune.errors import ConfigError
@@ -15,7 +11,7 @@ from megatune.files import write_text_atomic
 from megatune.launch.slurm import text
 from megatune.launch.slurm.command import Call
 from megatune.launch.slurm.request import JobRequest, RunToSubmit, build_request
-from megatune.launch.slurm.script import directives, python_command, srun_arguments
+from megatune.launch.slurm.script import directives, python_command, srun_arguments, template
 from megatune.launch.slurm.site import find_site, load_site
 from megatune.launch.slurm.submit import HandedIn, hand_in
 
@@ -94,18 +90,9 @@ def build_workers_request(loaded: LoadedRun, job: WorkersJob, run_file: Path, nu
 
 def render_workers(request: JobRequest, job: WorkersJob) -> str:
     """The batch script. What `request` holds has been checked; here it is quoted."""
-    environment = Environment(
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters["quote"] = shlex.quote
-    template = files("megatune.launch.slurm").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     variable, below = text.scratch_parts(request.scratch)
     python = [request.python] if job.spans_nodes else python_command(request)
-    return environment.from_string(template).render(
+    return template(_TEMPLATE).render(
         name=job.command,
         # Nobody here looks for lost nodes, as the script of a run does: Slurm itself queues the job again.
         directives=[line for line in directives(request) if line != "--no-kill"],
