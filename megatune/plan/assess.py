@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from megatune.plan.buckets import keeps_gathered, reused_params
 from megatune.plan.flops import StepFlops, step_flops
 from megatune.plan.hardware import Accelerator
 from megatune.plan.layout import Layout
@@ -107,11 +108,18 @@ def layout_flops(question: Question, layout: Layout) -> StepFlops:
 
 def timed(question: Question, layout: Layout, rates: Rates) -> Phases:
     """The phases of one step of `layout` at `rates`."""
-    practice = replace(question.practice, recompute="full" if layout.gradient_checkpointing else "none")
+    work, buckets = question.work, question.work.buckets_of(layout)
+    whole = work.model.num_local_params(layout.tensor_parallel)
+    practice = replace(
+        question.practice,
+        recompute="full" if layout.gradient_checkpointing else "none",
+        keeps_gathered=keeps_gathered(whole, buckets, data_parallel=layout.data_parallel),
+        reused_share=min(1.0, reused_params(buckets) / whole),
+    )
     return step_phases(
-        question.work.model,
+        work.model,
         layout,
-        seq=question.work.seq,
+        seq=work.seq,
         ranks_per_node=question.place.ranks_per_node,
         device=rates.device,
         network=rates.network,

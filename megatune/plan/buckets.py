@@ -80,7 +80,7 @@ def keeps_gathered(num_local_params: int, buckets: Buckets, *, data_parallel: in
     True
     """
     if buckets.keep_gathered == "auto":
-        return data_parallel == 1 or num_local_params <= buckets.max_reuse // 2
+        return data_parallel == 1 or num_local_params <= reused_params(buckets)
     return buckets.keep_gathered
 
 
@@ -102,12 +102,17 @@ def persistent_params(model: ModelWeights, layout: Layout, buckets: Buckets) -> 
     return inside * model.shape.num_layers + outside
 
 
+def reused_params(buckets: Buckets) -> int:
+    """Elements at an end of the model that stay gathered: a weight d elements from it is needed again after 2d
+    (partitioned_param_coordinator.py, `__params_to_release`)."""
+    return buckets.max_reuse // 2
+
+
 def gathered_params(model: ModelWeights, layout: Layout, buckets: Buckets) -> int:
     """Most elements that are gathered at a time, persistent ones included.
 
-    The block at work, what is prefetched, embedding or head, and what is needed again within the reuse
-    distance: between forward and backward the last blocks stay (a weight d elements before the end is
-    needed again after 2d; partitioned_param_coordinator.py, `__params_to_release`).
+    The block at work, what is prefetched, embedding or head, and what is needed again within the reuse distance:
+    between forward and backward the last blocks stay.
     """
     tensor_parallel = layout.tensor_parallel
     whole = model.num_local_params(tensor_parallel)
@@ -115,7 +120,7 @@ def gathered_params(model: ModelWeights, layout: Layout, buckets: Buckets) -> in
         return 0
     block = sum(weight.num_params for weight in model.local_block(tensor_parallel))
     widest = max(weight.num_params for weight in model.local_outside(tensor_parallel))
-    kept = max(buckets.max_reuse // 2, block)
+    kept = max(reused_params(buckets), block)
     prefetched = min(buckets.prefetch, max(0, buckets.max_live - block))
     return min(whole, kept + block + prefetched + widest + persistent_params(model, layout, buckets))
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from megatune.config import Run
 from megatune.plan.activations import NO_SDPA
+from megatune.plan.states import ELEMENT_BYTES, GRADIENT_BYTES
 from megatune.plan.weights import ModelWeights
 
 
@@ -33,6 +34,17 @@ class Practice:
     """Of one weight on the wire."""
     reduce_bytes: float = 2
     """Of one gradient on the wire."""
+    sum_bytes: float = 2
+    """The same under stage 0, where nothing is divided."""
+    scatters_gradients: bool = True
+    """Stages 1 and 2 send each rank its part of the gradients. DeepSpeed sums all of them on every rank
+    (bf16_optimizer.py; stage_1_and_2.py, `allreduce_and_scatter`), which is twice as much."""
+    keeps_gathered: bool = False
+    """ZeRO-3 gathers weights once a step (plan/buckets.py, `keeps_gathered`)."""
+    reused_share: float = 0.0
+    """Of the weights that ZeRO-3 releases: what stays from forward to backward (plan/buckets.py, `reused_params`)."""
+    activation_bytes: float = 2
+    """Of one element that tensor parallelism sums, or that a pipeline sends on."""
     near_ranks: int = 0
     """hpZ: so many neighbours keep a second copy of the weights, which backward gathers among them."""
     pipeline_stages: int = 1
@@ -45,7 +57,7 @@ def practice_of(
 ) -> Practice:
     """What megatune does with `run`: transformers' own modules, kernel by kernel, under DeepSpeed."""
     zero = (policy or {}).get("zero_optimization", {})
-    element, near = (4 if run.precision == "fp32" else 2), zero.get("zero_hpz_partition_size", 1)
+    element, near = ELEMENT_BYTES[run.precision], zero.get("zero_hpz_partition_size", 1)
     asked = run.model.attn_implementation
     eager = asked == "eager" or model.shape.model_type in NO_SDPA
     return Practice(
@@ -55,5 +67,8 @@ def practice_of(
         gathers="block" if run.parallel.leaf_modules else "module",
         gather_bytes=1 if zero.get("zero_quantized_weights") is True else element,
         reduce_bytes=0.5 if zero.get("zero_quantized_gradients") is True else element,
+        sum_bytes=GRADIENT_BYTES,
+        scatters_gradients=False,
+        activation_bytes=element,
         near_ranks=near if isinstance(near, int) and near > 1 else 0,
     )

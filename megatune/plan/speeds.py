@@ -20,7 +20,7 @@ class Speeds:
     memory_share: float
     """Of the device memory's bandwidth, by kernels that only move data."""
     link_share: float
-    """Of the links' bandwidth, in a node and between nodes, by collectives."""
+    """Of the links' bandwidth: in a node and between nodes by collectives, and to host memory."""
     link_latency_s: float
     """Of one hop inside a node."""
     network_latency_s: float

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from megatune.plan.layout import Layout
 from megatune.plan.network import Group, Network, all_reduce_seconds, gather_seconds
 from megatune.plan.practice import Practice
+from megatune.plan.traffic import DataTraffic, data_traffic, host_bytes_a_weight
 from megatune.plan.weights import ModelWeights
 from megatune.plan.work import Device, Passes, block_passes, head_passes, optimizer_s
 
@@ -56,10 +57,14 @@ def step_phases(
         tensor = max(tensor / tp, tensor - compute.forward_s - compute.backward_s)
     busy = compute.forward_s + compute.backward_s + again + tensor
     count = layout.accumulation
-    zero = count * _exposed(_zero_s(model, layout, ranks_per_node, device, network, practice), busy, device)
-    reduce = _gradient_s(model, layout, ranks_per_node, network, practice)
+    traffic = data_traffic(layout, practice)
+    zero = 0.0
+    if layout.zero_stage == 3:
+        sent_s = _zero_s(traffic, model, layout, ranks_per_node, device, network, practice)
+        zero = count * _exposed(sent_s, busy, device)
+    reduce = _exchange_s(traffic, model, layout, ranks_per_node, network, practice)
     pipeline = _pipeline_s(model, layout, seq, network, practice, busy)
-    optimizer, offload = _update_s(model, layout, device, practice, count)
+    optimizer, offload = _update_s(model, layout, device, practice)
     if layout.offload_kind == "nvme" and disk_bytes_per_s is not None:
         on_disk = _disk_s(model, layout, min(ranks_per_node, layout.num_devices), disk_bytes_per_s)
         offload += max(0.0, on_disk - optimizer)
@@ -88,7 +93,7 @@ def _tensor_parallel_s(
     (arXiv:2104.04473, section 3.2), and the embedding's."""
     group = Group(layout.tensor_parallel, min(layout.tensor_parallel, ranks_per_node))
     each = 6 if practice.recompute == "full" else 4
-    num_bytes = 2.0 * layout.micro_batch * seq * model.shape.hidden_size
+    num_bytes = practice.activation_bytes * layout.micro_batch * seq * model.shape.hidden_size
     return (each * model.shape.num_layers + 2) * all_reduce_seconds(num_bytes, group, network)
 
 
@@ -98,6 +103,7 @@ def _data_group(layout: Layout, ranks_per_node: int, stages: int = 1) -> Group:
 
 
 def _zero_s(
+    traffic: DataTraffic,
     model: ModelWeights,
     layout: Layout,
     ranks_per_node: int,
@@ -105,22 +111,19 @@ def _zero_s(
     network: Network,
     practice: Practice,
 ) -> float:
-    """ZeRO-3 in one micro-batch: weights gathered in forward and backward, gradients scattered (3 x params)."""
-    if layout.zero_stage < 3 or layout.data_parallel == 1:
-        return 0.0
+    """What ZeRO-3 sends in one micro-batch, a block or a module at a time."""
     group = _data_group(layout, ranks_per_node)
     local = model.local_block(layout.tensor_parallel)
     modules = len({weight.module for weight in local})
     calls = model.shape.num_layers * (modules if practice.gathers == "module" else 1) + 2
     params = model.num_local_params(layout.tensor_parallel)
-    seconds = 0.0
     near = min(practice.near_ranks, ranks_per_node) or group.size
-    second = group if near >= group.size else Group(near, min(near, group.per_node))
-    passes = ((practice.gather_bytes, group), (practice.gather_bytes, second), (practice.reduce_bytes, group))
-    for element_bytes, among in passes:
-        num_bytes = params * element_bytes / calls
+    neighbours = group if near >= group.size else Group(near, min(near, group.per_node))
+    seconds = 0.0
+    for one in traffic.a_micro_batch:
+        num_bytes, among = params * one.element_bytes / calls, neighbours if one.is_near else group
         once = gather_seconds(num_bytes, among, network, shares_ports=practice.shares_ports)
-        seconds += calls * (once + device.speeds.gather_overhead_s)
+        seconds += one.share * calls * (once + device.speeds.gather_overhead_s)
     return seconds
 
 
@@ -130,17 +133,21 @@ def _exposed(communication_s: float, compute_s: float, device: Device) -> float:
     return communication_s - hidden
 
 
-def _gradient_s(
-    model: ModelWeights, layout: Layout, ranks_per_node: int, network: Network, practice: Practice
+def _exchange_s(
+    traffic: DataTraffic,
+    model: ModelWeights,
+    layout: Layout,
+    ranks_per_node: int,
+    network: Network,
+    practice: Practice,
 ) -> float:
-    """Plain data parallelism and stage 1: one all-reduce (or scatter and gather) a step. Stage 2 scatters the
-    gradients of every micro-batch, and gathers the weights once."""
-    if layout.zero_stage == 3:
-        return 0.0
-    group = _data_group(layout, ranks_per_node)
+    """What data parallelism sends at once, and nothing hides: at the end of a step, and under stage 2 of a
+    micro-batch."""
+    group, passes = _data_group(layout, ranks_per_node), traffic.a_step
+    if layout.zero_stage < 3:
+        passes += traffic.a_micro_batch * layout.accumulation
     params = model.num_local_params(layout.tensor_parallel) / practice.pipeline_stages
-    once = gather_seconds(params * practice.reduce_bytes, group, network)
-    return once * ((layout.accumulation if layout.zero_stage == 2 else 1) + 1)
+    return sum(gather_seconds(params * one.bytes_a_weight, group, network) for one in passes)
 
 
 def _pipeline_s(
@@ -150,25 +157,22 @@ def _pipeline_s(
     stages, chunks = practice.pipeline_stages, practice.virtual_stages
     if stages == 1:
         return 0.0
-    num_bytes = 2.0 * layout.micro_batch * seq * model.shape.hidden_size / layout.tensor_parallel
+    num_bytes = practice.activation_bytes * layout.micro_batch * seq * model.shape.hidden_size
+    num_bytes /= layout.tensor_parallel
     sent = 2 * chunks * (network.network_latency_s + num_bytes / network.network_bytes_per_s)
     gathered = 2 * chunks * num_bytes * (layout.tensor_parallel - 1) / network.link_bytes_per_s
     bubble = (stages - 1) / chunks * busy_s
     return bubble + layout.accumulation * (sent + gathered)
 
 
-def _update_s(
-    model: ModelWeights, layout: Layout, device: Device, practice: Practice, accumulation: int
-) -> tuple[float, float]:
+def _update_s(model: ModelWeights, layout: Layout, device: Device, practice: Practice) -> tuple[float, float]:
     """Seconds of the optimizer, and of moving what lives in host memory, of one rank."""
     shards = layout.data_parallel if layout.zero_stage >= 1 else 1
     params = model.num_local_params(layout.tensor_parallel) / practice.pipeline_stages / shards
     if layout.offload == "none":
         return optimizer_s(params, device), 0.0
-    over_bus = 4 * params + 2 * params  # fp32 gradients down, low-precision weights up
-    if layout.offload == "all":
-        over_bus += accumulation * 2 * 2 * params  # weights up, for forward and for backward
-    return 28 * params / _CPU_ADAM_BYTES_PER_S, over_bus / device.facts.host_bytes_per_s
+    over_bus = params * host_bytes_a_weight(layout, practice.activation_bytes)
+    return 28 * params / _CPU_ADAM_BYTES_PER_S, over_bus / device.host_bytes_per_s
 
 
 def _disk_s(model: ModelWeights, layout: Layout, ranks_per_node: int, disk_bytes_per_s: float) -> float:

@@ -38,6 +38,11 @@ class Device:
     peak_flops: float
     """Dense peak in the training precision."""
 
+    @property
+    def host_bytes_per_s(self) -> float:
+        """Of what moves between the device and host memory, one direction at a time."""
+        return self.facts.host_bytes_per_s * self.speeds.link_share
+
     def product_s(self, m: int, n: int, k: int) -> float:
         """Seconds of an m x k by k x n product."""
         share = self.speeds.matmul_share / (1 + self.speeds.matmul_half * (1 / m + 1 / n + 1 / k))
