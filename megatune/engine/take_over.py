@@ -72,6 +72,10 @@ def _step_gradients_where_they_are(zero: Any) -> None:
         assert flat.dtype == master.dtype and flat.device == master.device
         master.grad = flat.narrow(0, start, master.numel())
         start += master.numel()
+    # What they were copied to is locked in memory, and torch keeps it for the next such buffer: there is none.
+    release = getattr(torch.accelerator, "empty_host_cache", None)  # not in every torch that is allowed
+    if release is not None and get_accelerator().device_name() != "cpu":
+        release()
 
 
 def _take_norms_together(zero: Any, most_groups: int) -> None:

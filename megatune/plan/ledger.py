@@ -25,7 +25,7 @@ from megatune.plan.buckets import (
     step_gradient_bytes,
 )
 from megatune.plan.layout import Layout
-from megatune.plan.snapshot import MOST_OF_AVAILABLE, Asked, snapshot_bytes
+from megatune.plan.snapshot import MOST_OF_AVAILABLE, Asked, pinned_bytes, snapshot_bytes
 from megatune.plan.states import ELEMENT_BYTES, GRADIENT_BYTES, States, rank_states
 from megatune.plan.weights import ModelWeights
 
@@ -92,7 +92,7 @@ class Ledger:
     disk_bytes: int
     """Of the local disk of one node: what offload puts there."""
     host_passing: dict[str, int]
-    """Of the host memory of one node, what passes: at `load` and at `save`."""
+    """Of the host memory of one node, what passes: at `load`, at the optimizer's `start` and at `save`."""
     moment: str
     device_limit: int | None
     host_limit: int | None
@@ -111,14 +111,15 @@ class Ledger:
 
     @property
     def host_peaks(self) -> dict[str, int]:
-        """Bytes of one node's host memory while it loads, trains and saves; {} without GPUs."""
+        """Bytes of one node's host memory while it loads, starts, trains and saves; {} without GPUs."""
         if not self.host:
             return {}
         kept = self.host_total - self.host["load_or_save"]
-        later = ("offloaded_gradients", "offloaded_optimizer", "snapshot")
+        later = ("offloaded_gradients", "offloaded_optimizer", "pinned_rounding", "snapshot")
         loading = kept - sum(self.host.get(name, 0) for name in later)
         return {
             "load": loading + self.host_passing["load"],
+            "start": kept - self.host.get("snapshot", 0) + self.host_passing["start"],
             "train": kept,
             "save": kept + self.host_passing["save"],
         }
@@ -159,7 +160,7 @@ def make_ledger(work: Workload, layout: Layout, place: Place) -> Ledger:
     is_forward = _sum_without(in_forward, stays) >= _sum_without(in_step, stays)
     at_peak = in_forward if is_forward else in_step | {name: in_forward[name] for name in stays}
     moment = "forward and backward" if is_forward else "optimizer step"
-    passing = _host_passing(work, layout, place)
+    passing = _host_passing(work, layout, place, states)
     margin = {"fragmentation": int(_FRAGMENTATION * sum(at_peak.values()))}
     device = fixed | at_peak | margin | _framework_bytes(layout, place)
     mapped = _mapped_bytes(work, layout)
@@ -315,16 +316,18 @@ def _host_bytes(
         "offloaded_weights": ranks * layout_states.host_weights,
         "offloaded_gradients": ranks * layout_states.host_gradients,
         "offloaded_optimizer": ranks * layout_states.host_optimizer,
+        "pinned_rounding": ranks * sum(pinned_bytes(size) - size for size in layout_states.host_pinned),
         "mapped_states": ranks * mapped,
         "load_or_save": max(passing.values()),
     }
 
 
-def _host_passing(work: Workload, layout: Layout, place: Place) -> dict[str, int]:
-    """What the ranks of a node hold in host memory while they load, and while they save.
+def _host_passing(work: Workload, layout: Layout, place: Place, states: States) -> dict[str, int]:
+    """What the ranks of a node hold in host memory while they load, make the optimizer, and save.
 
     Loading copies a rank's share block by block out of files whose mapped pages all ranks share
-    (model/build.py); saving brings one piece after another to the host.
+    (model/build.py); saving brings one piece after another to the host. ZeRO-3's optimizer on the host is made with
+    a second copy of the gradients (engine/take_over.py, `_step_gradients_where_they_are`).
     """
     ranks, model = place.ranks_per_node, work.model
     element, tp = ELEMENT_BYTES[work.precision], layout.tensor_parallel
@@ -333,4 +336,5 @@ def _host_passing(work: Workload, layout: Layout, place: Place) -> dict[str, int
     at_load = 4 * model.num_params if work.draws_weights else element * (outside + block)
     largest = max(weight.num_params for weight in (*model.local_outside(tp), *model.local_block(tp)))
     at_save = GRADIENT_BYTES * -(-largest // layout.data_parallel)
-    return {"load": ranks * at_load, "save": ranks * at_save}
+    at_start = pinned_bytes(states.host_gradients) if layout.zero_stage == 3 and states.host_gradients else 0
+    return {"load": ranks * at_load, "start": ranks * at_start, "save": ranks * at_save}

@@ -4,7 +4,7 @@
 micro-batches and ranks add gradients in fp32.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatune.plan.layout import Layout
 from megatune.plan.weights import ModelWeights
@@ -48,6 +48,8 @@ class States:
     host_gradients: int = 0
     host_optimizer: int = 0
     disk_optimizer: int = 0
+    host_pinned: tuple[int, ...] = ()
+    """Sizes of the host buffers among these that DeepSpeed locks in memory (`pin_memory`), where there is a GPU."""
 
 
 def rank_states(
@@ -80,6 +82,7 @@ def rank_states(
         gradients=gradients,
         host_gradients=GRADIENT_BYTES * share,
         host_optimizer=masters + element * share,
+        host_pinned=(GRADIENT_BYTES * share, GRADIENT_BYTES * share, element * share),
     )
 
 
@@ -101,9 +104,9 @@ def _stage_three(share: int, offload: str, precision: str, bytes_a_master: int) 
     )
     if offload == "none":
         return States(weights=weights, gradients=gradients, optimizer=masters)
+    on_host = States(host_gradients=gradients, host_pinned=(gradients,))
     if offload == "nvme":
-        return States(weights=weights, host_gradients=gradients, disk_optimizer=masters)
-    host = {"host_gradients": gradients, "host_optimizer": masters}
+        return replace(on_host, weights=weights, disk_optimizer=masters)
     if offload == "optimizer":
-        return States(weights=weights, **host)
-    return States(host_weights=weights, **host)
+        return replace(on_host, weights=weights, host_optimizer=masters)
+    return replace(on_host, host_weights=weights, host_optimizer=masters, host_pinned=(gradients, weights))

@@ -72,6 +72,13 @@ def test_offload_moves_states_to_the_host_of_the_node() -> None:
     assert optimizer.host["offloaded_optimizer"] == 8 * none.device["optimizer"]
     assert optimizer.host["offloaded_gradients"] == 8 * none.device["gradients"]
     assert everything.host["offloaded_weights"] == 8 * none.device["weights"]
+    gradients = optimizer.host["offloaded_gradients"] // 8
+    rounding = 8 * (pinned_bytes(gradients) - gradients)
+    assert optimizer.host["pinned_rounding"] == rounding > 0, "DeepSpeed locks the gradients in memory"
+    weights = everything.host["offloaded_weights"] // 8
+    assert everything.host["pinned_rounding"] == rounding + 8 * (pinned_bytes(weights) - weights)
+    assert optimizer.host_peaks["start"] == optimizer.host_peaks["train"] + 8 * pinned_bytes(gradients)
+    assert none.host["pinned_rounding"] == 0 and none.host_peaks["start"] == none.host_peaks["train"]
     disk = ledger(offload="nvme:/local")
     assert disk.disk_bytes == optimizer.host["offloaded_optimizer"]
     assert disk.host["offloaded_optimizer"] == 0
