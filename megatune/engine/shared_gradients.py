@@ -14,6 +14,9 @@ from torch import nn
 
 from megatune.engine.shared_memory import SharedMemory, profiled, share
 
+_ADDED_AT_A_TIME = 2**18
+"""Elements: 1 MiB of sums, which stay in a core's cache until they are done."""
+
 
 def keep_own_gradients(zero: Any) -> None:
     """For the only rank of a data-parallel group: its gradients are the mean, and all of them its own."""
@@ -76,10 +79,15 @@ class SharedGradients:
         self._write(parameters, lengths)
         self._shared.meet()
         mine = self._memory[:, self._rank, :total]
-        added = mine[0].to(self._dtype, copy=True)
-        for other in mine[1:]:
-            added += other
-        added.mul_(1 / self._size)
+        added = torch.empty(total, dtype=self._dtype)
+        # A part at a time: to add what is of another dtype, a CPU makes a copy of it first.
+        for sums, terms in zip(
+            added.split(_ADDED_AT_A_TIME), mine.split(_ADDED_AT_A_TIME, dim=1), strict=True
+        ):
+            sums.copy_(terms[0])
+            for other in terms[1:]:
+                sums += other
+            sums.mul_(1 / self._size)
         self._shared.meet()  # before anybody writes the next gradients over these
         pieces = added.split(lengths)
         return [

@@ -45,8 +45,7 @@ def take_over(
         return TakenOver()
     if world.tensor_parallel > 1:
         _take_norms_together(zero, max(world.tensor_group.gather_objects(len(zero.fp16_groups))))
-    if run.parallel.offload != "none":
-        _step_gradients_where_they_are(zero)
+    _step_gradients_where_they_are(zero)
     sizes = [int(parameter.ds_numel) for parameter in parameters]
     buckets = replace(buckets_of(ds_config), keep_gathered=run.parallel.keep_gathered)
     is_quantized = any(hasattr(parameter.ds_tensor, "ds_quant_scale") for parameter in parameters)
@@ -63,16 +62,30 @@ def take_over(
 
 
 def _step_gradients_where_they_are(zero: Any) -> None:
-    """Have the optimizer on the host read gradients where they are added up: DeepSpeed copies them all for it.
+    """Have the optimizer read gradients where they are added up: DeepSpeed copies them all for it.
 
     Sub-groups lie there one after another (stage3.py, `grad_partitions_flat_buffer` and `set_grad_positions`).
     """
-    flat, start = zero.grad_partitions_flat_buffer, 0
+    flat, start, parts = zero.grad_partitions_flat_buffer, 0, []
     for master in zero.fp32_partitioned_groups_flat:
         assert flat.dtype == master.dtype and flat.device == master.device
-        master.grad = flat.narrow(0, start, master.numel())
+        parts.append(flat.narrow(0, start, master.numel()))
         start += master.numel()
-    # What they were copied to is locked in memory, and torch keeps it for the next such buffer: there is none.
+    if zero.offload_optimizer:
+        for master, part in zip(zero.fp32_partitioned_groups_flat, parts, strict=True):
+            master.grad = part
+        _release_host_cache()
+        return
+
+    def prepare(sub_group: int) -> None:
+        zero.fp32_partitioned_groups_flat[sub_group].grad = parts[sub_group]
+        zero.averaged_gradients[sub_group] = None
+
+    zero._prepare_fp32_grad_for_sub_group = prepare
+
+
+def _release_host_cache() -> None:
+    """What gradients were copied to is locked in memory, and torch keeps it for the next such buffer: there is none."""
     release = getattr(torch.accelerator, "empty_host_cache", None)  # not in every torch that is allowed
     if release is not None and get_accelerator().device_name() != "cpu":
         release()

@@ -112,7 +112,7 @@ class ZeroEngine:
         self.world, self._run = world, run
         refuse_precision(run, world)
         refuse_quantized(ds_config, world)
-        if world.device.type == "cpu" and run.parallel.zero_stage < 3:
+        if world.device.type == "cpu" and (run.parallel.zero_stage < 3 or run.parallel.offload != "none"):
             give_back_large_memory()
         self._widened = widens_bf16(run.precision, world)
         self.built = _build(run, source, world, ds_config, widen_bf16=self._widened)

@@ -19,6 +19,9 @@ from megatune.model.collectives import TensorGroup
 from megatune.model.loss import IGNORED
 from megatune.plan.activations import loss_chunk_rows
 
+_ADDED_ROWS = 2**13
+"""Of a weight's gradient: a few launches on a GPU, which needs no copy."""
+
 
 @dataclass(frozen=True)
 class Post:
@@ -185,7 +188,10 @@ def _add_gradients(
     if weight_grad is not None and weight.dtype == torch.float32:
         weight_grad.addmm_(logits_grad.t(), hidden)
     elif weight_grad is not None:
-        weight_grad += logits_grad.t() @ hidden
+        product = logits_grad.t() @ hidden
+        # Some rows at a time: to add bf16 to fp32, a CPU makes a copy in fp32 first.
+        for sums, part in zip(weight_grad.split(_ADDED_ROWS), product.split(_ADDED_ROWS), strict=True):
+            sums += part
     if bias_grad is not None:
         bias_grad += logits_grad.sum(dim=0, dtype=torch.float32)
 
