@@ -27,6 +27,8 @@ class Buckets:
     """Under stages 1 and 2, where it doubles the bucket; stage 3 has one whatever this says."""
 
 
+_LEAST_MESSAGE = 2**24
+"""Elements of a message below which links would wait for more than they carry: 32 MiB in bf16."""
 _ALL_REDUCE = 500_000_000
 """Elements that bf16 stage 1 reduces at a time (engine.py, `MEMORY_OPT_ALLREDUCE_SIZE`)."""
 DISK_GROUP_ELEMENTS = 100_000_000
@@ -46,24 +48,36 @@ _KEYS = {
 def sizes_of(model: ModelWeights) -> dict[str, int]:
     """What "auto" means for each size of a policy, in elements: formulas of the model.
 
-    Two blocks' gradients make one message; the next block is gathered while one computes; norms and biases
-    stay whole on every rank. DeepSpeed's defaults are the limits.
+    Two blocks' gradients make one message, more where blocks are small; the next block is gathered while one
+    computes; norms and biases stay whole on every rank. DeepSpeed's defaults are the limits.
     """
     block = sum(weight.num_params for weight in model.block)
     vectors = [weight.num_params for weight in model.block if not weight.is_matrix]
     return {
-        _KEYS["reduce"]: min(2 * block, Buckets.reduce),
+        _KEYS["reduce"]: min(max(2 * block, _LEAST_MESSAGE), Buckets.reduce),
         _KEYS["prefetch"]: min(block, Buckets.max_live),
         _KEYS["persistence"]: max(vectors, default=0),
     }
 
 
+def set_sizes(zero: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Those of `sizes` that a policy's `zero_optimization` leaves to them: "auto", and the bucket of gradients where
+    it says nothing. DeepSpeed's own would hold the gradients of most models whole, and a copy of them.
+
+    >>> set_sizes({"stage3_prefetch_bucket_size": "auto"},
+    ...           {"reduce_bucket_size": 7, "stage3_prefetch_bucket_size": 3, "stage3_param_persistence_threshold": 1})
+    {'reduce_bucket_size': 7, 'stage3_prefetch_bucket_size': 3}
+    """
+    unsaid = {_KEYS["reduce"]: "auto"}
+    return {key: size for key, size in sizes.items() if zero.get(key, unsaid.get(key)) == "auto"}
+
+
 def buckets_of(ds_config: Mapping[str, Any], model: ModelWeights | None = None) -> Buckets:
-    """The sizes that a DeepSpeed configuration or policy sets; missing ones are DeepSpeed's, as "auto" without
-    a `model`."""
+    """The sizes that a run with this DeepSpeed configuration or policy has; missing ones are DeepSpeed's, as "auto"
+    without a `model`."""
     zero = dict(ds_config.get("zero_optimization", {}))
     if model is not None:
-        zero |= {key: size for key, size in sizes_of(model).items() if zero.get(key) == "auto"}
+        zero |= set_sizes(zero, sizes_of(model))
     given: dict[str, Any] = {
         name: int(zero[key]) for name, key in _KEYS.items() if zero.get(key, "auto") != "auto"
     }
@@ -126,13 +140,20 @@ def gathered_params(model: ModelWeights, layout: Layout, buckets: Buckets) -> in
 
 
 def bucket_bytes(
-    model: ModelWeights, layout: Layout, buckets: Buckets, *, element_bytes: int, on_cpu: bool
+    model: ModelWeights,
+    layout: Layout,
+    buckets: Buckets,
+    *,
+    element_bytes: int,
+    on_cpu: bool,
+    in_shared_memory: bool = False,
 ) -> int:
     """Bytes of gradients on their way during backward, beside those that states.py counts.
 
     Under stages 2 and 3: one block's (or the head's) gradients, the bucket, and its copy that is being reduced.
     The bucket is allocated whole whatever the model's size (stage3.py, `bucket.buffer`); in host memory only what
-    is written to takes room. Under stages 0 and 1 backward makes the gradients of all weights; they are counted
+    is written to takes room. Ranks that share memory have no bucket: its gradients wait where they were made, and
+    are added up in fp32. Under stages 0 and 1 backward makes the gradients of all weights; they are counted
     here where their fp32 sums are what states.py has.
     """
     tp = layout.tensor_parallel
@@ -148,9 +169,37 @@ def bucket_bytes(
     widest = max(weight.num_params for weight in model.local_outside(tp))
     if on_cpu and layout.zero_stage == 3 and layout.data_parallel == 1:
         return element_bytes * max(block, widest)  # they go straight to their sums (engine/take_over.py)
+    if in_shared_memory:
+        waiting = waiting_params(model, layout, buckets)
+        return element_bytes * waiting + GRADIENT_BYTES * -(-waiting // layout.data_parallel)
     # gloo reduces a clone of what it is to scatter (ProcessGroupGloo.cpp, `_reduce_scatter_base`).
     sent = min(buckets.reduce, whole) * (2 if on_cpu and layout.zero_stage == 3 else 1)
     return element_bytes * (max(block, widest) + copies * bucket + sent)
+
+
+def waiting_params(model: ModelWeights, layout: Layout, buckets: Buckets) -> int:
+    """Most elements whose gradients wait under stage 3 for a full bucket (stage3.py, `reduce_ready_partitions`)."""
+    tp = layout.tensor_parallel
+    block = sum(weight.num_params for weight in model.local_block(tp))
+    widest = max(weight.num_params for weight in model.local_outside(tp))
+    return min(model.num_local_params(tp), max(buckets.reduce, block, widest))
+
+
+def shared_memory_bytes(
+    model: ModelWeights, layout: Layout, buckets: Buckets, *, element_bytes: int
+) -> dict[str, int]:
+    """A rank's part of what the data-parallel ranks of one host share under stage 3, on CPUs.
+
+    One copy of the weights where they are kept (engine/live_weights.py), and each rank's gradients on their way to
+    the others (engine/shared_gradients.py).
+    """
+    whole = model.num_local_params(layout.tensor_parallel)
+    kept = keeps_gathered(whole, buckets, data_parallel=layout.data_parallel)
+    sent = waiting_params(model, layout, buckets)
+    return {
+        "weights": element_bytes * -(-whole // layout.data_parallel) if kept else 0,
+        "gradients": element_bytes * sent,
+    }
 
 
 def disk_group_elements(buckets: Buckets) -> int:
@@ -159,18 +208,18 @@ def disk_group_elements(buckets: Buckets) -> int:
 
 
 def step_gradient_bytes(
-    model: ModelWeights, layout: Layout, buckets: Buckets, *, element_bytes: int, in_one_group: bool
+    model: ModelWeights, layout: Layout, *, element_bytes: int, in_one_group: bool
 ) -> int:
     """Bytes of gradients' copies that the optimizer step makes on the device.
 
-    Stage 3: the flat copy of one sub-group (stage3.py, `_prepare_fp32_grad_for_sub_group`). Stage 2 and fp32 stage
-    1: the flat copy of what the rank steps, unless it is summed up flat already. Stage 0: what goes over the network
-    at a time. bf16 stage 1: that in fp32 and rounded (engine.py, `allreduce_bucket`).
+    Stage 3: none, gradients are stepped where they are added up (engine/take_over.py). Stage 2 and fp32 stage 1: the
+    flat copy of what the rank steps, unless it is summed up flat already. Stage 0: what goes over the network at a
+    time. bf16 stage 1: that in fp32 and rounded (engine.py, `allreduce_bucket`).
     """
     tp, dp = layout.tensor_parallel, layout.data_parallel
     whole = model.num_local_params(tp)
     if layout.zero_stage == 3:
-        return GRADIENT_BYTES * min(model.num_share(tp, dp), buckets.sub_group)
+        return 0
     if layout.zero_stage == 0:
         return GRADIENT_BYTES * min(whole, _PLAIN_BUCKET) if dp > 1 else 0
     if element_bytes < GRADIENT_BYTES:

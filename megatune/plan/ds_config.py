@@ -11,7 +11,7 @@ from typing import Any
 
 from megatune.config import BatchShape, Run
 from megatune.errors import ConfigError
-from megatune.plan.buckets import DISK_GROUP_ELEMENTS
+from megatune.plan.buckets import DISK_GROUP_ELEMENTS, set_sizes
 
 Json = dict[str, Any]
 
@@ -24,7 +24,7 @@ def make_ds_config(
 ) -> Json:
     """The configuration handed to deepspeed.initialize.
 
-    sizes: what "auto" means for the bucket sizes of the policy (`sizes_of` the model); DeepSpeed's defaults without.
+    sizes: what bucket sizes are where the policy leaves them open (`sizes_of` the model); DeepSpeed's defaults without.
     Raises ConfigError where the policy contradicts the run, and for what this version cannot prove.
     """
     policy = policy or {}
@@ -42,8 +42,7 @@ def make_ds_config(
     merged = _merge(own, policy, "", problems)
     asked = policy.get("zero_optimization", {})
     if isinstance(asked, Mapping):
-        wanted = {key: size for key, size in (sizes or {}).items() if asked.get(key) == "auto"}
-        merged["zero_optimization"] = {**merged["zero_optimization"], **wanted}
+        merged["zero_optimization"] |= set_sizes(asked, sizes or {})
     if run.parallel.disk_folder is not None:
         merged["zero_optimization"].setdefault("sub_group_size", DISK_GROUP_ELEMENTS)
     if problems:

@@ -23,6 +23,7 @@ _ADDED = (
 )
 """What steps hold beside the states: allocators do not say which is which."""
 _OUTSIDE = ("nccl", "framework")
+_SHARED = "shared_memory"
 _WARM_UP = 2
 """Steps of a start that are not taken for its speed."""
 
@@ -121,9 +122,13 @@ def _memory_rows(
                 measured=memory.get("fragmentation"),
             )
         )
+    if planned.get(_SHARED):
+        rows.append(Compared(name="shared memory", estimated=planned[_SHARED], measured=memory.get(_SHARED)))
     outside = sum(planned.get(name, 0) for name in _OUTSIDE)
     rows.append(Compared(name="framework", estimated=outside, measured=framework))
-    total = None if peak is None else peak + (memory.get("fragmentation") or 0)
+    total = None if peak is None else peak + (memory.get("fragmentation") or 0) + (memory.get(_SHARED) or 0)
+    if planned.get(_SHARED) and memory.get(_SHARED) is None:
+        total = None
     rows.append(Compared(name="total", estimated=sum(planned.values()), measured=total))
     return tuple(rows)
 

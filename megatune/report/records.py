@@ -87,6 +87,8 @@ class MemoryRecord:
     """What the forward of a micro-batch added to what was held before it."""
     peak: int | None
     """The most that was held at a time, framework included."""
+    shared_memory: int | None
+    """Beside that: this rank's part of what the ranks of its host share, after the step. None on a GPU."""
     fragmentation: int | None
     """On a GPU: reserved by the allocator at the peak and not allocated."""
 

@@ -1,7 +1,7 @@
 """How much memory training takes, moment by moment, to compare with the plan.
 
-On a GPU the allocator's own statistics; on a CPU the anonymous memory of the process (/proc/self/status): mapped
-weight files and libraries are shared pages and no part of it.
+On a GPU the allocator's own statistics; on a CPU the anonymous memory of the process (/proc/self/status) and its part
+of what ranks share: mapped weight files and libraries are no part of it.
 """
 
 import math
@@ -17,6 +17,7 @@ from megatune.engine.accounting import HeldBytes
 from megatune.report.records import MemoryRecord
 
 _STATUS = Path("/proc/self/status")
+_ROLLUP = Path("/proc/self/smaps_rollup")
 _RESET = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): the high-water mark becomes what is resident now
 
@@ -40,6 +41,8 @@ class Gauge(Protocol):
 
     def reset_peak(self) -> None: ...
 
+    def shared(self) -> int | None: ...
+
 
 class HostGauge:
     """The process's anonymous memory.
@@ -49,8 +52,8 @@ class HostGauge:
     were there at the fullest moment that was read, not those that are left.
     """
 
-    def __init__(self, status: Path = _STATUS, reset: Path = _RESET) -> None:
-        self._status, self._reset = status, reset
+    def __init__(self, status: Path = _STATUS, reset: Path = _RESET, rollup: Path = _ROLLUP) -> None:
+        self._status, self._reset, self._rollup = status, reset, rollup
         self._is_told_nothing = False
         self._fullest = (0, 0)
         """Bytes resident, and of files among them, at the fullest moment read since the last reset."""
@@ -75,6 +78,16 @@ class HostGauge:
         except OSError:
             self._is_told_nothing = True  # a peak since the start would be another thing
 
+    def shared(self) -> int | None:
+        """Of each page of shared memory the part of one of those that have it (proc(5), Pss_Shmem). Takes some
+        milliseconds."""
+        try:
+            lines = self._rollup.read_text().splitlines()
+        except OSError:
+            return None
+        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Shmem:")]
+        return found[0] if found else None
+
 
 class DeviceGauge:
     """What torch's allocator has given out on a GPU."""
@@ -89,6 +102,9 @@ class DeviceGauge:
             peak=torch.cuda.max_memory_allocated(self._device),
             unused=torch.cuda.memory_reserved(self._device) - allocated,
         )
+
+    def shared(self) -> int | None:
+        return None
 
     def reset_peak(self) -> None:
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -187,6 +203,7 @@ class MemoryMeter:
             framework=framework,
             after_forward=self._after_forward,
             peak=peak,
+            shared_memory=self._gauge.shared(),
             fragmentation=self._unused,
         )
 

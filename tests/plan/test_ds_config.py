@@ -35,19 +35,24 @@ def test_auto_in_a_policy_means_the_run_files_value() -> None:
 def test_auto_sizes_are_formulas_of_the_model() -> None:
     gpt2 = {
         "model_type": "gpt2",
-        "n_layer": 12,
-        "n_embd": 768,
-        "n_head": 12,
+        "n_layer": 24,
+        "n_embd": 1024,
+        "n_head": 16,
         "vocab_size": 50257,
         "n_positions": 1024,
     }
     policy = read_policy(POLICIES[0].with_name("zero3_auto.json"))
     zero = make_ds_config(tiny_run("model"), BATCH, policy, sizes_of(count_model(gpt2)))["zero_optimization"]
-    block = 12 * 768**2 + 13 * 768  # SC21: 12 h^2 (1 + 13 / 12 h)
+    block = 12 * 1024**2 + 13 * 1024  # SC21: 12 h^2 (1 + 13 / 12 h)
     assert zero["reduce_bucket_size"] == 2 * block
     assert zero["stage3_prefetch_bucket_size"] == block
-    assert zero["stage3_param_persistence_threshold"] == 4 * 768, "the bias of the feed-forward layer"
+    assert zero["stage3_param_persistence_threshold"] == 4 * 1024, "the bias of the feed-forward layer"
     assert buckets_of(policy, count_model(gpt2)).reduce == 2 * block, "and the ledger counts with them"
+    unsaid = make_ds_config(tiny_run("model"), BATCH, None, sizes_of(count_model(gpt2)))["zero_optimization"]
+    assert unsaid["reduce_bucket_size"] == 2 * block == buckets_of({}, count_model(gpt2)).reduce
+    assert "stage3_prefetch_bucket_size" not in unsaid
+    small = count_model({**gpt2, "n_layer": 1, "n_embd": 64, "n_head": 4})
+    assert sizes_of(small)["reduce_bucket_size"] == 2**24, "tiny messages would wait for the link"
     unknown = make_ds_config(tiny_run("model"), BATCH, policy)["zero_optimization"]
     assert "reduce_bucket_size" not in unknown, "DeepSpeed's own default"
     given = {"zero_optimization": {"reduce_bucket_size": 7}}

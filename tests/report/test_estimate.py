@@ -32,6 +32,7 @@ def memory(**changes: Any) -> MemoryRecord:
     values: dict[str, Any] = {
         "step": 3, "weights": 2 * GIB, "gradients": 4 * GIB, "optimizer": 12 * GIB, "on_host": True,
         "framework": GIB, "after_forward": GIB, "peak": 26 * GIB, "fragmentation": None,
+        "shared_memory": None,
     }  # fmt: skip
     return MemoryRecord(**{**values, **changes})
 
@@ -49,6 +50,19 @@ def test_on_a_cpu_what_steps_add_is_the_peak_less_what_stays() -> None:
     assert rows(found)["total"] == (26 * GIB, 26 * GIB)
     assert (found.step_seconds.estimated, found.step_seconds.measured) == (2.0, 2.5), "two steps warm up"
     assert found.step_seconds.error == pytest.approx(-0.2)
+
+
+def test_shared_memory_is_told_apart_and_in_the_total() -> None:
+    plan = PlanRecord(device_bytes=DEVICE | {"shared_memory": 2 * GIB})
+
+    known, unknown = (compare(entries(plan, memory(shared_memory=size))) for size in (3 * GIB, None))
+
+    assert known is not None and unknown is not None
+    assert rows(known)["what steps add"] == (7 * GIB, 7 * GIB)
+    assert rows(known)["shared memory"] == (2 * GIB, 3 * GIB)
+    assert rows(known)["total"] == (28 * GIB, 29 * GIB)
+    assert rows(unknown)["shared memory"] == (2 * GIB, None)
+    assert rows(unknown)["total"] == (28 * GIB, None)
 
 
 def test_on_a_gpu_the_allocator_tells_fragmentation_apart_and_offloaded_states_are_no_part_of_the_peak() -> (

@@ -1,6 +1,7 @@
 """The peak of a process's own memory, whatever the system does with the files that it has mapped."""
 
 import mmap
+import os
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,31 @@ def test_a_reset_forgets_what_was_before(mapped: mmap.mmap) -> None:
     if usage.now is None:
         pytest.skip("this system does not tell the memory of a process")
     assert usage.peak == pytest.approx(usage.now, abs=4 * MIB)
+
+
+def test_shared_memory_is_divided_by_those_that_have_it() -> None:
+    gauge = HostGauge()
+    before = gauge.shared()
+    if before is None:
+        pytest.skip("this system does not tell shared memory apart")
+    with mmap.mmap(-1, SIZE) as block:  # shared, anonymous
+        for start in range(0, SIZE, mmap.PAGESIZE):
+            block[start] = 1
+        alone = gauge.shared()
+        ready, done = os.pipe(), os.pipe()
+        child = os.fork()
+        if child == 0:
+            for start in range(0, SIZE, mmap.PAGESIZE):
+                block[start]
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+        halved = gauge.shared()
+        os.write(done[1], b"x")
+        os.waitpid(child, 0)
+
+    assert alone is not None and halved is not None
+    assert alone - before == pytest.approx(SIZE, abs=MIB)
+    assert halved - before == pytest.approx(SIZE / 2, abs=MIB)
+    assert HostGauge(rollup=Path("/nonexistent")).shared() is None
