@@ -6,12 +6,13 @@ from typing import Any
 
 from megatune.config import Run
 from megatune.errors import ModelError
+from megatune.plan.shape import shape_from_config
 
 
 def read_model_config(run: Run) -> dict[str, Any]:
     """config.json of the run's model: from its folder, or from the local cache of the hub. No network.
 
-    Raises ModelError when it is in neither, or is no JSON object.
+    Raises ModelError when it is in neither, is no JSON object, or describes no language model.
     """
     name = run.model.model_name_or_path
     path = Path(name) / "config.json"
@@ -29,7 +30,9 @@ def read_model_config(run: Run) -> dict[str, Any]:
                 "of the hub. Give a folder that holds the model's config.json; a plan needs no weights."
             )
         path = Path(cached)
-    return _with_vocabulary(read_config(path), run)
+    config = read_config(path)
+    shape_from_config(config, str(path))  # what is wrong in it is told with its path
+    return _with_vocabulary(config, run)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -48,8 +51,6 @@ def _with_vocabulary(config: dict[str, Any], run: Run) -> dict[str, Any]:
     if run.tokenizer is None:
         return config
     text = config.get("text_config") or config
-    known = run.tokenizer.vocab_size if run.tokenizer.train else text.get("vocab_size")
-    if not isinstance(known, int):
-        return config  # `shape_from_config` tells it
+    known = run.tokenizer.vocab_size if run.tokenizer.train else shape_from_config(config).vocab_size
     changed = {**text, "vocab_size": known + len(run.tokenizer.added)}
     return {**config, "text_config": changed} if config.get("text_config") else changed

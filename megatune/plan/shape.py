@@ -1,24 +1,13 @@
 """The numbers of a model that layouts depend on, read from its config.json: no torch, no weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatune.errors import ModelError
-
-# What each number is called in config.json, newest spelling first. Source: the configuration
-# classes of transformers 5.23 (attribute_map included) for the families of families.py.
-_SPELLINGS: dict[str, tuple[str, ...]] = {
-    "num_layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "hidden_size": ("hidden_size", "n_embd"),
-    "num_heads": ("num_attention_heads", "n_head", "num_heads"),
-    "num_kv_heads": ("num_key_value_heads", "num_kv_heads"),
-    "head_size": ("head_dim",),
-    "vocab_size": ("vocab_size",),
-    "max_positions": ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"),
-}
+from megatune.plan.config_values import DEFAULTS, SPELLINGS, checked, model_error, read_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +33,21 @@ class ModelShape:
         return self.num_heads * self.head_size
 
 
-def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a config.json describes. Raises ModelError naming what is missing."""
-    text = config.get("text_config") or config
-    found = {name: _first(text, spellings) for name, spellings in _SPELLINGS.items()}
+def shape_from_config(config: Mapping[str, Any], source: str = "config.json") -> ModelShape:
+    """The shape that a config.json describes; `source` is its path, for messages.
+
+    Raises ModelError naming what is missing, and every value that cannot be.
+    """
+    text = checked(config, source)
+    found: dict[str, Any] = {name: read_number(text, name) for name in SPELLINGS}
     missing = [name for name in ("num_layers", "hidden_size", "num_heads", "vocab_size") if not found[name]]
     if missing or "model_type" not in config:
         raise ModelError(
-            f"config.json does not describe a causal language model megatune knows how to count: no "
+            f"{source} does not describe a causal language model megatune knows how to count: no "
             f"{', '.join(missing or ['model_type'])} in it. Keys found: {', '.join(sorted(config))}."
         )
     heads = int(found["num_heads"])
-    return ModelShape(
+    shape = ModelShape(
         model_type=str(text.get("model_type", config["model_type"])),
         num_layers=int(found["num_layers"]),
         hidden_size=int(found["hidden_size"]),
@@ -66,6 +58,24 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
         max_positions=int(found["max_positions"]) if found["max_positions"] else None,
         trained_dtype=config.get("dtype") or config.get("torch_dtype"),
     )
+    problems = list(_odd_heads(shape, divides_hidden=not found["head_size"]))
+    if problems and shape.model_type in DEFAULTS:
+        raise model_error(source, problems)
+    return shape
+
+
+def _odd_heads(shape: ModelShape, *, divides_hidden: bool) -> Iterator[str]:
+    """Heads that do not come out whole; divides_hidden: a head's size is a share of hidden_size."""
+    if divides_hidden and shape.hidden_size % shape.num_heads:
+        yield (
+            f"hidden_size = {shape.hidden_size} is no multiple of the {shape.num_heads} attention heads, and no "
+            "head_dim is given; it must be one."
+        )
+    if shape.num_heads % shape.num_kv_heads:
+        yield (
+            f"{shape.num_heads} attention heads are no multiple of the {shape.num_kv_heads} key-value heads; they "
+            "must be one."
+        )
 
 
 def read_shape(folder: Path) -> ModelShape:
@@ -75,13 +85,11 @@ def read_shape(folder: Path) -> ModelShape:
         raise ModelError(f"{folder} holds no config.json, so it is not a Hugging Face model folder.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}.") from error
-    return shape_from_config(config)
-
-
-def _first(config: Mapping[str, Any], spellings: tuple[str, ...]) -> Any:
-    return next((config[name] for name in spellings if config.get(name) is not None), None)
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds a {type(config).__name__}, not a JSON object.")
+    return shape_from_config(config, str(path))
 
 
 def _num_kv_heads(config: Mapping[str, Any], stated: Any, heads: int) -> int:

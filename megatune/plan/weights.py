@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from megatune.plan.blocks import Component, Weight, block_weights
+from megatune.plan.config_values import checked
 from megatune.plan.families import FAMILIES, Family, weight_cut
 from megatune.plan.shape import ModelShape, shape_from_config
 from megatune.plan.shards import split_units
@@ -164,7 +165,7 @@ def count_model(config: Mapping[str, Any], class_head: ClassHead | None = None) 
     124439808
     """
     shape = shape_from_config(config)
-    text = config.get("text_config") or config
+    text = checked(config, "config.json")
     is_tied = class_head is None and bool(
         text.get("tie_word_embeddings", shape.model_type in TIED_BY_DEFAULT)
     )
@@ -198,7 +199,7 @@ def _outside(config: Mapping[str, Any], shape: ModelShape) -> Iterator[Weight]:
     width = int(config.get("word_embed_proj_dim") or hidden)
     yield Weight("embedding", "embedding", (shape.vocab_size, width))
     if kind in ("gpt2", "gpt_neo", "opt"):
-        assert shape.max_positions is not None, "these types learn their positions and must say how many"
+        assert shape.max_positions is not None, "DEFAULTS has positions for these types, which learn theirs"
         offset = _OPT_POSITION_OFFSET if kind == "opt" else 0
         yield Weight("embedding", "positions", (shape.max_positions + offset, hidden))
     if width != hidden:

@@ -18,7 +18,7 @@ from megatune.plan.model_config import read_model_config
 )
 @pytest.mark.parametrize("nested", [False, True])
 def test_tokens_that_are_trained_or_added_are_planned_for(tmp_path, section, vocab_size, nested):
-    sizes = {"vocab_size": 100, "hidden_size": 8}
+    sizes = {"vocab_size": 100, "hidden_size": 8, "num_attention_heads": 2}
     config = {"model_type": "llama", **({"text_config": sizes} if nested else sizes)}
     (tmp_path / "config.json").write_text(json.dumps(config))
     run = Run.model_validate(
