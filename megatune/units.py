@@ -1,5 +1,7 @@
 """Bytes, durations and counts as people read them; files and formulas keep plain numbers."""
 
+from collections.abc import Iterable
+
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _DECIMAL = ("", "K", "M", "B", "T")
 
@@ -49,6 +51,21 @@ def format_duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d} min"
+
+
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Ascending numbers with runs of neighbours as ranges.
+
+    >>> format_ranges([3, 5, 6, 7, 9])
+    '3, 5-7, 9'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def format_ratio(ratio: float | None) -> str:

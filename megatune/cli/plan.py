@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
-from megatune.config import BatchShape, Run, load_run
+from megatune.cli.plan_view import plan_views, rate_text, seconds_text
+from megatune.config import LoadedRun, Run, load_run
 from megatune.errors import ConfigError, PlanError
 from megatune.files import write_text_atomic
 from megatune.launch.devices import count_cpus, count_gpus, gpu_kind, host_memory_bytes
@@ -16,22 +16,24 @@ from megatune.launch.measurements import measured_for
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.text import memory_bytes, time_limit_s
 from megatune.plan.answer import plan_answer
-from megatune.plan.assess import Assessment, Question, assess
+from megatune.plan.assess import Question, assess
+from megatune.plan.auto import open_keys, space_of
 from megatune.plan.buckets import sizes_of
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.plan.forecast import forecast
+from megatune.plan.given import Given, given_by
 from megatune.plan.hardware import ACCELERATORS, Accelerator, accelerator_named, find_accelerator
 from megatune.plan.layout import Layout
+from megatune.plan.layout_keys import batch_of, with_layout
 from megatune.plan.layout_text import parse_layout
 from megatune.plan.lengths import plan_lengths
 from megatune.plan.model_config import read_model_config
-from megatune.plan.question import Machine, is_given_in_full, layout_of, make_question
-from megatune.plan.search import Found, pareto_front, refuse_all, refuse_too_big, search
+from megatune.plan.question import Machine, make_question
+from megatune.plan.refusal import refuse_all, refuse_too_big
+from megatune.plan.search import Found, search
+from megatune.plan.validity import problems_of
 from megatune.report.tables import render_table, show, to_json
-from megatune.units import format_bytes, format_count, format_duration, format_ratio
-
-_SHOWN = 10
-"""Rows of the Pareto table and of the rejected layouts that people see; --json has all."""
+from megatune.units import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +53,19 @@ class PlanOptions:
 
 def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None:
     """Plan a run and print the answer. Raises PlanError, after printing it, when it does not fit."""
-    run = load_run(run_file, overrides).run
+    loaded = load_run(run_file, overrides)
+    run = loaded.run
     if options.lengths is not None:
-        _show_lengths(run, options)
+        _show_lengths(loaded, options)
         return
     question = _ask(run, options)
     found = search(question)
-    asked = _asked_layout(run, options, question)
-    chosen = assess(question, asked) if asked else found.best
-    if chosen is None:
-        raise refuse_all(question, found)
+    if options.layout is not None:
+        chosen, given = assess(question, _asked_layout(options.layout, question)), None
+    else:
+        given = _as_a_start_does(loaded, question, found)
+        assert given.chosen is not None, "refused by the callee"
+        chosen = given.chosen
     slurm = run.slurm
     ahead = forecast(
         question,
@@ -70,36 +75,54 @@ def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None
         reserve_s=slurm.signal_delay_s if slurm else 0,
         price_per_gpu_hour=options.price_per_gpu_hour,
     )
-    answer = plan_answer(question, chosen, found, ahead)
-    show(answer, *_pictures(answer, question, chosen, found), as_json=options.as_json)
+    answer = plan_answer(question, chosen, found, ahead) | ({} if given is None else given.as_object())
+    lines = [] if given is None else given.lines()
+    show(answer, *plan_views(answer, question, chosen, found, lines), as_json=options.as_json)
     if not chosen.ledger.fits:
         raise refuse_too_big(chosen, found)
     if options.write:
         _write(run, chosen.layout, answer, sizes_of(question.work.model))
 
 
+def _as_a_start_does(loaded: LoadedRun, question: Question, found: Found) -> Given:
+    """What a start of `loaded` would take: of what its run file leaves open, the best, or what lacks least.
+
+    Raises PlanError where nothing can be trained, and where nothing of `found`, all that there is, fits.
+    """
+    keys = open_keys(loaded.run, loaded.auto)
+    own = search(question, space_of(loaded.run, keys))
+    given = given_by(loaded, own.nearest, found)
+    if own.nearest is None:
+        raise PlanError("\n".join([str(refuse_all(question, own)), *given.lines()]))
+    if found.best is None and keys:
+        raise refuse_all(question, found)
+    return given
+
+
 def _ask(run: Run, options: PlanOptions) -> Question:
     return make_question(run, read_model_config(run), _machine(run, options), read_policy(run.deepspeed))
 
 
-def _show_lengths(run: Run, options: PlanOptions) -> None:
+def _show_lengths(loaded: LoadedRun, options: PlanOptions) -> None:
     """The best layout at each length. None is chosen: what is learnt hangs on the length."""
-    lengths = _lengths(options)
+    run, lengths = loaded.run, _lengths(options)
+    space = space_of(run, open_keys(run, loaded.auto))
     tokens = _ask(run, options).global_sequences * run.data.max_seq_length
-    found = list(plan_lengths(run, lengths, tokens, lambda other: _ask(other, options)))
+    found = list(plan_lengths(run, lengths, tokens, lambda other: _ask(other, options), space))
     rows = [
         {
             "max_seq_length": one.seq,
             "layout": "n/a" if one.best is None else str(one.best.layout),
             "a device": format_bytes(None if one.best is None else one.best.ledger.device_total),
-            "step": _seconds(None if one.best is None else one.best.step_s),
-            "tokens/s a device": "n/a" if one.best is None else _rate(one.best),
+            "step": seconds_text(None if one.best is None else one.best.step_s),
+            "tokens/s a device": "n/a" if one.best is None else rate_text(one.best),
             "": one.remark,
         }
         for one in found
     ]
     answer = {"schema": 1, "tokens_per_step": tokens, "lengths": [one.as_object() for one in found]}
-    show(answer, render_table(rows, title=f"{tokens} tokens a step"), as_json=options.as_json)
+    views = [Text(line) for line in given_by(loaded, None, Found()).lines()]
+    show(answer, render_table(rows, title=f"{tokens} tokens a step"), *views, as_json=options.as_json)
 
 
 def _lengths(options: PlanOptions) -> list[int]:
@@ -119,11 +142,13 @@ def _lengths(options: PlanOptions) -> list[int]:
     return [int(text) for text in texts]
 
 
-def _asked_layout(run: Run, options: PlanOptions, question: Question) -> Layout | None:
-    """The layout to evaluate as given; None: the best one is wanted."""
-    if options.layout is not None:
-        return parse_layout(options.layout, question.num_devices)
-    return layout_of(run, question.num_devices) if is_given_in_full(run) else None
+def _asked_layout(text: str, question: Question) -> Layout:
+    """The layout of --layout. Raises ConfigError where it is none, or a start would refuse it."""
+    layout = parse_layout(text, question.num_devices)
+    problems = problems_of(question, layout)
+    if problems:
+        raise ConfigError(problems, source=f"--layout {text}")
+    return layout
 
 
 def _machine(run: Run, options: PlanOptions) -> Machine:
@@ -170,105 +195,6 @@ def _accelerator(name: str | None, *, on_gpus: bool) -> Accelerator | None:
 def _write(run: Run, layout: Layout, answer: dict[str, Any], sizes: dict[str, int]) -> None:
     folder = RunFolder(run.train.output_dir)
     folder.create()
-    batch = BatchShape(
-        micro=layout.micro_batch, accumulation=layout.accumulation, global_sequences=layout.global_sequences
-    )
-    ds_config = make_ds_config(planned_run(run, layout), batch, read_policy(run.deepspeed), sizes)
+    ds_config = make_ds_config(with_layout(run, layout), batch_of(layout), read_policy(run.deepspeed), sizes)
     write_text_atomic(folder.plan, to_json(answer) + "\n")
     write_text_atomic(folder.ds_config, json.dumps(ds_config, indent=2) + "\n")
-
-
-def planned_run(run: Run, layout: Layout) -> Run:
-    """`run` with the values of `layout`."""
-    parallel = run.parallel.model_copy(
-        update={"tp_size": layout.tensor_parallel, "offload": layout.offload, "zero_stage": layout.zero_stage}
-    )
-    model = run.model.model_copy(update={"gradient_checkpointing": layout.gradient_checkpointing})
-    return run.model_copy(update={"parallel": parallel, "model": model})
-
-
-def _pictures(
-    answer: dict[str, Any], question: Question, chosen: Assessment, found: Found
-) -> list[Table | Text]:
-    model, ledger = question.work.model, chosen.ledger
-    layout, ahead = chosen.layout, answer["forecast"]
-    tokens = layout.global_sequences * question.work.seq
-    head = [
-        f"model: {format_count(model.num_params)} parameters, {tokens} tokens a step on "
-        f"{question.num_devices} x {answer['devices']['name']}",
-        f"layout: {layout}",
-        "run file: " + " ".join(_as_overrides(layout)),
-        f"step: {_seconds(chosen.step_s)}, {_rate(chosen)} tokens/s a device, MFU {format_ratio(chosen.mfu)} "
-        f"(causal {format_ratio(chosen.mfu_causal)}), HFU {format_ratio(chosen.hfu)}",
-        f"whole run: {format_duration(ahead['total_s'])}, jobs {ahead['num_jobs'] or 'n/a'}, GPU-hours "
-        f"{_short(ahead['gpu_hours'])}, energy {_short(ahead['energy_kwh'])} kWh, cost {_short(ahead['cost'])}",
-    ]
-    rows = [{"component": k, "bytes": format_bytes(v)} for k, v in ledger.device.items() if v]
-    rows.append(
-        {
-            "component": f"total, of {format_bytes(ledger.device_limit)}",
-            "bytes": format_bytes(ledger.device_total),
-        }
-    )
-    host = [{"component": k, "bytes": format_bytes(v)} for k, v in ledger.host.items() if v]
-    host.append(
-        {
-            "component": f"total, of {format_bytes(ledger.host_limit)}",
-            "bytes": format_bytes(ledger.host_total),
-        }
-    )
-    peaks = ", ".join(f"{name} {format_bytes(size)}" for name, size in ledger.host_peaks.items())
-    phases = answer["time"]["by_phase"] or {}
-    front = [
-        {"layout": str(a.layout), "device": format_bytes(a.ledger.device_total), "step": _seconds(a.step_s)}
-        for a in pareto_front(found.fitting)[:_SHOWN]
-    ]
-    rejected = [{"layout": _words(one.layout), "reason": one.reason} for one in found.rejected]
-    return [
-        *map(Text, head),
-        render_table(rows, title=f"one device, at the {ledger.moment}"),
-        *(
-            [render_table(host, title=f"host memory of one node (at its most: {peaks})")]
-            if ledger.host
-            else []
-        ),
-        *(
-            [render_table([{"phase": k, "seconds": v} for k, v in phases.items()], title="one step")]
-            if phases
-            else []
-        ),
-        render_table(front, title="memory against speed: no other layout beats these in both"),
-        *map(Text, (*answer["notes"], *answer["reasons"])),
-        render_table(
-            rejected[:_SHOWN], title=f"rejected: {len(rejected)}, of which {_SHOWN} here (--json has all)"
-        ),
-    ]
-
-
-def _as_overrides(layout: Layout) -> list[str]:
-    """What the run file must say for this layout."""
-    return [
-        f"parallel.tp_size={layout.tensor_parallel}",
-        f"parallel.zero_stage={layout.zero_stage}",
-        f"train.per_device_train_batch_size={layout.micro_batch}",
-        f"train.global_batch_size={layout.global_sequences}",
-        f"model.gradient_checkpointing={str(layout.gradient_checkpointing).lower()}",
-        f"parallel.offload={layout.offload}",
-    ]
-
-
-def _words(layout: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in layout.items())
-
-
-def _seconds(seconds: float | None) -> str:
-    return "n/a" if seconds is None else f"{seconds:.3g} s"
-
-
-def _rate(judged: Assessment) -> str:
-    rate = judged.tokens_per_second_per_device
-    return "n/a" if rate is None else f"{rate:,.0f}"
-
-
-def _short(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:,.4g}"

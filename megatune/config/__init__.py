@@ -4,7 +4,7 @@ Read in this order: `run` and `sections` (the keys), `load`, `settings`, `check`
 """
 
 from megatune.config.batch import BatchShape, resolve_batch
-from megatune.config.check import check_run
+from megatune.config.check import check_run, layout_problems
 from megatune.config.initial import initial_run_file
 from megatune.config.load import LoadedRun, load_run
 from megatune.config.parallel import ParallelSection
@@ -39,6 +39,7 @@ __all__ = [
     "TrainSection",
     "check_run",
     "initial_run_file",
+    "layout_problems",
     "load_run",
     "path_override",
     "resolve_batch",

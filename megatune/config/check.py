@@ -9,6 +9,11 @@ from megatune.config.run import Run
 from megatune.errors import ConfigError
 
 
+def layout_problems(run: Run) -> list[str]:
+    """The rules between sections that hang on how a run is spread over devices, where `run` breaks them."""
+    return [*_offload(run), *_compile(run)]
+
+
 def check_run(run: Run, *, source: str = "the run file") -> None:
     """Raise ConfigError with every rule between sections that `run` breaks.
 
@@ -18,9 +23,8 @@ def check_run(run: Run, *, source: str = "the run file") -> None:
         _batch,
         _data,
         _tokenizer,
-        _offload,
+        layout_problems,
         _precision,
-        _compile,
         _optimizer,
         _task,
         _head,

@@ -64,7 +64,8 @@ def _no_flag(value: object) -> object:
     return value
 
 
-def _offload(text: str) -> str:
+def offload_text(text: str) -> str:
+    """`text` itself. Raises ValueError where it names no place to offload to."""
     target = text.removeprefix("nvme:")
     if text in ("none", "optimizer", "all") or (target != text and target.startswith("/")):
         return text
@@ -145,6 +146,6 @@ Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
 Warmup = Annotated[NonNegative, AfterValidator(_warmup)]
 ValSize = Annotated[float, BeforeValidator(_val_size)]
 ZeroStage = Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_flag)]
-Offload = Annotated[Text, AfterValidator(_offload)]
+Offload = Annotated[Text, AfterValidator(offload_text)]
 SlurmTime = Annotated[Text, BeforeValidator(_number_as_text), AfterValidator(_slurm_time)]
 SlurmMemory = Annotated[Text, BeforeValidator(_number_as_text), AfterValidator(_slurm_memory)]

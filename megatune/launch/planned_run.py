@@ -10,11 +10,12 @@ from megatune.launch.devices import count_gpus, gpu_kind, host_memory_bytes
 from megatune.launch.measurements import measured_for
 from megatune.plan.answer import plan_answer
 from megatune.plan.assess import Assessment, Question, assess
-from megatune.plan.auto import Choice, fill_auto, value_of
+from megatune.plan.auto import Choice, fill_auto
 from megatune.plan.buckets import sizes_of
 from megatune.plan.ds_config import read_policy
 from megatune.plan.forecast import forecast
 from megatune.plan.hardware import find_accelerator
+from megatune.plan.layout_keys import value_of
 from megatune.plan.question import Machine, layout_of, make_question
 from megatune.plan.search import Found
 
@@ -52,7 +53,7 @@ class PlannedRun:
             reserve_s=0,
             price_per_gpu_hour=None,
         )
-        nothing = Found(fitting=[], too_big=[], rejected=[])
+        nothing = Found()
         return {**plan_answer(self.question, self.judged, nothing, ahead), "planned": planned}
 
 

@@ -8,6 +8,7 @@ from megatune.plan.forecast import Forecast
 from megatune.plan.search import Found, pareto_front
 from megatune.plan.snapshot import MOST_OF_AVAILABLE
 from megatune.plan.step_time import Phases
+from megatune.plan.validity import across_nodes
 from megatune.units import format_bytes
 
 SCHEMA = 1
@@ -32,7 +33,8 @@ def plan_answer(question: Question, chosen: Assessment, found: Found, ahead: For
         "fits": fits(chosen),
         "notes": notes(question, chosen),
         "reasons": reasons(chosen, found),
-        "rejected": [{"layout": one.layout, "reason": one.reason} for one in found.rejected],
+        "rejected": [{"layout": one.layout, "reason": one.reason} for one in found.rejected_beside(chosen)],
+        "skipped": found.skipped,
         "pareto": [_point(judged) for judged in pareto_front(found.fitting)],
     }
 
@@ -52,6 +54,9 @@ def notes(question: Question, chosen: Assessment) -> list[str]:
         found.append(
             f"this layout takes {layout.global_sequences} sequences a step, the run file {question.global_sequences}."
         )
+    slow = across_nodes(question, layout.tensor_parallel)
+    if slow is not None:
+        found.append(f"{slow}: the search looks for no such layout.")
     found += _about_times(question)
     if layout.offload_kind == "nvme":
         found += [
@@ -149,10 +154,10 @@ def reasons(chosen: Assessment, found: Found) -> list[str]:
 
 def _best_with(name: str, value: object, chosen: Assessment, found: Found) -> str:
     rival = next((a for a in found.fitting if getattr(a.layout, name) == value), None)
-    if rival is None or rival.step_s is None or chosen.step_s is None:
+    if rival is None:
         return "does not fit in any combination"
-    change = rival.step_s / chosen.step_s - 1
-    return f"{abs(change):.1%} {'slower' if change >= 0 else 'faster'} at best ({rival.layout})"
+    speed = rival.beside(chosen)
+    return f"{'its time is not known' if speed is None else f'{speed} at best'} ({rival.layout})"
 
 
 def _device_name(question: Question) -> str | None:

@@ -1,7 +1,10 @@
 """What one layout needs and how fast it is: the ledger, the phases of a step, and the rates drawn from them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from megatune.config import Run
 from megatune.plan.buckets import keeps_gathered, reused_params
 from megatune.plan.flops import StepFlops, step_flops
 from megatune.plan.hardware import Accelerator
@@ -11,11 +14,18 @@ from megatune.plan.practice import Practice
 from megatune.plan.rates import Measured, Rates, rates_of
 from megatune.plan.step_time import Phases, step_phases
 
+_TIMES = 2.0
+"""From here on a factor is easier to read than a per cent."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """What is planned: a model and its batch on a machine."""
 
+    run: Run
+    """The run file that asks: its rules say which layouts can be trained."""
+    policy: Mapping[str, Any]
+    """Its DeepSpeed policy; {} without one."""
     work: Workload
     place: Place
     num_devices: int
@@ -57,6 +67,23 @@ class Assessment:
     @property
     def step_s(self) -> float | None:
         return None if self.phases is None else self.phases.total_s
+
+    @property
+    def sequence_s(self) -> float | None:
+        """Seconds a sequence of the batch: of layouts that take different batches too, what may be compared."""
+        return None if self.step_s is None else self.step_s / self.layout.global_sequences
+
+    def beside(self, other: "Assessment") -> str | None:
+        """How fast it is by the token: `12% slower`, `2.3 times faster`; None where a time is not known."""
+        mine, theirs = self.sequence_s, other.sequence_s
+        if mine is None or theirs is None:
+            return None
+        ratio = mine / theirs
+        word = "slower" if ratio >= 1 else "faster"
+        if max(ratio, 1 / ratio) >= _TIMES:
+            return f"{max(ratio, 1 / ratio):.1f} times {word}"
+        change = abs(ratio - 1)
+        return f"{change:.0%} {word}" if change >= 0.1 else f"{change:.1%} {word}"
 
 
 def assess(question: Question, layout: Layout) -> Assessment:

@@ -1,17 +1,14 @@
 """What a run file leaves to the planner: the keys that say `auto`, gradient checkpointing unless it is given."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from megatune.config import Run
 from megatune.errors import ModelError, PlanError
 from megatune.plan.assess import Assessment, Question
-from megatune.plan.layout import Layout
+from megatune.plan.layout_keys import CHECKPOINTING, shown, value_of, with_layout, with_values
 from megatune.plan.search import Found, Space, search
 from megatune.units import format_bytes
-
-CHECKPOINTING = "model.gradient_checkpointing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +21,13 @@ class Choice:
     why: str
 
     def __str__(self) -> str:
-        return f"planned: {' '.join(f'{key}={_shown(value_of(self.run, key))}' for key in self.keys)} ({self.why})"
+        return f"planned: {' '.join(f'{key}={shown(value_of(self.run, key))}' for key in self.keys)} ({self.why})"
 
 
 def open_keys(run: Run, auto: Collection[str]) -> tuple[str, ...]:
     """What is to be chosen; `auto` as a loaded run tells it."""
     checkpointing = (CHECKPOINTING,) if run.model.gradient_checkpointing == "auto" else ()
     return (*auto, *checkpointing)
-
-
-def value_of(run: Run, key: str) -> object:
-    """The value at a dotted key of two names."""
-    section, _, name = key.partition(".")
-    return getattr(getattr(run, section), name)
 
 
 def fill_auto(run: Run, auto: Collection[str], question: Question | None, why_not: str = "") -> Choice | None:
@@ -54,46 +45,23 @@ def fill_auto(run: Run, auto: Collection[str], question: Question | None, why_no
     if question.place.device_limit_bytes is None:
         return _defaults(run, keys, "how much memory this device has is not known")
     try:
-        found = search(question, _space(run, keys))
+        found = search(question, space_of(run, keys))
     except (ModelError, PlanError) as error:
         return _defaults(run, keys, f"not planned: {error}")
-    taken = found.best or min(found.too_big, key=_missing, default=None)
+    taken = found.nearest
     if taken is None:
-        reasons = "; ".join(f"{one.layout}: {one.reason}" for one in found.rejected[:3])
+        reasons = "; ".join(map(str, found.impossible[:3]))
         return _defaults(run, keys, f"not planned, no layout keeps the batch: {reasons}")
     return Choice(run=with_layout(run, taken.layout, keys), keys=keys, why=_why(taken, found))
 
 
-def with_layout(run: Run, layout: Layout, keys: Sequence[str]) -> Run:
-    """A copy of `run` in which `keys` have the values of `layout`."""
-    values: dict[str, object] = {
-        "parallel.tp_size": layout.tensor_parallel,
-        "parallel.zero_stage": layout.zero_stage,
-        "parallel.offload": layout.offload,
-        "train.per_device_train_batch_size": layout.micro_batch,
-        CHECKPOINTING: layout.gradient_checkpointing,
-    }
-    return _with_values(run, {key: values[key] for key in keys})
-
-
-def _with_values(run: Run, values: dict[str, object]) -> Run:
-    by_section: dict[str, dict[str, object]] = {}
-    for key, value in values.items():
-        section, _, name = key.partition(".")
-        by_section.setdefault(section, {})[name] = value
-    sections: dict[str, Any] = {
-        section: getattr(run, section).model_copy(update=update) for section, update in by_section.items()
-    }
-    return run.model_copy(update=sections)
-
-
 def _defaults(run: Run, keys: tuple[str, ...], why: str) -> Choice:
-    values = {CHECKPOINTING: False} if CHECKPOINTING in keys else {}
-    return Choice(run=_with_values(run, dict(values)), keys=keys, why=why)
+    values: dict[str, object] = {CHECKPOINTING: False} if CHECKPOINTING in keys else {}
+    return Choice(run=with_values(run, values), keys=keys, why=why)
 
 
-def _space(run: Run, keys: Collection[str]) -> Space:
-    """What the run file says itself stays."""
+def space_of(run: Run, keys: Collection[str]) -> Space:
+    """What a start may choose where `keys` are open: what the run file says itself stays."""
     recomputes = run.model.gradient_checkpointing
     return Space(
         tensor_parallel=None if "parallel.tp_size" in keys else run.parallel.tp_size,
@@ -106,10 +74,6 @@ def _space(run: Run, keys: Collection[str]) -> Space:
     )
 
 
-def _missing(judged: Assessment) -> int:
-    return max(judged.ledger.missing_bytes, judged.ledger.host_missing_bytes)
-
-
 def _why(taken: Assessment, found: Found) -> str:
     ledger, count = taken.ledger, len(found.fitting)
     needs = f"it needs {format_bytes(ledger.device_total)} a rank, of {format_bytes(ledger.device_limit)}"
@@ -118,7 +82,3 @@ def _why(taken: Assessment, found: Found) -> str:
     if taken.step_s is None:
         return f"{needs}; no times are known here, of {count} layout(s) that fit it gives up least"
     return f"{needs}, and {taken.step_s:.3g} s a step: the fastest of {count} layout(s) that fit"
-
-
-def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -28,7 +28,27 @@ def make_ds_config(
     Raises ConfigError where the policy contradicts the run, and for what this version cannot prove.
     """
     policy = policy or {}
-    _refuse_unproven(run)
+    unproven = list(_unproven(run))
+    if unproven:
+        raise ConfigError(unproven)
+    merged, problems = _merged(run, batch, policy)
+    if problems:
+        raise ConfigError(problems, source=str(run.deepspeed or "the DeepSpeed policy"))
+    asked = policy.get("zero_optimization", {})
+    if isinstance(asked, Mapping):
+        merged["zero_optimization"] |= set_sizes(asked, sizes or {})
+    if run.parallel.disk_folder is not None:
+        merged["zero_optimization"].setdefault("sub_group_size", DISK_GROUP_ELEMENTS)
+    return merged
+
+
+def ds_config_problems(run: Run, batch: BatchShape, policy: Mapping[str, Any]) -> list[str]:
+    """All for which `make_ds_config` would raise."""
+    return [*_unproven(run), *_merged(run, batch, policy)[1]]
+
+
+def _merged(run: Run, batch: BatchShape, policy: Mapping[str, Any]) -> tuple[Json, list[str]]:
+    """The run's configuration with the policy's keys, and what contradicts it there."""
     own = {
         "train_micro_batch_size_per_gpu": batch.micro,
         "gradient_accumulation_steps": batch.accumulation,
@@ -39,15 +59,7 @@ def make_ds_config(
         "steps_per_print": 10**9,  # metrics.jsonl is the only log of steps
     }
     problems = [*_contradictions(run, policy), *_unfit_for_groups(run, policy)]
-    merged = _merge(own, policy, "", problems)
-    asked = policy.get("zero_optimization", {})
-    if isinstance(asked, Mapping):
-        merged["zero_optimization"] |= set_sizes(asked, sizes or {})
-    if run.parallel.disk_folder is not None:
-        merged["zero_optimization"].setdefault("sub_group_size", DISK_GROUP_ELEMENTS)
-    if problems:
-        raise ConfigError(problems, source=str(run.deepspeed or "the DeepSpeed policy"))
-    return merged
+    return _merge(own, policy, "", problems), problems
 
 
 def read_policy(path: Path | None) -> Json:
@@ -65,16 +77,13 @@ def read_policy(path: Path | None) -> Json:
     return policy
 
 
-def _refuse_unproven(run: Run) -> None:
+def _unproven(run: Run) -> Iterator[str]:
     """Settings of the run file whose results no test holds yet are refused, not tried."""
-    problems = []
     if run.parallel.keep_gathered is True and run.parallel.offload != "none":
-        problems.append(
+        yield (
             f"parallel.keep_gathered = true and parallel.offload = {run.parallel.offload}: weights are kept on the "
             "device only without offload. Use parallel.keep_gathered=auto."
         )
-    if problems:
-        raise ConfigError(problems)
 
 
 def _contradictions(run: Run, policy: Mapping[str, Any]) -> Iterator[str]:

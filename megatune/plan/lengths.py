@@ -7,7 +7,7 @@ from typing import Any
 from megatune.config import Run
 from megatune.plan.answer import time_values
 from megatune.plan.assess import Assessment, Question
-from megatune.plan.search import Found, search, why_too_big
+from megatune.plan.search import Found, Space, search, why_too_big
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class AtLength:
 
 
 def plan_lengths(
-    run: Run, lengths: Sequence[int], tokens_per_step: int, ask: Callable[[Run], Question]
+    run: Run, lengths: Sequence[int], tokens_per_step: int, ask: Callable[[Run], Question], space: Space
 ) -> Iterator[AtLength]:
-    """Each of `lengths` in turn; `ask` makes the question of a run.
+    """Each of `lengths` in turn; `ask` makes the question of a run, `space` holds what `run` leaves open.
 
     A length that does not divide the tokens of a step is told, not rounded: the steps would learn from others.
     """
@@ -46,7 +46,7 @@ def plan_lengths(
             yield AtLength(seq=seq, best=None, remark=remark)
             continue
         question = ask(_at_length(run, seq, tokens_per_step // seq))
-        found = search(question)
+        found = search(question, space)
         yield AtLength(seq=seq, best=found.best, remark=_remark(question, found))
 
 
@@ -60,7 +60,7 @@ def _remark(question: Question, found: Found) -> str:
     if found.best is None:
         if found.too_big:
             return f"no layout fits; the nearest, {found.too_big[0].layout}, {why_too_big(found.too_big[0])}"
-        return found.rejected[0].reason if found.rejected else "no layout keeps the tokens of a step"
+        return found.impossible[0].reason if found.impossible else "no layout keeps the tokens of a step"
     positions = question.work.model.shape.max_positions
     beyond = positions is not None and question.work.seq > positions
     return f"beyond the model's {positions} positions" if beyond else ""

@@ -94,6 +94,8 @@ def make_question(
         or run.data.task == "qa",
     )
     return Question(
+        run=run,
+        policy=policy or {},
         work=work,
         place=machine.place(),
         num_devices=machine.num_devices,
@@ -145,17 +147,6 @@ def layout_of(run: Run, num_devices: int) -> Layout:
         offload=run.parallel.offload,
         zero_stage=run.parallel.zero_stage,
     )
-
-
-def is_given_in_full(run: Run) -> bool:
-    """Does the run file set everything that the planner would choose?"""
-    given = (
-        ("tp_size" in run.parallel.model_fields_set)
-        + ("offload" in run.parallel.model_fields_set)
-        + ("per_device_train_batch_size" in run.train.model_fields_set)
-        + (run.model.gradient_checkpointing != "auto")
-    )
-    return given == 4
 
 
 def _kernel(run: Run, model: ModelWeights) -> str:

@@ -23,8 +23,8 @@ from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.verdict import RanksResult
 from megatune.model.source import ModelSource, stored_dtype
-from megatune.plan.ds_config import make_ds_config, read_policy
-from megatune.plan.families import find_family
+from megatune.plan.ds_config import read_policy
+from megatune.plan.validity import start_problems
 from megatune.train.inputs import Inputs, open_model, prepare_inputs
 from megatune.train.start_model import ready_model
 
@@ -90,9 +90,10 @@ def prepare_for(
         planned = plan_start(loaded, source.config_dict(), num_nodes=num_nodes, ranks_per_node=ranks_per_node)
         run = planned.loaded.run
     batch = resolve_batch(run, num_ranks // run.parallel.tp_size)
-    make_ds_config(run, batch, read_policy(run.deepspeed))
     source = source or _read_model(run)
-    find_family(source.config_dict(), source.shape, run.parallel.tp_size)
+    problems = start_problems(run, batch, read_policy(run.deepspeed), source.config_dict(), source.shape)
+    if problems:
+        raise ConfigError(problems)
     if run.model.initialize == "pretrained":
         stored_dtype(
             source.weights_folder

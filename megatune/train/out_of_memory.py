@@ -5,8 +5,8 @@ Runs on the one rank that failed, while the others may wait in a collective: it 
 
 import errno
 import gc
+import math
 import traceback
-from collections.abc import Sequence
 
 import torch
 
@@ -15,6 +15,7 @@ from megatune.errors import MemoryExhaustedError
 from megatune.launch.planned_run import PlannedRun
 from megatune.plan.assess import Assessment, Question
 from megatune.plan.layout import Layout
+from megatune.plan.layout_keys import overrides_for
 from megatune.plan.search import search
 from megatune.train.memory import MemoryMeter
 from megatune.units import format_bytes
@@ -101,7 +102,8 @@ def _proposals(planned: PlannedRun | None, kind: str) -> list[str]:
         ]
     lines = ["the planner says that these fit, the cheapest first:"]
     return lines + [
-        f"  {' '.join(overrides(one.layout, judged.layout))}: {_price(one, judged, kind)}" for one in found
+        f"  {' '.join(overrides_for(question.run, one.layout, judged.layout))}: {_price(one, judged, kind)}"
+        for one in found
     ]
 
 
@@ -116,7 +118,11 @@ def cheapest_changes(question: Question, asked: Assessment) -> list[Assessment]:
     for one in smaller:  # the fastest first
         kinds.setdefault(frozenset(_changed(one.layout, asked.layout)), one)
     found = sorted(
-        kinds.values(), key=lambda one: (one.step_s or 0.0, len(_changed(one.layout, asked.layout)))
+        kinds.values(),
+        key=lambda one: (
+            math.inf if one.step_s is None else one.step_s,
+            len(_changed(one.layout, asked.layout)),
+        ),
     )
     return found[:_NUM_PROPOSED]
 
@@ -126,28 +132,8 @@ def _changed(layout: Layout, asked: Layout) -> list[str]:
     return [key for key in mine if mine[key] != theirs[key] and key not in ("dp", "accumulation")]
 
 
-_KEYS = {
-    "tp": "parallel.tp_size",
-    "zero_stage": "parallel.zero_stage",
-    "offload": "parallel.offload",
-    "micro_batch": "train.per_device_train_batch_size",
-    "gradient_checkpointing": "model.gradient_checkpointing",
-}
-
-
-def overrides(layout: Layout, asked: Layout) -> Sequence[str]:
-    """What of the run file must change to come from `asked` to `layout`, as on the command line."""
-    values = layout.to_json()
-    found = [f"{_KEYS[key]}={str(values[key]).lower()}" for key in _changed(layout, asked)]
-    if layout.accumulation != asked.accumulation:
-        found.append(f"train.global_batch_size={layout.global_sequences}")
-    return found
-
-
 def _price(one: Assessment, asked: Assessment, kind: str) -> str:
     before, after = format_bytes(asked.ledger.device_total), format_bytes(one.ledger.device_total)
     needs = f"{after} of {kind} memory a rank by the plan, instead of {before}"  # the digest looks for this
-    if one.step_s is None or asked.step_s is None:
-        return needs
-    change = one.step_s / asked.step_s - 1
-    return f"{needs}, about {abs(change):.0%} {'slower' if change >= 0 else 'faster'}"
+    speed = one.beside(asked)
+    return needs if speed is None else f"{needs}, about {speed}"

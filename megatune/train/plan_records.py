@@ -2,7 +2,7 @@
 
 from megatune.launch.planned_run import PlannedRun
 from megatune.plan.answer import phase_values
-from megatune.plan.auto import value_of
+from megatune.plan.layout_keys import value_of
 from megatune.report.records import PlanRecord
 
 

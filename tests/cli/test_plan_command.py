@@ -9,8 +9,22 @@ import pytest
 import yaml
 from command_line import Done, assert_refused, megatune
 
+from megatune.config import load_run
+from megatune.plan.auto import fill_auto
+from megatune.plan.hardware import accelerator_named
+from megatune.plan.question import Machine, layout_of, make_question
+
 MODEL = {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25, "vocab_size": 50257,
          "n_positions": 1024}  # fmt: skip
+FREE = tuple(
+    f"{key}=auto"
+    for key in (
+        "parallel.tp_size",
+        "parallel.zero_stage",
+        "parallel.offload",
+        "train.per_device_train_batch_size",
+    )
+)
 
 
 @pytest.fixture
@@ -85,11 +99,99 @@ def test_a_layout_that_does_not_fit_is_told_with_the_nearest_that_do(planned):
     ("asked", "words"),
     [
         ("tp=3", ["tp 3 x dp 10 = 30", "32 devices"]),
-        ("tp=0,banana=1,offload=nvme", ["3 problems", "tp = 0", "banana", "none, optimizer or all"]),
+        ("tp=0,banana=1,offload=nvme", ["3 problems", "tp = 0", "banana", "none, optimizer, all, or nvme:"]),
     ],
 )
 def test_a_layout_that_is_none_is_refused(planned, asked, words):
     assert_refused(megatune("plan", planned, "--gpu", "a100-40gb", "--layout", asked), *words)
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "overrides", "word"),
+    [
+        ({"n_head": 2, "n_embd": 1024}, "tp=8", (), "2 key-value head(s)"),
+        ({"model_type": "granite", "intermediate_size": 4096}, "tp=4", (), "no tensor-parallel plan"),
+        ({}, "zero_stage=1,offload=all", (), "parallel.zero_stage 3 or higher"),
+        ({}, "zero_stage=0,offload=optimizer", (), "parallel.zero_stage 1 or higher"),
+        ({}, "tp=2", ("deepspeed=ds_configs/zero3_hpz.json",), "mix the ranks of tensor-parallel groups"),
+        ({}, "tp=8,tp=2", (), "tp is given 2 times"),
+    ],
+)
+def test_a_layout_that_no_start_would_train_is_refused_and_not_written(
+    planned, tmp_path, config, asked, overrides, word
+):
+    (tmp_path / "model/config.json").write_text(json.dumps(MODEL | config))
+    done = megatune("plan", planned, *overrides, "--gpu", "a100-40gb", "--layout", asked, "--write")
+    assert_refused(done, word)
+    assert not (tmp_path / "out").exists()
+
+
+def test_groups_that_lie_on_several_nodes_are_judged_with_a_note(planned, tmp_path):
+    (tmp_path / "model/config.json").write_text(json.dumps(MODEL | {"n_head": 32, "n_embd": 2048}))
+    found = answer(megatune("plan", planned, "--gpu", "h100-80gb", "--layout", "tp=16", "--json"))
+    assert any("several nodes of 8" in note for note in found["notes"])
+    slower = [reason for reason in found["reasons"] if reason.startswith("tensor_parallel")]
+    assert slower
+    assert all("faster at best" in reason for reason in slower), "by the token"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("parallel.tp_size=5",),
+        ("parallel.zero_stage=0",),
+        ("parallel.offload=nvme:/scratch",),
+        ("parallel.offload=all", "train.per_device_train_batch_size=auto"),
+        ("parallel.tp_size=auto", "parallel.zero_stage=1"),
+        FREE,
+    ],
+)
+def test_what_is_recommended_is_what_a_start_would_take(planned, overrides):
+    options = ("--nodes", "1", "--gpus-per-node", "20", "train.global_batch_size=120", "slurm=null")
+    found = answer(megatune("plan", planned, *overrides, *options, "--gpu", "h100-80gb", "--json"))
+
+    loaded = load_run(planned, [*overrides, "train.global_batch_size=120", "slurm=null"])
+    machine = Machine(nodes=1, ranks_per_node=20, accelerator=accelerator_named("h100-80gb"))
+    choice = fill_auto(loaded.run, loaded.auto, make_question(loaded.run, MODEL, machine))
+    assert choice is not None
+    assert found["layout"] == layout_of(choice.run, 20).to_json()
+    assert set(found["open"]) == set(choice.keys)
+
+
+def test_fixed_keys_are_named_with_what_they_cost(planned):
+    done = megatune("plan", planned, "parallel.tp_size=8", "--gpu", "h100-80gb")
+    assert done.code == 0, done.text
+    assert "fixed: parallel.tp_size=8 (command line), parallel.zero_stage=3 (default)" in done.text
+    assert "auto leaves a key to the planner" in done.text
+    options = ("parallel.tp_size=8", "--gpu", "h100-80gb", "--json")
+    found = answer(megatune("plan", planned, *options))
+    assert found["fixed"]["parallel.tp_size"] == {"value": 8, "from": "command line"}
+    best = answer(megatune("plan", planned, *FREE, "--gpu", "h100-80gb", "--json"))
+    assert found["free"]["layout"] == best["layout"]
+    assert best["free"] is None
+    assert f"with every key free: tp={best['layout']['tp']} " in done.text
+    assert "faster; it takes parallel.tp_size=1" in done.text or " times faster" in done.text
+
+
+def test_fixed_keys_that_do_not_fit_say_what_would(planned):
+    done = megatune("plan", planned, "train.per_device_train_batch_size=64", "--gpu", "a100-40gb", "--nodes",
+                    "1", "--gpus-per-node", "1", "slurm=null", "parallel.zero_stage=0")  # fmt: skip
+    assert_refused(done, "with every key free: tp=1 dp=1", "fits; it takes", "Nearest layouts that fit")
+
+
+def test_fixed_keys_that_cannot_be_trained_say_what_would(planned, tmp_path):
+    (tmp_path / "model/config.json").write_text(json.dumps(MODEL | {"n_head": 2, "n_embd": 1024}))
+    done = megatune("plan", planned, "parallel.tp_size=4", "--gpu", "a100-40gb")
+    assert_refused(done, "2 key-value head(s)", "with every key free:", "parallel.tp_size=")
+
+
+def test_where_only_the_batch_does_not_divide_the_layouts_are_in_the_usual_notation(planned):
+    done = megatune("plan", planned, *FREE, "--gpu", "h100-80gb", "--nodes", "1250")
+    assert_refused(
+        done, "tp=1 dp=10000: the global batch of 64", "Batches that divide", "1250 (tp=8 dp=1250)"
+    )
+    assert "{'tp'" not in done.text
 
 
 def test_the_gpu_is_asked_for_and_never_guessed(planned):
@@ -150,14 +252,15 @@ def test_a_plan_loads_no_heavy_package(planned):
 
 
 def test_sequence_lengths_are_compared_at_the_same_tokens_a_step(planned):
-    found = answer(megatune("plan", planned, "--gpu", "a100-40gb", "--seq", "512,1024,2048,1000", "--json"))
+    options = (*FREE, "--gpu", "a100-40gb", "--json")
+    found = answer(megatune("plan", planned, *options, "--seq", "512,1024,2048,1000"))
 
     short, own, long, odd = found["lengths"]
     assert found["tokens_per_step"] == 64 * 1024
     for one, sequences in ((short, 128), (own, 64), (long, 32)):
         layout = one["layout"]
         assert layout["dp"] * layout["micro_batch"] * layout["accumulation"] == sequences
-    assert own["time"] == answer(megatune("plan", planned, "--gpu", "a100-40gb", "--json"))["time"]
+    assert own["time"] == answer(megatune("plan", planned, *options))["time"]
     assert short["time"]["step_seconds"] < own["time"]["step_seconds"], "less attention"
     assert long["remark"] == "beyond the model's 1024 positions"
     assert (odd["layout"], odd["remark"]) == (None, "the 65536 tokens of a step are no multiple of it")

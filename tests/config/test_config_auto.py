@@ -4,7 +4,7 @@ import pytest
 
 from megatune.config import LoadedRun, resolved_yaml, run_schema
 from megatune.config.auto import AUTO_KEYS
-from megatune.plan.auto import value_of
+from megatune.plan.layout_keys import value_of
 
 BATCH = "train.global_batch_size=64"
 

@@ -12,9 +12,10 @@ from megatune.plan.assess import assess
 from megatune.plan.forecast import forecast
 from megatune.plan.hardware import ACCELERATORS, accelerator_named
 from megatune.plan.links import Link, Links
-from megatune.plan.question import Machine, is_given_in_full, layout_of, make_question
+from megatune.plan.question import Machine, layout_of, make_question
 from megatune.plan.rates import Measured
-from megatune.plan.search import pareto_front, refuse_all, refuse_too_big, search
+from megatune.plan.refusal import refuse_all, refuse_too_big
+from megatune.plan.search import pareto_front, search
 
 
 def test_every_judged_layout_keeps_the_global_batch_and_the_devices() -> None:
@@ -42,14 +43,70 @@ def test_degrees_that_cannot_be_are_rejected_by_name() -> None:
     reasons = {
         one.layout["tp"]: one.reason
         for one in search(question(LLAMA_70B, machine(4, "h100-80gb"))).rejected
-        if "micro_batch" not in one.layout
+        if one.layout.keys() == {"tp", "dp"}
     }
     assert "several nodes" in reasons[16]
     narrow = {**GPT2_XL, "n_head": 4}
-    reasons = {one.layout["tp"]: one.reason for one in search(question(narrow)).rejected}
+    reasons = {
+        one.layout["tp"]: one.reason for one in search(question(narrow)).rejected if "tp" in one.layout
+    }
     assert "4 key-value head" in reasons[8]
     odd = search(question(train={"global_batch_size": 12}))
     assert any("12 sequences does not divide over 8" in one.reason for one in odd.rejected)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [(2, "3, 5-7, 9-15 (do not divide 16 devices)."), (16, "above 64 (no node has so many devices).")],
+)
+def test_degrees_that_are_not_looked_at_are_named_in_one_line(nodes: int, words: str) -> None:
+    skipped = search(question(on=machine(nodes), train={"global_batch_size": 128})).skipped
+    assert skipped is not None
+    assert words in skipped
+    assert "\n" not in skipped
+
+
+def test_a_disk_is_looked_at_where_the_run_file_names_its_folder() -> None:
+    def offloads(**parallel: Any) -> set[str]:
+        found = search(question(parallel=parallel))
+        return {one.layout.offload for one in (*found.fitting, *found.too_big)}
+
+    assert "nvme:/scratch" not in offloads()
+    assert offloads(offload="nvme:/scratch") == {"none", "optimizer", "all", "nvme:/scratch"}
+
+
+def test_a_layout_without_a_time_does_not_come_before_those_with_one() -> None:
+    found = search(question(parallel={"offload": "nvme:/scratch"}))
+    assert found.best is not None
+    assert found.best.step_s is not None
+    assert any(one.step_s is None for one in found.fitting)
+    assert all(point.step_s is not None for point in pareto_front(found.fitting))
+
+
+def test_where_only_the_batch_does_not_divide_the_batches_that_do_are_named() -> None:
+    asked = question(LLAMA_70B, machine(1250, "h100-80gb"), train={"global_batch_size": 128})
+    text = str(refuse_all(asked, search(asked)))
+    assert "tp=1 dp=10000: the global batch of 128 sequences does not divide" in text
+    assert "train.global_batch_size = 1250 (tp=8 dp=1250), 2500 (tp=4 dp=2500)" in text
+    assert "{" not in text
+    tokens = question(
+        LLAMA_70B, machine(1250, "h100-80gb"), train={"global_batch_size": None, "tokens_per_step": 2**17}
+    )
+    assert f"train.tokens_per_step = {1250 * 1024} (tp=8" in str(refuse_all(tokens, search(tokens)))
+
+
+def test_layouts_with_other_batches_are_compared_by_the_token() -> None:
+    asked = question(LLAMA_70B, machine(2, "h100-80gb"))
+    small, large = (
+        assess(asked, layout(tensor_parallel=8, data_parallel=2, accumulation=count)) for count in (1, 64)
+    )
+    assert small.step_s and large.step_s
+    assert large.step_s > 20 * small.step_s, "the steps themselves say nothing"
+    assert (large.beside(small) or "").endswith("faster"), "its fixed costs are spread over more tokens"
+    cut = assess(asked, layout(tensor_parallel=8, data_parallel=2, accumulation=1, micro_batch=64))
+    assert small.sequence_s and cut.sequence_s
+    assert small.sequence_s > 2 * cut.sequence_s
+    assert small.beside(cut) == f"{small.sequence_s / cut.sequence_s:.1f} times slower"
 
 
 def test_nothing_on_the_front_is_beaten_in_both_memory_and_speed() -> None:
@@ -157,8 +214,6 @@ def test_a_run_file_that_leaves_nothing_open_is_judged_as_it_stands() -> None:
         parallel={"tp_size": 2, "offload": "none"},
         train={"per_device_train_batch_size": 4},
     )
-    assert is_given_in_full(full)
-    assert not is_given_in_full(run_of())
     assert layout_of(full, 8) == layout(
         tensor_parallel=2, data_parallel=4, micro_batch=4, accumulation=4, gradient_checkpointing=True
     )

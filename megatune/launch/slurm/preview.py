@@ -17,7 +17,8 @@ from megatune.plan.ledger import FRAMEWORK_BYTES
 from megatune.plan.model_config import read_model_config
 from megatune.plan.question import Machine, layout_of, make_question
 from megatune.plan.rates import Measured
-from megatune.plan.search import Found, refuse_too_big, search
+from megatune.plan.refusal import refuse_too_big
+from megatune.plan.search import Found, search
 
 _HELD_ON_CPU = ("weights", "gradients", "optimizer", "framework", "snapshot")
 """What a rank without a GPU holds at the very least; the rest of its ledger is of one moment."""
@@ -97,7 +98,7 @@ class Preview:
             price_per_gpu_hour=None,
         )
         knows_limit = judged.ledger.device_limit is not None
-        found = search(question) if knows_limit else Found(fitting=[], too_big=[], rejected=[])
+        found = search(question) if knows_limit else Found()
         return plan_answer(question, judged, found, ahead)
 
 

@@ -18,7 +18,7 @@ from megatune.launch.processes import Start
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
 from megatune.model.heads import HeadSpec
-from megatune.plan.auto import value_of
+from megatune.plan.layout_keys import value_of
 from megatune.train.inputs import Inputs, open_tokenizer
 from megatune.train.job import check_and_prepare, ready_ops
 from megatune.train.verify.compare import TOLERANCES, Row, Tolerance, compare

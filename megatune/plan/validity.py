@@ -1,0 +1,48 @@
+"""Whether a layout can be trained at all: one answer for the search, for `megatune plan --layout` and for a start."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatune.config import BatchShape, Run, layout_problems
+from megatune.errors import ModelError
+from megatune.plan.assess import Question
+from megatune.plan.ds_config import ds_config_problems
+from megatune.plan.families import find_family
+from megatune.plan.layout import Layout
+from megatune.plan.layout_keys import batch_of, with_layout
+from megatune.plan.shape import ModelShape
+
+
+def start_problems(
+    run: Run, batch: BatchShape, policy: Mapping[str, Any], config: Mapping[str, Any], shape: ModelShape
+) -> list[str]:
+    """Why `run` cannot train in the layout that it gives: by the run file's rules, the policy's, or the model's family.
+
+    config: the model's config.json.
+    """
+    problems = [*layout_problems(run), *ds_config_problems(run, batch, policy)]
+    uncut = family_problem(config, shape, run.parallel.tp_size)
+    return problems if uncut is None else [*problems, uncut]
+
+
+def family_problem(config: Mapping[str, Any], shape: ModelShape, tensor_parallel: int) -> str | None:
+    """Why a model cannot be cut to a degree; None where it can."""
+    try:
+        find_family(config, shape, tensor_parallel)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def problems_of(question: Question, layout: Layout) -> list[str]:
+    """Why a start would refuse `layout`; nothing where it would train."""
+    run, model = with_layout(question.run, layout), question.work.model
+    return start_problems(run, batch_of(layout), question.policy, model.config, model.shape)
+
+
+def across_nodes(question: Question, tensor_parallel: int) -> str | None:
+    """Why a degree that can be trained is not looked for: None where its groups lie inside nodes."""
+    per_node = question.place.ranks_per_node
+    if tensor_parallel == 1 or per_node % tensor_parallel == 0:
+        return None
+    return f"a tensor-parallel group would lie on several nodes of {per_node}, over their slow links"
