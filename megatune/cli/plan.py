@@ -155,12 +155,15 @@ def _machine(run: Run, options: PlanOptions) -> Machine:
     """Where the run will be: the options, then the slurm section, then launch, then this machine."""
     slurm = run.slurm
     nodes = options.nodes or (slurm.nodes if slurm else run.launch.nodes)
-    asked = options.gpus_per_node
-    if asked is None and slurm is not None and slurm.gpus_per_node is not None:
-        asked = slurm.gpus_per_node
-    if asked is None and run.launch.nproc_per_node != "auto":
-        asked = run.launch.nproc_per_node
-    accelerator = _accelerator(options.gpu, on_gpus=bool(count_gpus()) if asked is None else asked > 0)
+    gpus = options.gpus_per_node
+    if gpus is None and slurm is not None:
+        gpus = slurm.gpus_per_node
+    # launch.nproc_per_node counts ranks: whether they have GPUs, only the machine they run on can say.
+    ranks = None if run.launch.nproc_per_node == "auto" else run.launch.nproc_per_node
+    is_here = nodes == 1 and slurm is None
+    on_gpus = gpus > 0 if gpus is not None else bool(count_gpus()) if is_here or ranks is None else True
+    accelerator = _accelerator(options.gpu, on_gpus=on_gpus)
+    asked = ranks if gpus is None else gpus
     per_node = asked or (count_gpus() if accelerator else 0) or max(1, count_cpus())
     memory = memory_bytes(slurm.mem.upper()) or None if slurm and slurm.mem else None
     is_elsewhere = accelerator is not None and not count_gpus()

@@ -199,6 +199,15 @@ def test_the_gpu_is_asked_for_and_never_guessed(planned):
     assert_refused(megatune("plan", planned, "--gpu", "gtx"), "gtx", "a100-80gb")
 
 
+def test_ranks_of_a_machine_without_gpus_are_no_gpus(planned, tmp_path):
+    (tmp_path / "model/config.json").write_text(json.dumps(MODEL | {"n_layer": 2, "n_embd": 100}))
+    options = ("slurm=null", "launch.nproc_per_node=2", "--json")
+    found = answer(megatune("plan", planned, *options, DS_ACCELERATOR="cpu"))
+    assert (found["devices"]["name"], found["devices"]["count"]) == ("cpu", 2)
+    elsewhere = megatune("plan", planned, *options, "--nodes", "4", DS_ACCELERATOR="cpu")
+    assert_refused(elsewhere, "which GPU is it?", "cpu plans for machines without GPUs")
+
+
 def test_machines_without_gpus_are_planned_by_their_memory(planned):
     options = ("slurm.gpus_per_node=0", "slurm.mem=256G", "--gpus-per-node", "0", "--json")
     found = answer(megatune("plan", planned, *options, "slurm.nodes=1"))
