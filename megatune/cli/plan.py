@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from megatune.cli.plan_steps import steps_of_run
 from megatune.cli.plan_view import plan_views, rate_text, seconds_text
 from megatune.config import LoadedRun, Run, load_run
 from megatune.errors import ConfigError, PlanError
@@ -67,15 +68,18 @@ def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None
         assert given.chosen is not None, "refused by the callee"
         chosen = given.chosen
     slurm = run.slurm
+    num_steps, uncounted = steps_of_run(run, chosen.layout.global_sequences)
     ahead = forecast(
         question,
         chosen,
-        num_steps=run.train.max_steps,
+        num_steps=num_steps,
         limit_s=time_limit_s(slurm.time) if slurm and slurm.time else None,
         reserve_s=slurm.signal_delay_s if slurm else 0,
         price_per_gpu_hour=options.price_per_gpu_hour,
     )
     answer = plan_answer(question, chosen, found, ahead) | ({} if given is None else given.as_object())
+    if uncounted is not None and chosen.step_s is not None:
+        answer["notes"].append(uncounted)
     lines = [] if given is None else given.lines()
     show(answer, *plan_views(answer, question, chosen, found, lines), as_json=options.as_json)
     if not chosen.ledger.fits:

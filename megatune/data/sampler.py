@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from megatune.config import Run
 from megatune.data.pack import shuffled
 
 RowNumbers = npt.NDArray[np.int64]
@@ -55,6 +56,13 @@ def position_of_step(step: int, *, num_rows: int, global_rows: int) -> Position:
 def num_steps_per_epoch(num_rows: int, global_rows: int) -> int:
     """Steps that see every row once; the last may be short."""
     return -(-num_rows // global_rows)
+
+
+def total_steps(run: Run, num_rows: int, global_rows: int) -> int:
+    """Optimizer steps of the whole run."""
+    if run.train.max_steps is not None:
+        return run.train.max_steps
+    return max(1, round(run.train.num_train_epochs * num_steps_per_epoch(num_rows, global_rows)))
 
 
 def micro_batch_rows(

@@ -58,6 +58,12 @@ def notes(question: Question, chosen: Assessment) -> list[str]:
     if slow is not None:
         found.append(f"{slow}: the search looks for no such layout.")
     found += _about_times(question)
+    ledger = chosen.ledger
+    if layout.offload != "none" and ledger.host and ledger.host_limit is None:
+        found.append(
+            f"whether a node has the {format_bytes(ledger.host_total)} of host memory that offload={layout.offload} "
+            "needs is not known: give slurm.mem, as slurm.mem=512G."
+        )
     if layout.offload_kind == "nvme":
         found += [
             f"{format_bytes(chosen.ledger.disk_bytes)} on the local disk of each node: {layout.offload}."

@@ -11,7 +11,7 @@ from megatune.config import BatchShape, Run
 from megatune.data.batches import Batch, step_batches
 from megatune.data.loader import StepLoader
 from megatune.data.prepared import PreparedSet
-from megatune.data.sampler import Position, next_position, num_steps_per_epoch
+from megatune.data.sampler import Position, next_position, total_steps
 from megatune.engine.base import TrainingEngine
 from megatune.engine.own_time import OwnTime
 from megatune.evaluate.exam import Result
@@ -34,13 +34,6 @@ from megatune.train.stopping import Stopping
 DONE, STOPPED_EARLY = 0, 75
 _STEPS_TO_SETTLE = 3
 """Steps after which a start has seen what every step holds."""
-
-
-def total_steps(run: Run, num_rows: int, global_rows: int) -> int:
-    """Optimizer steps of the whole run."""
-    if run.train.max_steps is not None:
-        return run.train.max_steps
-    return max(1, round(run.train.num_train_epochs * num_steps_per_epoch(num_rows, global_rows)))
 
 
 class TrainingLoop:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from megatune.checkpoint.export import replace_export
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
 from megatune.config.slurm import SlurmSection
+from megatune.data.sampler import total_steps
 from megatune.engine.base import TrainingEngine
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.make import make_engine
@@ -35,7 +36,7 @@ from megatune.train.evaluating import Evaluations, marking_of, set_exams
 from megatune.train.inputs import Inputs, open_inputs, open_tokenizer, prepare_inputs, prepared_folders
 from megatune.train.kernels_used import kernels_used
 from megatune.train.launched import prepare_launched_rank
-from megatune.train.loop import DONE, STOPPED_EARLY, TrainingLoop, total_steps
+from megatune.train.loop import DONE, STOPPED_EARLY, TrainingLoop
 from megatune.train.memory import MemoryMeter
 from megatune.train.meters import Meter, device_name, peak_flops
 from megatune.train.out_of_memory import explained, is_out_of_memory

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,41 @@ def test_where_only_the_batch_does_not_divide_the_layouts_are_in_the_usual_notat
     assert "{'tp'" not in done.text
 
 
+def test_steps_are_counted_from_prepared_data(run_file, tiny_gpt2, rows_file):
+    """Once the files are so old that their times tell whether they were written to again."""
+    options = ("train.max_steps=null", "train.num_train_epochs=3", "precision=bf16")
+    machine = ("--gpu", "h100-80gb", "--nodes", "1", "--gpus-per-node", "1", "--json")
+    newest = max(path.stat().st_ctime for path in (rows_file, *tiny_gpt2.iterdir()))
+    time.sleep(max(0.0, newest + 2.1 - time.time()))
+    before = answer(megatune("plan", run_file, *options, *machine))
+    assert before["forecast"]["num_steps"] is None
+    assert any("megatune prepare" in note for note in before["notes"])
+
+    prepared = json.loads(megatune("prepare", run_file, *options, "--json").out)
+    after = answer(megatune("plan", run_file, *options, *machine))
+
+    assert after["forecast"]["num_steps"] == 3 * prepared["splits"]["train"]["num_rows"]
+    assert after["forecast"]["total_s"] == pytest.approx(
+        after["forecast"]["num_steps"] * after["time"]["step_seconds"]
+    )
+    assert not any("megatune prepare" in note for note in after["notes"])
+
+
+def test_without_steps_a_note_says_what_is_missing(planned):
+    done = megatune("plan", planned, "train.max_steps=null", "--gpu", "a100-40gb")
+    assert done.code == 0, done.text
+    assert "whole run: n/a" in done.text
+    assert "no whole-run figures: they need train.max_steps" in done.text
+
+
+def test_offload_into_host_memory_that_nobody_knows_is_noted(planned):
+    options = ("parallel.offload=all", "--gpu", "h100-80gb", "--json")
+    (note,) = [each for each in answer(megatune("plan", planned, *options))["notes"] if "host memory" in each]
+    assert "is not known: give slurm.mem" in note
+    known = answer(megatune("plan", planned, *options, "slurm.mem=900G"))
+    assert not any("host memory" in each for each in known["notes"])
+
+
 def test_the_gpu_is_asked_for_and_never_guessed(planned):
     assert_refused(megatune("plan", planned), "--gpu", "a100-80gb", "h100-80gb", "cpu")
     assert_refused(megatune("plan", planned, "--gpu", "gtx"), "gtx", "a100-80gb")
@@ -248,12 +284,14 @@ def test_a_model_that_is_not_here_is_named(planned):
     assert_refused(done, "nobody/nothing", "config.json")
 
 
-def test_a_plan_loads_no_heavy_package(planned):
+@pytest.mark.parametrize("overrides", [[], ["train.max_steps=null"]])
+def test_a_plan_loads_no_heavy_package(planned, overrides):
     code = (
         "import json, sys; from megatune.cli.plan import *; "
         "options = PlanOptions(nodes=None, gpus_per_node=None, gpu='a100-40gb', layout=None, lengths=None, "
         "price_per_gpu_hour=None, write=False, as_json=True); "
-        f"plan_run(Path({str(planned)!r}), [], options); print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+        f"plan_run(Path({str(planned)!r}), {overrides}, options); "
+        "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in json.loads(done.stderr.strip().splitlines()[-1])}

@@ -7,7 +7,7 @@ from pathlib import Path
 from megatune.config import BatchShape, Run, load_run
 from megatune.data.batches import step_batches
 from megatune.data.prepared import PreparedSet
-from megatune.data.sampler import position_of_step
+from megatune.data.sampler import position_of_step, total_steps
 from megatune.engine.accelerator import own_device
 from megatune.engine.base import Engine
 from megatune.engine.dtypes import DTYPES
@@ -22,7 +22,6 @@ from megatune.model.heads import HeadSpec
 from megatune.model.quiet import quiet_libraries
 from megatune.model.source import ModelSource, open_source
 from megatune.plan.ds_config import make_ds_config, read_policy
-from megatune.train.loop import total_steps
 from megatune.train.meters import peak_memory_bytes
 from megatune.train.schedule import learning_rate_at
 from megatune.train.step import StepResult, train_step
