@@ -32,7 +32,7 @@ from megatune.plan.model_config import read_model_config
 from megatune.plan.question import Machine, make_question
 from megatune.plan.refusal import refuse_all, refuse_too_big
 from megatune.plan.search import Found, search
-from megatune.plan.validity import problems_of
+from megatune.plan.validity import refuse_untrainable
 from megatune.report.tables import render_table, show, to_json
 from megatune.units import format_bytes
 
@@ -149,9 +149,7 @@ def _lengths(options: PlanOptions) -> list[int]:
 def _asked_layout(text: str, question: Question) -> Layout:
     """The layout of --layout. Raises ConfigError where it is none, or a start would refuse it."""
     layout = parse_layout(text, question.num_devices)
-    problems = problems_of(question, layout)
-    if problems:
-        raise ConfigError(problems, source=f"--layout {text}")
+    refuse_untrainable(question, layout, source=f"--layout {text}")
     return layout
 
 

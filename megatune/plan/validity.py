@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatune.config import BatchShape, Run, layout_problems
-from megatune.errors import ModelError
+from megatune.errors import ConfigError, ModelError
 from megatune.plan.assess import Question
 from megatune.plan.ds_config import ds_config_problems
 from megatune.plan.families import find_family
@@ -38,6 +38,13 @@ def problems_of(question: Question, layout: Layout) -> list[str]:
     """Why a start would refuse `layout`; nothing where it would train."""
     run, model = with_layout(question.run, layout), question.work.model
     return start_problems(run, batch_of(layout), question.policy, model.config, model.shape)
+
+
+def refuse_untrainable(question: Question, layout: Layout, *, source: str = "the run file") -> None:
+    """Raise ConfigError with every reason why a start would refuse `layout`."""
+    problems = problems_of(question, layout)
+    if problems:
+        raise ConfigError(problems, source=source)
 
 
 def across_nodes(question: Question, tensor_parallel: int) -> str | None:

@@ -19,6 +19,7 @@ from megatune.plan.question import Machine, layout_of, make_question
 from megatune.plan.rates import Measured
 from megatune.plan.refusal import refuse_too_big
 from megatune.plan.search import Found, search
+from megatune.plan.validity import refuse_untrainable
 
 _HELD_ON_CPU = ("weights", "gradients", "optimizer", "framework", "snapshot")
 """What a rank without a GPU holds at the very least; the rest of its ledger is of one moment."""
@@ -112,7 +113,7 @@ def preview(
     """What `loaded` will be on the nodes of `request`; what it leaves open is filled in as the job will do it.
 
     measured: by the doctor and by runs, where the job goes. num_steps: of the whole run, where an earlier start
-    has counted them. Raises ModelError when the model cannot be cut to the run's degree.
+    has counted them. Raises ConfigError for a layout that the job would refuse, as a degree the model cannot be cut to.
     """
     machine = machine_of(request, measured or Measured())
     question, why_not = _ask(loaded.run, machine)
@@ -121,7 +122,10 @@ def preview(
     layout = layout_of(run, request.num_ranks)
     if choice is not None:
         question, why_not = _ask(run, machine)
-    planned = None if question is None else Planned(question=question, judged=assess(question, layout))
+    planned = None
+    if question is not None:
+        refuse_untrainable(question, layout)
+        planned = Planned(question=question, judged=assess(question, layout))
     sequences = layout.global_sequences
     return Preview(
         request=request,

@@ -11,6 +11,7 @@ from megatune.plan.ds_config import make_ds_config
 from megatune.plan.layout import Layout
 from megatune.plan.question import layout_of
 from megatune.plan.search import search
+from megatune.plan.validity import refuse_untrainable
 from megatune.tune.layouts.candidates import Candidate, Space, Tuned, Values
 from megatune.tune.layouts.forecast import planned_seconds
 from megatune.tune.layouts.knobs import RANKS, SIDE_KNOBS, Knob, Surroundings, layout_values
@@ -93,7 +94,9 @@ def _own_sides(tuned: Tuned) -> Values:
 def _reference(tuned: Tuned) -> Candidate:
     """The run's own layout. `auto` checkpointing is off, as in training."""
     question = tuned.question({})
-    judged = assess(question, layout_of(tuned.load(), tuned.machine.num_devices))
+    layout = layout_of(tuned.load(), tuned.machine.num_devices)
+    refuse_untrainable(question, layout)
+    judged = assess(question, layout)
     return _candidate(question, judged, _own_sides(tuned))
 
 
