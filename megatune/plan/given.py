@@ -48,7 +48,9 @@ class Given:
         if self.chosen is None or not self.chosen.ledger.fits:
             return " fits"
         speed = free.beside(self.chosen)
-        return f", {speed}" if speed else ", whose time is known"
+        if speed is None:
+            return f", {free.step_s:.3g} s a step, where the time of what is fixed is not known"
+        return f", {speed}"
 
     def _changes(self, layout: Layout) -> list[str]:
         """What the run file must say otherwise; what it leaves open a start will choose by itself."""

@@ -313,6 +313,21 @@ def test_sequence_lengths_are_compared_at_the_same_tokens_a_step(planned):
     assert (odd["layout"], odd["remark"]) == (None, "the 65536 tokens of a step are no multiple of it")
 
 
+def test_lengths_keep_what_the_run_file_fixes(planned):
+    options = ("plan", planned, "parallel.tp_size=5", "slurm.gpus_per_node=5", "--gpu", "a100-40gb")
+    batch = ("train.global_batch_size=64", "--seq", "512,1024")
+    found = answer(megatune(*options, *batch, "--json"))["lengths"]
+    assert [one["layout"]["tp"] for one in found] == [5, 5]
+    assert {one["layout"]["zero_stage"] for one in found} == {3}
+    assert "fixed: parallel.tp_size=5 (command line)" in megatune(*options, *batch).text
+
+
+def test_a_disk_whose_speed_nobody_said_is_told_beside_a_layout_with_a_time(planned):
+    done = megatune("plan", planned, "parallel.offload=nvme:/scratch", "--gpu", "a100-40gb")
+    assert done.code == 0, done.text
+    assert "where the time of what is fixed is not known; it takes" in done.text
+
+
 def test_a_length_that_nothing_fits_says_what_it_lacks(planned):
     batch, options = (
         "train.global_batch_size=1024",
