@@ -98,7 +98,7 @@ def _as_a_start_does(loaded: LoadedRun, question: Question, found: Found) -> Giv
     given = given_by(loaded, own.nearest, found)
     if own.nearest is None:
         raise PlanError("\n".join([str(refuse_all(question, own)), *given.lines()]))
-    if found.best is None and keys:
+    if own.best is None and found.best is None and keys:
         raise refuse_all(question, found)
     return given
 

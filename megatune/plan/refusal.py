@@ -73,5 +73,5 @@ def _with_another_batch(question: Question, found: Found) -> str:
     told = ", ".join(f"{size * unit} ({near[size]})" for size in sizes)
     return (
         f"Batches that divide: {key} = {told}, and other multiples of them. Or change the number of devices: "
-        f"{batch} sequences need data-parallel ranks that divide {batch}."
+        f"a batch of {batch} needs data-parallel ranks that divide it."
     )

@@ -136,6 +136,17 @@ def test_groups_that_lie_on_several_nodes_are_judged_with_a_note(planned, tmp_pa
     assert all("faster at best" in reason for reason in slower), "by the token"
 
 
+def test_groups_over_nodes_are_planned_where_the_run_file_asks_for_them_and_no_other_degree_will_do(
+    planned, tmp_path
+):
+    (tmp_path / "model/config.json").write_text(json.dumps(MODEL | {"n_head": 32, "n_embd": 2048}))
+    options = ("slurm.nodes=2", "train.global_batch_size=1", "--gpu", "h100-80gb", "--json")
+    found = answer(megatune("plan", planned, "parallel.tp_size=16", *options))
+    assert (found["layout"]["tp"], found["free"]) == (16, None)
+    assert any("several nodes" in note for note in found["notes"])
+    assert_refused(megatune("plan", planned, *FREE, *options), "global_batch_size = 2 (tp=8 dp=2)")
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
