@@ -75,16 +75,3 @@ def loss_difference(result: Result, theirs: Measurement, ours: Measurement) -> s
         return None
     step, a, b = found
     return f"not compared: the loss of step {step} is {b} beside {a}"
-
-
-def regressions(before: dict[str, Spread], now: dict[str, Spread]) -> list[str]:
-    """Cases that need more processor time a token than before, by more than both spreads."""
-    found = []
-    for name, new in now.items():
-        old = before.get(name)
-        if old is not None and new.low > old.high:
-            found.append(
-                f"{name}: {new.median / old.median:.2f} x the processor time a token of the other record "
-                f"({new} beside {old} s)"
-            )
-    return found

@@ -122,18 +122,17 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA or not isinstance(record["cases"], list):
             raise ValueError(f"its schema is {record['schema']}, this version reads {SCHEMA}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError([f"{path} is no record of `megatune bench`: {error}."]) from error
+    except OSError as error:
+        raise ConfigError(
+            [
+                f"cannot be read: {error.strerror}. `megatune bench` says at its end where it wrote its record."
+            ],
+            source=str(path),
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError([f"it is no record of `megatune bench`: {why}."], source=str(path)) from error
     return dict(record)
-
-
-def cpu_spreads(record: dict[str, Any]) -> dict[str, Spread]:
-    """Processor seconds a token of each training case."""
-    return {
-        case["name"]: Spread(**case["cpu_seconds_per_token"])
-        for case in record["cases"]
-        if case.get("cpu_seconds_per_token")
-    }
 
 
 def _case(suite: Suite, result: Result, results: list[Result]) -> dict[str, Any]:

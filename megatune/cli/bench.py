@@ -3,17 +3,18 @@
 import math
 import shlex
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from megatune.bench.compare import Spread, regressions
+from megatune.bench.compare import Spread
 from megatune.bench.on_cluster import Asked, BenchFolder, collect, load_job, submit_suite, take_round
-from megatune.bench.record import cpu_spreads, make_record, read_record, save_record
+from megatune.bench.record import machine, make_record, read_record, save_record
+from megatune.bench.regressions import Verdict, compare_records, obstacles
 from megatune.bench.rounds import name_of, run_rounds
 from megatune.bench.suite import Case, Suite, load_suite
 from megatune.config import LoadedRun
@@ -41,10 +42,12 @@ class BenchOptions:
 
 
 def bench_suite(name: str, options: BenchOptions) -> int:
-    """Run the suite and print its record. Returns 1 when a case failed or is slower than the record beside it."""
+    """Run the suite and print its record. Returns the exit code (`exit_code`)."""
     suite = load_suite(name)
     before = read_record(options.compare) if options.compare else None
     cases = chosen(suite, options.only)
+    if before is not None:
+        refuse_incomparable(before, machine(), suite, cases)
     rounds = options.rounds or suite.rounds
     results = run_rounds(
         suite,
@@ -102,12 +105,39 @@ def _on_slurm(name: str, options: BenchOptions) -> tuple[LoadedRun, BenchFolder]
 
 def _show_record(record: dict[str, Any], before: dict[str, Any] | None, options: BenchOptions) -> int:
     path = save_record(record, options.results)
-    slower = regressions(cpu_spreads(before), cpu_spreads(record)) if before else []
-    show({**record, "slower": slower} if before else record, table(record), as_json=options.as_json)
+    verdicts = [] if before is None else compare_records(before, record)
+    compared = {} if before is None else {"compared": [asdict(verdict) for verdict in verdicts]}
+    show({**record, **compared}, table(record), as_json=options.as_json)
     print(f"record: {path}", file=sys.stderr)
-    for line in slower:
-        print(f"slower: {line}", file=sys.stderr)
-    return 1 if slower or any(case["failure"] for case in record["cases"]) else 0
+    for verdict in verdicts:
+        print(f"{verdict.kind}: {verdict.case}: {verdict.words}", file=sys.stderr)
+    return exit_code(record, None if before is None else verdicts)
+
+
+def refuse_incomparable(
+    before: dict[str, Any], here: dict[str, Any], suite: Suite, cases: Sequence[Case]
+) -> None:
+    """Raise ConfigError where not one case can be held against `before`: sooner than after minutes of measuring."""
+    works = {name_of(case): suite.work_of(case) if case.program is None else None for case in cases}
+    found = obstacles(before, here, works)
+    if len(found) == len(works):
+        raise ConfigError(
+            [
+                *(f"case {name!r} cannot be compared: {why}." for name, why in found.items()),
+                "so none is left to compare: give a record of this suite on this machine, or leave out --compare.",
+            ],
+            source="megatune bench --compare",
+        )
+
+
+def exit_code(record: dict[str, Any], verdicts: Sequence[Verdict] | None) -> int:
+    """1: a case failed or is slower than before. 2: one must not be compared, or none was. Else 0."""
+    if any(case["failure"] for case in record["cases"]):
+        return 1
+    kinds = {verdict.kind for verdict in verdicts or ()}
+    if "slower" in kinds:
+        return 1
+    return 0 if verdicts is None or ("not slower" in kinds and "refused" not in kinds) else 2
 
 
 def chosen(suite: Suite, patterns: tuple[str, ...]) -> list[Case]:
@@ -118,7 +148,10 @@ def chosen(suite: Suite, patterns: tuple[str, ...]) -> list[Case]:
     found = [case for case in cases if any(fnmatch(name_of(case), pattern) for pattern in patterns)]
     if not found:
         names = ", ".join(repr(name_of(case)) for case in cases)
-        raise ConfigError([f"--only {', '.join(patterns)} matches no case of the suite. Cases: {names}."])
+        raise ConfigError(
+            [f"--only {', '.join(patterns)} matches no case of the suite. Cases: {names}."],
+            source="megatune bench",
+        )
     return found
 
 

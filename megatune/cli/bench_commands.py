@@ -18,7 +18,10 @@ def bench(
         None, "--rounds", min=1, help="How often each case is run; otherwise as the suite says."
     ),
     compare: Path | None = typer.Option(
-        None, "--compare", help="An older record: say what has become slower by more than both spreads."
+        None,
+        "--compare",
+        metavar="RECORD.json",
+        help="An older record of this suite on this kind of machine: say what has become slower.",
     ),
     results: Path = typer.Option(
         Path("benchmarks/results"), "--results", help="Folder that the record is written into."
