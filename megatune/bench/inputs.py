@@ -74,7 +74,8 @@ def _write_model(work: Work, folder: Path) -> Path:
     if not (source / "config.json").is_file():
         known = ", ".join(sorted(path.name for path in MODELS.glob("*"))) or "none here"
         raise ConfigError(
-            [f"work.model = {work.model}: no folder with a config.json. benchmarks/models has {known}."]
+            [f"work.model = {work.model}: no folder with a config.json. benchmarks/models has {known}."],
+            source="the suite",
         )
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers

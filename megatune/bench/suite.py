@@ -102,10 +102,17 @@ def load_suite(name: str, folder: Path = SUITES) -> Suite:
         raise ConfigError(
             [
                 f"there is no suite {name!r} ({path}: {error.strerror}). Suites: {known}; or give a file's path."
-            ]
+            ],
+            source="megatune bench",
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError([f"{path} is not YAML: {error}"]) from error
+        raise ConfigError([f"it is not YAML: {error}"], source=str(path)) from error
+    if not isinstance(values, dict):
+        found = "it is empty" if values is None else f"it holds {repr(values)[:60]}"
+        raise ConfigError(
+            [f"{found}; a suite is a mapping with the keys {', '.join(Suite.model_fields)}."],
+            source=str(path),
+        )
     try:
         suite = Suite.model_validate(values)
     except ValidationError as error:
@@ -137,7 +144,8 @@ def _faults(suite: Suite) -> list[str]:
 
 
 def _problems(error: ValidationError) -> list[str]:
-    return [f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()]
+    """A line each; a problem between fields stands at no key."""
+    return [": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"]))) for one in error.errors()]
 
 
 def _short(value: object) -> str:

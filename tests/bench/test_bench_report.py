@@ -154,5 +154,9 @@ def test_a_mixture_is_refused(paths):
 def test_another_file_is_no_record(tmp_path):
     path = tmp_path / "other.json"
     path.write_text("{}")
-    with pytest.raises(ConfigError, match=re.escape("is no record of `megatune bench`")):
+    with pytest.raises(
+        ConfigError, match=re.escape(f"{path}: it is no record of `megatune bench`: it has no 'schema'")
+    ):
         report_paths([path], as_json=False)
+    with pytest.raises(ConfigError, match=r"nothere.json: cannot be read: No such file or directory"):
+        report_paths([tmp_path / "nothere.json"], as_json=False)

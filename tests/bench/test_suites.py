@@ -13,6 +13,7 @@ from megatune.bench.inputs import MODELS, texts
 from megatune.bench.measure import PEERS
 from megatune.bench.rounds import run_rounds
 from megatune.bench.suite import SUITES, Case, Suite, Work, load_suite
+from megatune.cli.bench import chosen
 from megatune.config import load_run
 from megatune.errors import ConfigError
 
@@ -57,6 +58,8 @@ def test_a_matrix_gives_every_combination_a_group_of_its_own(tmp_path: Path):
     ("text", "told"),
     [
         ("about: [", ["is not YAML"]),
+        ("hello", ["s.yaml: it holds 'hello'; a suite is a mapping with the keys about, work"]),
+        ("", ["s.yaml: it is empty; a suite is a mapping"]),
         ("cases: []", ["about"]),
         ("about: x\ncases: [{name: a}, {name: a, train: [], peer: ddp}]",
          ["case 'a' must have one of", "two cases are called 'a'"]),
@@ -74,8 +77,13 @@ def test_a_wrong_suite_is_refused_with_all_that_is_wrong(tmp_path: Path, text: s
 
 
 def test_an_unknown_suite_is_answered_with_the_known_ones():
-    with pytest.raises(ConfigError, match="peers"):
+    with pytest.raises(ConfigError, match=r"^megatune bench: there is no suite 'pears' .*peers"):
         load_suite("pears")
+
+
+def test_patterns_that_match_no_case_are_answered_with_the_cases():
+    with pytest.raises(ConfigError, match=r"^megatune bench: --only zzz matches no case .*'megatune tp=2'"):
+        chosen(load_suite("smoke"), ("zzz",))
 
 
 def test_made_up_rows_are_the_same_each_time_and_as_long_as_asked():
