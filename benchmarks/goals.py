@@ -73,10 +73,11 @@ SHARE_GOALS = [
 
 
 def newest(results: Path, suite: str) -> dict[str, Any] | None:
-    """The record of a suite that was written last, of whatever machine."""
+    """The whole record of a suite that was written last, of whatever machine."""
     paths = sorted(results.glob(f"{suite}-*.json"), key=lambda path: path.stat().st_mtime)
     records = [json.loads(path.read_text()) for path in paths]
-    return next((record for record in reversed(records) if record["suite"] == suite), None)
+    whole = [record for record in records if record["suite"] == suite and not record.get("cut_off")]
+    return whole[-1] if whole else None
 
 
 def ratio(record: dict[str, Any], goal: Goal, key: str) -> float | None:

@@ -109,7 +109,7 @@ def measure(spec: Spec) -> dict[str, Any]:
     without_unused_op()
     allow_bf16_on_a_cpu()
     arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(prefix="megatune-bench-"),
+        output_dir=tempfile.mkdtemp(prefix="trainer-"),
         per_device_train_batch_size=spec.micro_batch,
         max_steps=spec.warmup_steps + spec.steps,
         learning_rate=spec.learning_rate,

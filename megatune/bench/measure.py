@@ -1,26 +1,22 @@
 """One run of one case, in processes of its own, and what it says about itself."""
 
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatune.bench.child import output_of
 from megatune.bench.inputs import Inputs
 from megatune.bench.suite import SUITES, Case, Work
 from megatune.config import path_override
-from megatune.errors import LaunchError
 from megatune.launch.ports import reserve_port
-from megatune.launch.processes import kill_group, start_process
-from megatune.launch.ranks import child_environment
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.places import Place
 from megatune.report.metrics import read_metrics
 
 PEERS = SUITES.parent / "peers"
-_SHOWN_RANKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +55,12 @@ def measure(case: Case, work: Work, inputs: Inputs, *, timeout_s: float, place: 
     return _measure_megatune(case, work, inputs, timeout_s, place)
 
 
-def run_program(case: Case, *, timeout_s: float) -> list[dict[str, Any]]:
-    """Run a program case once: the JSON objects it prints."""
+def run_program(case: Case, *, timeout_s: float, temporary: Path) -> list[dict[str, Any]]:
+    """Run a program case once: the JSON objects it prints. `temporary`: where it puts its temporary files."""
     assert case.program is not None
     script, *arguments = case.program
-    text = _output([sys.executable, str(SUITES.parent / script), *arguments], case.name, timeout_s)
+    command = [sys.executable, str(SUITES.parent / script), *arguments]
+    text = output_of(command, case.name, timeout_s, temporary=temporary)
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
@@ -84,7 +81,7 @@ def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float, 
         *overrides,
     ]
     try:
-        _output(command, case.name, timeout_s, logs)
+        output_of(command, case.name, timeout_s, logs=logs)
     finally:
         place.end(folder.name)
     events = read_metrics(folder / "metrics.jsonl")
@@ -108,7 +105,7 @@ def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float, 
 
 
 def _measure_peer(case: Case, work: Work, inputs: Inputs, timeout_s: float) -> Measurement:
-    with tempfile.TemporaryDirectory(prefix="megatune-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="peer-", dir=inputs.run_file.parent) as folder:
         spec, answer = Path(folder, "spec.json"), Path(folder, "answer.json")
         spec.write_text(
             json.dumps(
@@ -128,39 +125,7 @@ def _measure_peer(case: Case, work: Work, inputs: Inputs, timeout_s: float) -> M
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={work.ranks}"]
         with reserve_port() as port:
             program = [f"--master_port={port}", str(PEERS / "run_peer.py"), str(spec)]
-            _output([*torchrun, *program], case.name, timeout_s)
+            output_of([*torchrun, *program], case.name, timeout_s, temporary=Path(folder))
         found = json.loads(answer.read_text())
     rows = work.micro_batch * work.ranks
     return Measurement(**{"tokens": [rows * work.max_seq_length] * work.steps, **found})
-
-
-def _output(command: list[str], name: str, timeout_s: float, logs: Path | None = None) -> str:
-    """What `command` prints on standard output. It and all it started are gone when this returns.
-
-    logs: a folder where the output of ranks may be, for the words of a failure.
-    """
-    with tempfile.TemporaryFile() as complaint:
-        process = start_process(
-            command,
-            environment=child_environment({"OMP_NUM_THREADS": "1"}),
-            stdout=subprocess.PIPE,
-            stderr=complaint.fileno(),
-        )
-        try:
-            text, _ = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            raise LaunchError(f"{name}: not done after {timeout_s:.0f} s") from None
-        finally:
-            kill_group(process)
-            process.wait()
-        if process.returncode != 0:
-            complaint.seek(0)
-            end = _end_of(text + complaint.read(), 3000)
-            ranks = sorted(logs.glob("rank-*.log"))[:_SHOWN_RANKS] if logs else []
-            end += "".join(f"\n{log.name}:\n{_end_of(log.read_bytes(), 1000)}" for log in ranks)
-            raise LaunchError(f"{name} ended with exit code {process.returncode}:\n{end}")
-    return str(text.decode(errors="replace"))
-
-
-def _end_of(output: bytes, num_chars: int) -> str:
-    return output.decode(errors="replace")[-num_chars:]

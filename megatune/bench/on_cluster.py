@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatune.bench.cut_off import CutOffSignals
 from megatune.bench.measure import Measurement
 from megatune.bench.record import make_record, read_record, record_of
 from megatune.bench.rounds import Result, run_rounds
@@ -17,6 +18,7 @@ from megatune.bench.suite import Case, Suite, Work
 from megatune.config import LoadedRun, load_run, resolved_yaml
 from megatune.errors import ConfigError, LaunchError
 from megatune.files import write_text_atomic
+from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.ranks import in_allocation_shell, own_slurm_job
 from megatune.launch.slurm.command import Call
 from megatune.launch.slurm.places import InAllocation
@@ -124,9 +126,10 @@ def submit_suite(asked: Asked, loaded: LoadedRun, folder: BenchFolder, call: Cal
     return submit_workers(request, folder.job, call)
 
 
-def take_round(folder: BenchFolder, call: Call, note: Callable[[str], None]) -> bool:
-    """Be a task of the array: all cases once, on this allocation. Whether all of them trained.
+def take_round(folder: BenchFolder, call: Call, note: Callable[[str], None]) -> int:
+    """Be a task of the array: all cases once, on this allocation. The exit code: 0 when all of them trained.
 
+    75 where a signal cut it off: no record is written, and the task takes the round anew when it is queued again.
     Raises ConfigError outside an array of jobs.
     """
     job = own_slurm_job()
@@ -135,18 +138,21 @@ def take_round(folder: BenchFolder, call: Call, note: Callable[[str], None]) -> 
         raise ConfigError(["--worker is for the tasks of `megatune bench SUITE --slurm`."], source=_SOURCE)
     asked, loaded = folder.asked(), load_run(folder.run_file)
     request = request_of(loaded, folder.path, folder.run_file)
-    results = run_rounds(
-        asked.suite,
-        [_on_the_job(asked.suite, case, request) for case in asked.suite.cases],
-        rounds=1,
-        timeout_s=asked.timeout_s,
-        note=note,
-        place=lambda work: _place(work, request, call),
-        folder=folder.path,
-    )
+    with CutOffSignals() as signals:
+        results = run_rounds(
+            asked.suite,
+            [_on_the_job(asked.suite, case, request) for case in asked.suite.cases],
+            rounds=1,
+            timeout_s=asked.timeout_s,
+            note=note,
+            place=lambda work: _place(work, request, call),
+            folder=folder.path,
+        )
+    if signals.received is not None:
+        return STOPPED_BUT_SAVED
     record = make_record(asked.suite_name, asked.suite, results, 1)
     write_text_atomic(folder.round(int(task)), to_json(record) + "\n")
-    return all(result.failure is None for result in results)
+    return 0 if all(result.failure is None for result in results) else 1
 
 
 def collect(folder: BenchFolder) -> tuple[dict[str, Any], Asked]:
@@ -164,7 +170,10 @@ def collect(folder: BenchFolder) -> tuple[dict[str, Any], Asked]:
         for index, case in enumerate(asked.suite.cases)
     ]
     first = next(iter(records.values()))
-    measured = {key: first[key] for key in ("time", "machine", "peaks", "other_peaks", "versions", "commit")}
+    measured = {
+        key: first[key]
+        for key in ("time", "machine", "peaks", "other_peaks", "versions", "commit", "cut_off")
+    }
     return record_of(asked.suite_name, asked.suite, results, len(records), measured), asked
 
 

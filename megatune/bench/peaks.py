@@ -6,13 +6,14 @@
 import json
 import multiprocessing
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-from megatune.launch.ranks import child_environment
+from megatune.bench.child import output_of
+from megatune.errors import LaunchError
 
 _SIZE, _TIMES = 1024, 8
 _COPY_BYTES = 2**28
@@ -26,18 +27,12 @@ def measure_peaks(num_ranks: int) -> dict[str, Any] | None:
     `link_bytes_per_s` is what a rank sends in a large all-reduce by the ring's count, None for one rank.
     """
     command = [sys.executable, "-m", "megatune.bench.peaks", str(num_ranks)]
-    try:
-        done = subprocess.run(
-            command,
-            env=child_environment({"OMP_NUM_THREADS": "1"}),
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    found = json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory(prefix="megatune-peaks-") as folder:
+        try:
+            text = output_of(command, "the machine's peaks", _TIMEOUT_S, temporary=Path(folder))
+        except LaunchError:
+            return None
+    found = json.loads(text.splitlines()[-1])
     assert isinstance(found, dict), "it was printed below"
     return found
 

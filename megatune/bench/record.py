@@ -35,10 +35,13 @@ _PACKAGES = (
 )
 
 
-def make_record(suite_name: str, suite: Suite, results: list[Result], rounds: int) -> dict[str, Any]:
-    """The record as one JSON object."""
+def make_record(
+    suite_name: str, suite: Suite, results: list[Result], rounds: int, *, cut_off: str | None = None
+) -> dict[str, Any]:
+    """The record as one JSON object. cut_off: the signal that ended the suite early; no time goes into peaks then."""
     here = machine()
-    peaks = [found for number in _numbers_of_ranks(results, here) if (found := measure_peaks(number))]
+    numbers = [] if cut_off else _numbers_of_ranks(results, here)
+    peaks = [found for number in numbers if (found := measure_peaks(number))]
     measured = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": here,
@@ -47,11 +50,16 @@ def make_record(suite_name: str, suite: Suite, results: list[Result], rounds: in
         "versions": {name: _version(name) for name in _PACKAGES},
         "commit": source_commit(),
     }
-    return record_of(suite_name, suite, results, rounds, measured)
+    return record_of(suite_name, suite, results, rounds, measured, cut_off)
 
 
 def record_of(
-    suite_name: str, suite: Suite, results: list[Result], rounds: int, measured: Mapping[str, Any]
+    suite_name: str,
+    suite: Suite,
+    results: list[Result],
+    rounds: int,
+    measured: Mapping[str, Any],
+    cut_off: str | None = None,
 ) -> dict[str, Any]:
     """The record of `results`; `measured` is what is known of the machine and the program."""
     return {
@@ -61,6 +69,7 @@ def record_of(
         **measured,
         "formulas": FORMULAS,
         "rounds": rounds,
+        "cut_off": cut_off,
         "baseline": suite.baseline,
         "cases": [_case(suite, result, results) for result in results],
     }
@@ -106,12 +115,16 @@ def gpus() -> list[dict[str, str]]:
 
 
 def save_record(record: dict[str, Any], folder: Path) -> Path:
-    """Write it as SUITE-DEVICE.json, in place of an older one of the same machine."""
+    """Write it as SUITE-DEVICE.json, in place of an older one of the same machine.
+
+    One that was cut off goes beside it, as SUITE-DEVICE-cut-off.json.
+    """
     found = record["machine"]["gpus"]
     device = found[0]["name"] if found else record["machine"]["cpu"] or "cpu"
     name = "-".join("".join(char if char.isalnum() else " " for char in device).lower().split())
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record['suite']}-{name}.json"
+    end = "-cut-off" if record.get("cut_off") else ""
+    path = folder / f"{record['suite']}-{name}{end}.json"
     write_text_atomic(path, to_json(record) + "\n")
     return path
 

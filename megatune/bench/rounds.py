@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatune.bench.cut_off import CutOff
 from megatune.bench.inputs import Inputs, write_inputs
 from megatune.bench.measure import Measurement, measure, run_program
 from megatune.bench.suite import Case, Suite, Work
@@ -26,6 +27,11 @@ class Result:
     """What a program case printed, a list a round."""
     failure: str | None = None
     """Why it was not run (again): a case that failed once is left out of later rounds."""
+
+    @property
+    def has_run(self) -> bool:
+        """Whether a run of it ended well."""
+        return bool(self.measurements or self.programs)
 
 
 def one_machine(work: Work) -> Place:
@@ -50,30 +56,66 @@ def run_rounds(
 
     A case that fails or hangs becomes a result with its failure; the others go on. No case begins for which
     `budget_s`, the time for all, leaves less than the longest one has taken. `place`: where a case trains, on nodes
-    which all see `folder`; without it on this machine, and in a folder of its own.
+    which all see `folder`; without it on this machine, and in a folder of its own. CutOff ends it: what was finished
+    is returned.
     """
-    begun, longest_s = time.monotonic(), 0.0
     results = [Result(case, suite.work_of(case) if case.program is None else None) for case in cases]
-    with tempfile.TemporaryDirectory(prefix="megatune-bench-", dir=folder) as scratch:
-        written: dict[Work, Inputs] = {}
-        for number in range(1, rounds + 1):
-            for result in results:
-                if result.failure is None:
-                    started = time.monotonic()
-                    left_s = budget_s - (started - begun)
-                    if left_s < longest_s:
-                        _leave_out(result, note, f"round {number}/{rounds}")
-                        continue
-                    _run_once(result, written, Path(scratch), min(timeout_s, left_s), place)
-                    longest_s = max(longest_s, time.monotonic() - started)
-                    ended = result.failure or f"{time.monotonic() - started:.0f} s"
-                    note(f"round {number}/{rounds}: {name_of(result.case)}: {ended}")
+    try:
+        with tempfile.TemporaryDirectory(prefix="megatune-bench-", dir=folder) as scratch:
+            limits = _Limits(timeout_s, budget_s)
+            _run_all(results, rounds, limits, note, place, Path(scratch))
+    except CutOff as signal:
+        note(f"cut off by {signal}")
+        for result in results:
+            if not (result.has_run or result.failure):
+                result.failure = f"not run: cut off by {signal}"
     return results
 
 
+class _Limits:
+    """What time is left."""
+
+    def __init__(self, timeout_s: float, budget_s: float) -> None:
+        self._timeout_s, self._ends_at = timeout_s, time.monotonic() + budget_s
+        self._longest_s = 0.0
+
+    def next_s(self) -> float | None:
+        """Seconds that the next case may take; None where it would hardly end in time."""
+        left_s = self._ends_at - time.monotonic()
+        return None if left_s < self._longest_s else min(self._timeout_s, left_s)
+
+    def note(self, seconds: float) -> None:
+        """A case took so long."""
+        self._longest_s = max(self._longest_s, seconds)
+
+
+def _run_all(
+    results: Sequence[Result],
+    rounds: int,
+    limits: _Limits,
+    note: Callable[[str], None],
+    place: Callable[[Work], Place],
+    scratch: Path,
+) -> None:
+    written: dict[Work, Inputs] = {}
+    for number in range(1, rounds + 1):
+        for result in results:
+            if result.failure is not None:
+                continue
+            started, limit_s = time.monotonic(), limits.next_s()
+            where = f"round {number}/{rounds}: {name_of(result.case)}"
+            if limit_s is None:
+                _leave_out(result, note, where)
+                continue
+            _run_once(result, written, scratch, limit_s, place)
+            seconds = time.monotonic() - started
+            limits.note(seconds)
+            note(f"{where}: {result.failure or f'{seconds:.0f} s'}")
+
+
 def _leave_out(result: Result, note: Callable[[str], None], where: str) -> None:
-    note(f"{where}: {name_of(result.case)}: left out, the time is up")
-    if not (result.measurements or result.programs):
+    note(f"{where}: left out, the time is up")
+    if not result.has_run:
         result.failure = "not run: the time was up"
 
 
@@ -91,7 +133,8 @@ def _run_once(
 ) -> None:
     try:
         if result.work is None:
-            result.programs.append(run_program(result.case, timeout_s=timeout_s))
+            temporary = Path(tempfile.mkdtemp(prefix="program-", dir=folder))
+            result.programs.append(run_program(result.case, timeout_s=timeout_s, temporary=temporary))
             return
         chosen = place(result.work)
         if result.work not in written:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.text import Text
 
 from megatune.bench.compare import Spread
+from megatune.bench.cut_off import CutOff, CutOffSignals
 from megatune.bench.on_cluster import Asked, BenchFolder, collect, load_job, submit_suite, take_round
 from megatune.bench.record import machine, make_record, read_record, save_record
 from megatune.bench.regressions import Verdict, compare_records, obstacles
@@ -19,6 +20,7 @@ from megatune.bench.rounds import name_of, run_rounds
 from megatune.bench.suite import Case, Suite, load_suite
 from megatune.config import LoadedRun
 from megatune.errors import ConfigError
+from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.slurm.command import call
 from megatune.report.tables import render_table, show
 from megatune.units import format_bytes
@@ -49,15 +51,24 @@ def bench_suite(name: str, options: BenchOptions) -> int:
     if before is not None:
         refuse_incomparable(before, machine(), suite, cases)
     rounds = options.rounds or suite.rounds
-    results = run_rounds(
-        suite,
-        cases,
-        rounds=rounds,
-        timeout_s=options.timeout_s,
-        budget_s=options.budget_s,
-        note=lambda text: print(text, file=sys.stderr),
-    )
-    return _show_record(make_record(Path(name).stem, suite, results, rounds), before, options)
+    stem = Path(name).stem
+    with CutOffSignals() as signals:
+        results = run_rounds(
+            suite,
+            cases,
+            rounds=rounds,
+            timeout_s=options.timeout_s,
+            budget_s=options.budget_s,
+            note=lambda text: print(text, file=sys.stderr),
+        )
+        try:
+            record = make_record(stem, suite, results, rounds, cut_off=signals.received)
+        except CutOff:  # while the peaks were measured: all cases are there
+            record = make_record(stem, suite, results, rounds, cut_off=signals.received)
+        if signals.received is not None and not any(result.has_run for result in results):
+            print("megatune: no run of a case had ended: there is no record", file=sys.stderr)
+            return 1
+        return _show_record(record, before, options)
 
 
 def hand_in_suite(name: str, options: BenchOptions) -> int:
@@ -93,7 +104,7 @@ def collect_suite(name: str, options: BenchOptions) -> int:
 def work_for(asked_file: Path) -> int:
     """Be a task of the array: one round of the suite that `asked_file` holds."""
     folder = BenchFolder(asked_file.absolute().parent)
-    return 0 if take_round(folder, call, lambda text: print(text, file=sys.stderr)) else 1
+    return take_round(folder, call, lambda text: print(text, file=sys.stderr))
 
 
 def _on_slurm(name: str, options: BenchOptions) -> tuple[LoadedRun, BenchFolder]:
@@ -108,7 +119,8 @@ def _show_record(record: dict[str, Any], before: dict[str, Any] | None, options:
     verdicts = [] if before is None else compare_records(before, record)
     compared = {} if before is None else {"compared": [asdict(verdict) for verdict in verdicts]}
     show({**record, **compared}, table(record), as_json=options.as_json)
-    print(f"record: {path}", file=sys.stderr)
+    part = f" (of what was finished when {record['cut_off']} came)" if record["cut_off"] else ""
+    print(f"record: {path}{part}", file=sys.stderr)
     for verdict in verdicts:
         print(f"{verdict.kind}: {verdict.case}: {verdict.words}", file=sys.stderr)
     return exit_code(record, None if before is None else verdicts)
@@ -131,7 +143,9 @@ def refuse_incomparable(
 
 
 def exit_code(record: dict[str, Any], verdicts: Sequence[Verdict] | None) -> int:
-    """1: a case failed or is slower than before. 2: one must not be compared, or none was. Else 0."""
+    """75: cut off. 1: a case failed or is slower than before. 2: one must not be compared, or none was. Else 0."""
+    if record.get("cut_off"):
+        return STOPPED_BUT_SAVED
     if any(case["failure"] for case in record["cases"]):
         return 1
     kinds = {verdict.kind for verdict in verdicts or ()}

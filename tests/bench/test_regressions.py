@@ -35,7 +35,7 @@ def case(
 
 
 def record(*cases: dict[str, Any], machine: dict[str, Any] = CPU) -> dict[str, Any]:
-    return {"machine": machine, "cases": list(cases)}
+    return {"machine": machine, "cut_off": None, "cases": list(cases)}
 
 
 def compared(old: dict[str, Any], new: dict[str, Any], **machines: dict[str, Any]) -> tuple[Verdict, int]:
