@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from megatune.bench.measure import Measurement
 from megatune.bench.rounds import Result
 from megatune.report.losses import first_difference
 
@@ -39,15 +38,18 @@ class Ratio:
     peak_memory: float | None
 
 
-def ratio_to(baseline: Result, result: Result) -> Ratio | str:
-    """Round by round, `result` divided by `baseline`; or why the two are not compared."""
+def ratio_to(baseline: Result, result: Result, reference: Result | None = None) -> Ratio | str:
+    """Round by round, `result` divided by `baseline`; or why the two are not compared.
+
+    reference: a third case whose losses `result` must have too, where the baseline's own part from all others.
+    """
     if baseline.failure or result.failure:
         return "one of them failed"
     pairs = list(zip(baseline.measurements, result.measurements, strict=False))
     if not pairs:
         return "one of them did not run"
-    for theirs, ours in pairs:
-        difference = loss_difference(result, theirs, ours)
+    for other in (baseline, reference):
+        difference = None if other is None else loss_difference(other, result)
         if difference is not None:
             return difference
     memory = [m.peak_memory_bytes for pair in pairs for m in pair]
@@ -64,14 +66,20 @@ def ratio_to(baseline: Result, result: Result) -> Ratio | str:
     )
 
 
-def loss_difference(result: Result, theirs: Measurement, ours: Measurement) -> str | None:
-    """Where two programs did not do the same work: the first step whose losses differ, in words."""
-    if result.case.same_loss == "none":
+def loss_difference(other: Result, result: Result) -> str | None:
+    """Where two programs did not do the same work: the first step whose losses differ, in words.
+
+    Of the steps that both promise: a case whose processes do not communicate has the others' loss only before its
+    first update.
+    """
+    promises = {other.case.same_loss, result.case.same_loss}
+    if "none" in promises:
         return None
     assert result.work is not None
-    last = 1 if result.case.same_loss == "first" else None
-    found = first_difference(theirs.losses[:last], ours.losses[:last], result.work.precision)
-    if found is None:
-        return None
-    step, a, b = found
-    return f"not compared: the loss of step {step} is {b} beside {a}"
+    last = 1 if "first" in promises else None
+    for theirs, ours in zip(other.measurements, result.measurements, strict=False):
+        found = first_difference(theirs.losses[:last], ours.losses[:last], result.work.precision)
+        if found is not None:
+            step, a, b = found
+            return f"not compared: the loss of step {step} is {b} beside {a} of {other.case.name}"
+    return None

@@ -169,17 +169,16 @@ def _case(suite: Suite, result: Result, results: list[Result]) -> dict[str, Any]
 
 
 def _to_baseline(suite: Suite, result: Result, results: list[Result]) -> dict[str, Any] | str | None:
-    baseline = next(
-        (
-            other
-            for other in results
-            if other.case.name == suite.baseline and other.case.group == result.case.group
-        ),
-        None,
+    baseline, reference = (
+        next(
+            (one for one in results if one.case.name == name and one.case.group == result.case.group),
+            None,
+        )
+        for name in (suite.baseline, suite.losses_of)
     )
     if baseline is None or baseline is result:
         return None
-    ratio = ratio_to(baseline, result)
+    ratio = ratio_to(baseline, result, reference)
     if not isinstance(ratio, Ratio):
         return ratio
     return {

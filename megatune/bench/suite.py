@@ -52,7 +52,7 @@ class Case(_Strict):
     group: str = ""
     """Only cases of one group are compared with each other."""
     same_loss: Literal["all", "first", "none"] = "all"
-    """Steps whose loss must be the baseline's: a program that does other work is not compared."""
+    """Steps whose loss must be that of the others: a program that does other work is not compared."""
 
 
 class Suite(_Strict):
@@ -63,6 +63,8 @@ class Suite(_Strict):
     rounds: int = Field(3, ge=1)
     baseline: str | None = None
     """The case of each group that the others are compared with."""
+    losses_of: str | None = None
+    """The case of each group whose losses the others must have, where the baseline has them only at first."""
     cases: tuple[Case, ...] = ()
     matrix: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Keys of `work`, each with several values: all cases are run for every combination, a group each."""
@@ -138,8 +140,10 @@ def _faults(suite: Suite) -> list[str]:
         if places.count((group, name)) > 1
     ]
     names = [case.name for case in suite.cases]
-    if suite.baseline is not None and suite.baseline not in names:
-        problems.append(f"the baseline {suite.baseline!r} is none of the cases: {', '.join(names)}.")
+    for key in ("baseline", "losses_of"):
+        name = getattr(suite, key)
+        if name is not None and name not in names:
+            problems.append(f"{key} = {name!r} is none of the cases: {', '.join(names)}.")
     return problems
 
 

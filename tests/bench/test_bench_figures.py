@@ -43,6 +43,14 @@ def test_a_floor_without_communication_is_held_to_the_first_step_only():
     assert isinstance(ratio_to(result(losses=[2.2, 2.0]), other), str)
 
 
+def test_later_losses_are_those_of_a_case_that_communicates_where_the_baseline_does_not():
+    floor, ddp = result(losses=[2.0, 2.1], same_loss="first"), result(losses=[2.0, 1.9])
+    assert isinstance(ratio_to(floor, result(losses=[2.0, 1.9]), ddp), Ratio)
+    other_updates = ratio_to(floor, result(losses=[2.0, 1.95]), ddp)
+    assert other_updates == "not compared: the loss of step 2 is 1.95 beside 1.9 of x"
+    assert isinstance(ratio_to(floor, result(losses=[2.0, 1.95])), Ratio)
+
+
 def test_a_case_that_did_not_run_has_no_ratio():
     assert ratio_to(result(losses=[2.0]), result(losses=[2.0], rounds=0)) == "one of them did not run"
 

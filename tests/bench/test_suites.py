@@ -11,11 +11,13 @@ import yaml
 
 from megatune.bench.inputs import MODELS, texts
 from megatune.bench.measure import PEERS
+from megatune.bench.record import read_record
 from megatune.bench.rounds import run_rounds
 from megatune.bench.suite import SUITES, Case, Suite, Work, load_suite
 from megatune.cli.bench import chosen
 from megatune.config import load_run
 from megatune.errors import ConfigError
+from megatune.report.losses import first_difference
 
 PROGRAM = ("startup.py", "--help")
 NAMES = sorted(path.stem for path in SUITES.glob("*.yaml"))
@@ -38,6 +40,25 @@ def test_every_case_of_a_suite_can_be_run(name: str, tmp_path: Path):
             run.write_text(yaml.safe_dump({"model": {"model_name_or_path": "m"}, "data": {"train": "t.jsonl"},
                                            "train": {"output_dir": str(tmp_path / "out")}}))  # fmt: skip
             load_run(run, list(case.train or ()))
+
+
+@pytest.mark.parametrize("name", ["peers", "peers-135m"])
+def test_all_that_communicate_take_the_same_steps_and_the_floor_does_not(name: str):
+    suite = load_suite(name)
+    records = [read_record(path) for path in (SUITES.parent / "results").glob(f"{name}-*.json")]
+    (record,) = (one for one in records if one["suite"] == name)
+    losses = {case["name"]: case["runs"][0]["losses"] for case in record["cases"]}
+    apart = set()
+    for case in suite.expanded():
+        group = f" ({case.group})"
+        precision = suite.work_of(case).precision
+        theirs = losses[f"{suite.losses_of}{group}"]
+        if first_difference(theirs, losses[case.name + group], precision) is not None:
+            apart.add((case.name, precision))
+    assert apart == {("floor", "fp32")}, (
+        "in bf16 the tolerance is wider than what the exchange of gradients changes"
+    )
+    assert {case.name for case in suite.cases if case.same_loss != "all"} == {"floor"}
 
 
 def test_a_matrix_gives_every_combination_a_group_of_its_own(tmp_path: Path):
@@ -63,7 +84,7 @@ def test_a_matrix_gives_every_combination_a_group_of_its_own(tmp_path: Path):
         ("cases: []", ["about"]),
         ("about: x\ncases: [{name: a}, {name: a, train: [], peer: ddp}]",
          ["case 'a' must have one of", "two cases are called 'a'"]),
-        ("about: x\nbaseline: b\ncases: [{name: a, train: []}]", ["the baseline 'b' is none of the cases"]),
+        ("about: x\nbaseline: b\ncases: [{name: a, train: []}]", ["baseline = 'b' is none of the cases"]),
         ("about: x\nrounds: 0\nwork: {model: m, spead: 3}\ncases: []", ["rounds", "work.spead"]),
     ],
 )  # fmt: skip
