@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Times the suites `single-gpu` and `gpu-layouts` on one GPU, unattended and without a network, within 9 minutes.
+# Times the suites `single-gpu`, `largest` and `gpu-layouts` on one GPU, unattended and without a network, within 9 minutes.
 #
 #   benchmarks/gpu.sh [RESULTS_FOLDER]
 #
@@ -30,12 +30,16 @@ failed=0
 run() {  # run SUITE SECONDS: one round of a suite
     "$python" -m megatune bench "$1" --rounds 1 --budget "$2" --timeout 240 --results "$results" || failed=1
 }
-run single-gpu $(((deadline - SECONDS) * 6 / 10))
-left=$((deadline - SECONDS))
-if [ "$left" -gt 30 ]; then
-    run gpu-layouts "$left"
-else
-    echo "benchmarks/gpu.sh: no time was left for gpu-layouts" >&2
-    failed=1
-fi
+part() {  # part SUITE TENTHS: so much of the time that is left, unless that is too little for a case
+    left=$((deadline - SECONDS))
+    if [ "$left" -gt 30 ]; then
+        run "$1" $((left * $2 / 10))
+    else
+        echo "benchmarks/gpu.sh: no time was left for $1" >&2
+        failed=1
+    fi
+}
+part single-gpu 5
+part largest 6
+part gpu-layouts 10
 exit "$failed"

@@ -19,11 +19,13 @@ def output_of(
     name: str,
     timeout_s: float,
     *,
+    threads: int = 1,
     temporary: Path | None = None,
     logs: Path | None = None,
 ) -> str:
     """What `command` prints on standard output. It and all it started are gone when this returns or raises.
 
+    threads: of each of its processes.
     temporary: where it puts its temporary files, for a program that may be killed before it removes them.
     logs: a folder where the output of ranks may be, for the words of a failure.
     Raises LaunchError when it fails or takes too long.
@@ -33,7 +35,7 @@ def output_of(
     with tempfile.TemporaryFile() as complaint:
         process = start_process(
             command,
-            environment=child_environment({"OMP_NUM_THREADS": "1", **places}),
+            environment=child_environment({"OMP_NUM_THREADS": str(threads), **places}),
             stdout=subprocess.PIPE,
             stderr=complaint.fileno(),
         )

@@ -36,9 +36,9 @@ def write_inputs(work: Work, folder: Path) -> Inputs:
     rows.write_text(
         "".join(f"{json.dumps({'text': text})}\n" for text in texts(work, vocabulary_size(model)))
     )
-    packed = _write_run(work, model, rows, folder / "run.yaml", packing=work.rows == "mixed")
+    packed = write_run(work, model, rows, folder / "run.yaml", packing=work.rows == "mixed")
     unpacked = (
-        packed if work.rows == "full" else _write_run(work, model, rows, folder / "one.yaml", packing=False)
+        packed if work.rows == "full" else write_run(work, model, rows, folder / "one.yaml", packing=False)
     )
     documents = _prepared(unpacked)
     if packed != unpacked:
@@ -69,7 +69,7 @@ def vocabulary_size(model: Path) -> int:
 
 
 def _write_model(work: Work, folder: Path) -> Path:
-    """The shape with weights drawn once for all programs, and a tokenizer that gives each made-up word one token."""
+    """The shape with a tokenizer that gives each made-up word one token, and weights drawn once for all programs."""
     source = MODELS / work.model if (MODELS / work.model).is_dir() else Path(work.model)
     if not (source / "config.json").is_file():
         known = ", ".join(sorted(path.name for path in MODELS.glob("*"))) or "none here"
@@ -90,6 +90,8 @@ def _write_model(work: Work, folder: Path) -> Path:
         tokenizer_object=tokenizer, eos_token=_END, pad_token=_END, unk_token="<unk>"
     )
     fast.save_pretrained(folder)
+    if work.initialize == "random":
+        return folder
     torch.manual_seed(_SEED)
     AutoModelForCausalLM.from_config(
         AutoConfig.from_pretrained(folder), dtype=torch.bfloat16
@@ -97,9 +99,10 @@ def _write_model(work: Work, folder: Path) -> Path:
     return folder
 
 
-def _write_run(work: Work, model: Path, rows: Path, path: Path, *, packing: bool) -> Path:
+def write_run(work: Work, model: Path, rows: Path, path: Path, *, packing: bool) -> Path:
+    """The run file that trains on `work`, at `path`."""
     run = {
-        "model": {"model_name_or_path": str(model)},
+        "model": {"model_name_or_path": str(model), "initialize": work.initialize},
         "data": {
             "task": "text",
             "train": str(rows),

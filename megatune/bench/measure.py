@@ -11,6 +11,7 @@ from megatune.bench.child import output_of
 from megatune.bench.inputs import Inputs
 from megatune.bench.suite import SUITES, Case, Work
 from megatune.config import path_override
+from megatune.launch.devices import count_cpus, count_gpus
 from megatune.launch.ports import reserve_port
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.places import Place
@@ -81,7 +82,7 @@ def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float, 
         *overrides,
     ]
     try:
-        output_of(command, case.name, timeout_s, logs=logs)
+        output_of(command, case.name, timeout_s, threads=_threads(work), logs=logs)
     finally:
         place.end(folder.name)
     events = read_metrics(folder / "metrics.jsonl")
@@ -125,7 +126,13 @@ def _measure_peer(case: Case, work: Work, inputs: Inputs, timeout_s: float) -> M
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={work.ranks}"]
         with reserve_port() as port:
             program = [f"--master_port={port}", str(PEERS / "run_peer.py"), str(spec)]
-            output_of([*torchrun, *program], case.name, timeout_s, temporary=Path(folder))
+            command = [*torchrun, *program]
+            output_of(command, case.name, timeout_s, threads=_threads(work), temporary=Path(folder))
         found = json.loads(answer.read_text())
     rows = work.micro_batch * work.ranks
     return Measurement(**{"tokens": [rows * work.max_seq_length] * work.steps, **found})
+
+
+def _threads(work: Work) -> int:
+    """Of a rank: one where ranks compute on cores, else its share of the cores, for an optimizer on the host."""
+    return max(1, count_cpus() // work.ranks) if count_gpus() else 1

@@ -20,6 +20,7 @@ from megatune.files import write_text_atomic
 from megatune.launch.devices import count_cpus, count_gpus, cpu_model, host_memory_bytes
 from megatune.launch.environment import source_commit
 from megatune.report.tables import to_json
+from megatune.units import format_bytes, format_count
 
 SCHEMA = 1
 FORMULAS = {"mfu": "PaLM: 6 N_matmul + 12 L h s (docs/plan.md)"}
@@ -148,6 +149,15 @@ def read_record(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
+def engine_of(case: Mapping[str, Any]) -> str:
+    """What trained a case of a record, and the model where it was chosen for its size."""
+    largest = case.get("largest")
+    if largest is None:
+        return str(case["engine"])
+    model = f"{case['work']['model']}, {format_count(largest['num_params'])} parameters"
+    return f"{model} ({format_bytes(largest['planned_peak_bytes'])} planned): {case['engine']}"
+
+
 def _case(suite: Suite, result: Result, results: list[Result]) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": name_of(result.case), "failure": result.failure}
     if result.programs:
@@ -158,6 +168,7 @@ def _case(suite: Suite, result: Result, results: list[Result]) -> dict[str, Any]
         **entry,
         "work": result.work.model_dump() if result.work else None,
         "engine": result.measurements[-1].engine,
+        "largest": _largest(result),
         "tokens_per_second": vars(Spread.of([m.tokens_per_second for m in result.measurements])),
         "cpu_seconds_per_token": vars(Spread.of([m.cpu_seconds_per_token for m in result.measurements])),
         "peak_memory_bytes": max(
@@ -166,6 +177,13 @@ def _case(suite: Suite, result: Result, results: list[Result]) -> dict[str, Any]
         "to_baseline": _to_baseline(suite, result, results),
         "runs": [measurement.to_object() for measurement in result.measurements],
     }
+
+
+def _largest(result: Result) -> dict[str, Any] | None:
+    chosen = result.largest
+    if chosen is None:
+        return None
+    return {"num_params": chosen.num_params, "planned_peak_bytes": chosen.planned_peak_bytes}
 
 
 def _to_baseline(suite: Suite, result: Result, results: list[Result]) -> dict[str, Any] | str | None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from megatune.bench.cut_off import CutOff
 from megatune.bench.inputs import Inputs, write_inputs
+from megatune.bench.largest import Chosen, MachineOf, choose_largest, here
 from megatune.bench.measure import Measurement, measure, run_program
-from megatune.bench.suite import Case, Suite, Work
+from megatune.bench.suite import LARGEST, Case, Suite, Work
 from megatune.errors import LaunchError
 from megatune.launch.slurm.places import Here, Place
 
@@ -25,6 +26,8 @@ class Result:
     measurements: list[Measurement] = field(default_factory=list)
     programs: list[list[dict[str, Any]]] = field(default_factory=list)
     """What a program case printed, a list a round."""
+    largest: Chosen | None = None
+    """The model that was taken where the case asks for the largest one."""
     failure: str | None = None
     """Why it was not run (again): a case that failed once is left out of later rounds."""
 
@@ -50,20 +53,25 @@ def run_rounds(
     note: Callable[[str], None],
     budget_s: float = math.inf,
     place: Callable[[Work], Place] = one_machine,
+    machine_of: MachineOf = here,
     folder: Path | None = None,
 ) -> list[Result]:
     """Run every case once in each round, so that what else the machine does meets all of them.
 
     A case that fails or hangs becomes a result with its failure; the others go on. No case begins for which
     `budget_s`, the time for all, leaves less than the longest one has taken. `place`: where a case trains, on nodes
-    which all see `folder`; without it on this machine, and in a folder of its own. CutOff ends it: what was finished
-    is returned.
+    which all see `folder`; without it on this machine, and in a folder of its own. `machine_of`: what the largest model
+    is chosen for. CutOff ends it: what was finished is returned.
     """
     results = [Result(case, suite.work_of(case) if case.program is None else None) for case in cases]
     try:
         with tempfile.TemporaryDirectory(prefix="megatune-bench-", dir=folder) as scratch:
             limits = _Limits(timeout_s, budget_s)
-            _run_all(results, rounds, limits, note, place, Path(scratch))
+            cases_run = _Running(limits, note, place, machine_of, Path(scratch))
+            for number in range(1, rounds + 1):
+                for result in results:
+                    if result.failure is None:
+                        cases_run.take(result, f"round {number}/{rounds}: {name_of(result.case)}")
     except CutOff as signal:
         note(f"cut off by {signal}")
         for result in results:
@@ -89,58 +97,50 @@ class _Limits:
         self._longest_s = max(self._longest_s, seconds)
 
 
-def _run_all(
-    results: Sequence[Result],
-    rounds: int,
-    limits: _Limits,
-    note: Callable[[str], None],
-    place: Callable[[Work], Place],
-    scratch: Path,
-) -> None:
-    written: dict[Work, Inputs] = {}
-    for number in range(1, rounds + 1):
-        for result in results:
-            if result.failure is not None:
-                continue
-            started, limit_s = time.monotonic(), limits.next_s()
-            where = f"round {number}/{rounds}: {name_of(result.case)}"
-            if limit_s is None:
-                _leave_out(result, note, where)
-                continue
-            _run_once(result, written, scratch, limit_s, place)
-            seconds = time.monotonic() - started
-            limits.note(seconds)
-            note(f"{where}: {result.failure or f'{seconds:.0f} s'}")
+@dataclass
+class _Running:
+    """What the runs of all cases share."""
 
+    limits: _Limits
+    note: Callable[[str], None]
+    place: Callable[[Work], Place]
+    machine_of: MachineOf
+    scratch: Path
+    written: dict[Work, Inputs] = field(default_factory=dict)
 
-def _leave_out(result: Result, note: Callable[[str], None], where: str) -> None:
-    note(f"{where}: left out, the time is up")
-    if not result.has_run:
-        result.failure = "not run: the time was up"
+    def take(self, result: Result, where: str) -> None:
+        """Run a case once, or leave it out when the time is up."""
+        started, limit_s = time.monotonic(), self.limits.next_s()
+        if limit_s is None:
+            self.note(f"{where}: left out, the time is up")
+            if not result.has_run:
+                result.failure = "not run: the time was up"
+            return
+        try:
+            self._run(result, limit_s)
+        except LaunchError as error:
+            result.failure = str(error)
+        seconds = time.monotonic() - started
+        self.limits.note(seconds)
+        self.note(f"{where}: {result.failure or f'{seconds:.0f} s'}")
+
+    def _run(self, result: Result, limit_s: float) -> None:
+        if result.work is None:
+            temporary = Path(tempfile.mkdtemp(prefix="program-", dir=self.scratch))
+            result.programs.append(run_program(result.case, timeout_s=limit_s, temporary=temporary))
+            return
+        chosen = self.place(result.work)
+        if result.work.model == LARGEST:
+            overrides = result.case.train or ()
+            result.largest = choose_largest(result.work, overrides, self.scratch, machine_of=self.machine_of)
+            result.work = result.largest.work
+        inputs = self.written.get(result.work)
+        if inputs is None:
+            inputs = write_inputs(result.work, self.scratch / f"work-{len(self.written)}")
+            self.written[result.work] = inputs
+        result.measurements.append(measure(result.case, result.work, inputs, timeout_s=limit_s, place=chosen))
 
 
 def name_of(case: Case) -> str:
     """The case with the group it belongs to."""
     return f"{case.name} ({case.group})" if case.group else case.name
-
-
-def _run_once(
-    result: Result,
-    written: dict[Work, Inputs],
-    folder: Path,
-    timeout_s: float,
-    place: Callable[[Work], Place],
-) -> None:
-    try:
-        if result.work is None:
-            temporary = Path(tempfile.mkdtemp(prefix="program-", dir=folder))
-            result.programs.append(run_program(result.case, timeout_s=timeout_s, temporary=temporary))
-            return
-        chosen = place(result.work)
-        if result.work not in written:
-            written[result.work] = write_inputs(result.work, folder / f"work-{len(written)}")
-        result.measurements.append(
-            measure(result.case, result.work, written[result.work], timeout_s=timeout_s, place=chosen)
-        )
-    except LaunchError as error:
-        result.failure = str(error)

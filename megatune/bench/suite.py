@@ -1,5 +1,6 @@
 """A suite file: the cases that are timed side by side."""
 
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -9,19 +10,32 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import megatune
 from megatune.errors import ConfigError
+from megatune.launch.devices import count_cpus, count_gpus
 
 SUITES = Path(megatune.__file__).parent.parent / "benchmarks" / "suites"
 """Where the suites of a checkout are; an installed package has none, and takes files."""
+
+
+_RANKS = "{ranks}"
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+LARGEST = "largest-that-fits"
+
+
 class Work(_Strict):
     """What every case of a suite trains on, unless it says otherwise."""
 
-    model: str = Field(description="A folder of benchmarks/models, or any folder with a config.json.")
+    model: str = Field(
+        description=f"A folder of benchmarks/models, or any folder with a config.json. {LARGEST}: the largest of "
+        "benchmarks/models that the planner says fits on this machine beside the overrides of the case."
+    )
+    initialize: Literal["pretrained", "random"] = "pretrained"
+    """pretrained: weights are drawn once and stored, and all programs begin from them. random: megatune draws them, for
+    models that would take minutes to write."""
     rows: Literal["full", "mixed"] = "full"
     """full: every row is one document as long as max_seq_length. mixed: lengths as in fine-tuning sets."""
     max_seq_length: int = Field(256, ge=8)
@@ -49,10 +63,41 @@ class Case(_Strict):
     """A script of benchmarks/ with arguments: it prints its own records, a JSON object a line."""
     work: dict[str, Any] = Field(default_factory=dict)
     """Keys of the suite's work that this case changes."""
+    ranks: Literal["up-to-devices"] | None = None
+    """Run with 1, 2, 4 ... ranks up to the GPUs of this machine, or its cores and at least 2; {ranks} in the name and
+    in arguments is their number. None: as `work` says."""
+    min_ranks: int = Field(1, ge=1)
+    """Of `ranks`, the first."""
+    rows_a_step: int | None = Field(None, ge=1)
+    """Of all ranks, in place of work.micro_batch: numbers of `ranks` that do not divide it are left out."""
     group: str = ""
     """Only cases of one group are compared with each other."""
     same_loss: Literal["all", "first", "none"] = "all"
     """Steps whose loss must be that of the others: a program that does other work is not compared."""
+
+    def over_ranks(self, num_devices: int) -> Iterator["Case"]:
+        """The case for each number of ranks that `num_devices` allow; itself where it does not ask for that."""
+        if self.ranks is None:
+            yield self
+            return
+        counts = [2**power for power in range(num_devices.bit_length()) if 2**power >= self.min_ranks]
+        for count in counts:
+            if self.rows_a_step is None or self.rows_a_step % count == 0:
+                yield self._with_ranks(count)
+
+    def _with_ranks(self, count: int) -> "Case":
+        rows = {} if self.rows_a_step is None else {"micro_batch": self.rows_a_step // count}
+        words = "1 rank" if count == 1 else f"{count} ranks"
+        program = self.program and tuple(word.replace(_RANKS, str(count)) for word in self.program)
+        return self.model_copy(
+            update={
+                "name": self.name.replace(_RANKS, words),
+                "program": program,
+                "work": self.work if program else {**self.work, "ranks": count, **rows},
+                "ranks": None,
+                "rows_a_step": None,
+            }
+        )
 
 
 class Suite(_Strict):
@@ -69,10 +114,16 @@ class Suite(_Strict):
     matrix: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Keys of `work`, each with several values: all cases are run for every combination, a group each."""
 
-    def expanded(self) -> tuple[Case, ...]:
-        """The cases with the matrix worked in."""
+    def expanded(self, num_devices: int | None = None) -> tuple[Case, ...]:
+        """The cases with numbers of ranks and the matrix worked in.
+
+        num_devices: GPUs, or cores; None: those of this machine.
+        """
+        if num_devices is None and any(case.ranks for case in self.cases):
+            num_devices = count_gpus() or max(2, count_cpus())
+        cases = tuple(one for case in self.cases for one in case.over_ranks(num_devices or 1))
         if not self.matrix:
-            return self.cases
+            return cases
         found = []
         for values in product(*self.matrix.values()):
             changes = dict(zip(self.matrix, values, strict=True))
@@ -81,7 +132,7 @@ class Suite(_Strict):
                 case.model_copy(
                     update={"work": {**changes, **case.work}, "group": f"{case.group} {group}".strip()}
                 )
-                for case in self.cases
+                for case in cases
             ]
         return tuple(found)
 
@@ -133,6 +184,13 @@ def _faults(suite: Suite) -> list[str]:
             problems.append(
                 f"case {case.name!r} must have one of train, peer and program; it has {kinds or 'none'}."
             )
+        if case.ranks and _RANKS not in case.name:
+            problems.append(f"case {case.name!r} has `ranks`: its name must hold {_RANKS}.")
+        if case.ranks is None and case.rows_a_step is not None:
+            problems.append(
+                f"case {case.name!r} has rows_a_step, which belongs to `ranks`; give work.micro_batch."
+            )
+        problems += _faults_of_models(suite, case)
     places = [(case.group, case.name) for case in suite.expanded()]
     problems += [
         f"two cases are called {name!r}."
@@ -145,6 +203,14 @@ def _faults(suite: Suite) -> list[str]:
         if name is not None and name not in names:
             problems.append(f"{key} = {name!r} is none of the cases: {', '.join(names)}.")
     return problems
+
+
+def _faults_of_models(suite: Suite, case: Case) -> Iterator[str]:
+    asked = {**(suite.work.model_dump() if suite.work else {}), **case.work}
+    if case.train is None and not case.program and asked.get("initialize") == "random":
+        yield f"case {case.name!r} is a peer, which begins from stored weights: leave out work.initialize."
+    if case.train is None and not case.program and asked.get("model") == LARGEST:
+        yield f"case {case.name!r} is a peer, which the planner does not know: work.model = {LARGEST} is for `train`."
 
 
 def _problems(error: ValidationError) -> list[str]:

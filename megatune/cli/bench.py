@@ -14,10 +14,10 @@ from rich.text import Text
 from megatune.bench.compare import Spread
 from megatune.bench.cut_off import CutOff, CutOffSignals
 from megatune.bench.on_cluster import Asked, BenchFolder, collect, load_job, submit_suite, take_round
-from megatune.bench.record import machine, make_record, read_record, save_record
+from megatune.bench.record import engine_of, machine, make_record, read_record, save_record
 from megatune.bench.regressions import Verdict, compare_records, obstacles
 from megatune.bench.rounds import name_of, run_rounds
-from megatune.bench.suite import Case, Suite, load_suite
+from megatune.bench.suite import LARGEST, Case, Suite, load_suite
 from megatune.config import LoadedRun
 from megatune.errors import ConfigError
 from megatune.launch.processes import STOPPED_BUT_SAVED
@@ -74,6 +74,7 @@ def bench_suite(name: str, options: BenchOptions) -> int:
 def hand_in_suite(name: str, options: BenchOptions) -> int:
     """Hand the suite to Slurm, a task of an array for each round."""
     suite = load_suite(name)
+    _refuse_one_machine(suite)
     asked = Asked(
         suite_name=Path(name).stem,
         suite=suite.model_copy(update={"cases": tuple(chosen(suite, options.only)), "matrix": {}}),
@@ -90,6 +91,20 @@ def hand_in_suite(name: str, options: BenchOptions) -> int:
     ]
     show(answer, *map(Text, lines), as_json=options.as_json)
     return 0
+
+
+def _refuse_one_machine(suite: Suite) -> None:
+    """Raise ConfigError for what is worked out on the machine itself, which a job's nodes are not."""
+    problems = [
+        f"case {case.name!r} counts the devices of one machine (`ranks`): on nodes of a job a case has all their ranks."
+        for case in suite.cases
+        if case.ranks is not None
+    ]
+    models = {suite.work and suite.work.model, *(case.work.get("model") for case in suite.cases)}
+    if LARGEST in models:
+        problems.append(f"work.model = {LARGEST} is chosen on one machine: name a model.")
+    if problems:
+        raise ConfigError(problems, source="megatune bench --slurm")
 
 
 def collect_suite(name: str, options: BenchOptions) -> int:
@@ -157,6 +172,11 @@ def exit_code(record: dict[str, Any], verdicts: Sequence[Verdict] | None) -> int
 def chosen(suite: Suite, patterns: tuple[str, ...]) -> list[Case]:
     """The cases whose full name matches one of `patterns` (shell wildcards); all without any."""
     cases = suite.expanded()
+    if not cases:
+        raise ConfigError(
+            ["no case of the suite can run here: all need more devices than this machine has."],
+            source="megatune bench",
+        )
     if not patterns:
         return list(cases)
     found = [case for case in cases if any(fnmatch(name_of(case), pattern) for pattern in patterns)]
@@ -192,7 +212,7 @@ def _rows(record: dict[str, Any], against: str) -> Iterator[dict[str, Any]]:
                 "peak memory": format_bytes(case["peak_memory_bytes"]),
                 **({f"tokens/s{against}": _ratio(ratio, "tokens_per_second")} if against else {}),
                 **({f"CPU{against}": _ratio(ratio, "cpu_seconds_per_token")} if against else {}),
-                "engine": case["engine"] if not isinstance(ratio, str) else ratio,
+                "engine": engine_of(case) if not isinstance(ratio, str) else ratio,
             }
 
 

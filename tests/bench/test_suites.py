@@ -13,7 +13,7 @@ from megatune.bench.inputs import MODELS, texts
 from megatune.bench.measure import PEERS
 from megatune.bench.record import read_record
 from megatune.bench.rounds import run_rounds
-from megatune.bench.suite import SUITES, Case, Suite, Work, load_suite
+from megatune.bench.suite import LARGEST, SUITES, Case, Suite, Work, load_suite
 from megatune.cli.bench import chosen
 from megatune.config import load_run
 from megatune.errors import ConfigError
@@ -32,7 +32,7 @@ def test_every_case_of_a_suite_can_be_run(name: str, tmp_path: Path):
             assert (SUITES.parent / case.program[0]).is_file()
             continue
         work = suite.work_of(case)
-        assert (MODELS / work.model / "config.json").is_file()
+        assert work.model == LARGEST or (MODELS / work.model / "config.json").is_file()
         if case.peer is not None:
             assert f'"{case.peer}"' in peers
         else:
@@ -40,6 +40,41 @@ def test_every_case_of_a_suite_can_be_run(name: str, tmp_path: Path):
             run.write_text(yaml.safe_dump({"model": {"model_name_or_path": "m"}, "data": {"train": "t.jsonl"},
                                            "train": {"output_dir": str(tmp_path / "out")}}))  # fmt: skip
             load_run(run, list(case.train or ()))
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "ranks"), [(2, [1, 2]), (4, [1, 2, 4]), (6, [1, 2, 4]), (8, [1, 2, 4, 8])]
+)
+def test_scaling_goes_up_to_the_devices(num_devices: int, ranks: list[int]):
+    suite = load_suite("scaling")
+    cases = {case.name: suite.work_of(case) for case in suite.expanded(num_devices)}
+    words = [f"{count} rank{'s' * (count > 1)}" for count in ranks]
+    assert list(cases) == [f"{kind}, {count}" for kind in ("strong", "weak") for count in words]
+    assert {work.ranks * work.micro_batch for name, work in cases.items() if "strong" in name} == {8}
+    assert {work.micro_batch for name, work in cases.items() if "weak" in name} == {2}
+    assert {work.ranks for work in cases.values()} == set(ranks)
+    assert load_suite("scaling").expanded(16)[-1].name == "weak, 16 ranks", "8 rows do not go to 16 ranks"
+
+
+def test_collectives_begin_with_two_ranks():
+    suite = load_suite("communication")
+    assert [case.program for case in suite.expanded(4)] == [
+        ("communication.py", "2", "5"),
+        ("communication.py", "4", "5"),
+    ]
+    assert suite.expanded(1) == ()
+
+
+def test_layouts_has_every_stage_and_what_tensor_parallelism_goes_with():
+    asked = [set(case.train or ()) for case in load_suite("layouts").cases]
+    for overrides in (
+        *({f"parallel.zero_stage={stage}"} for stage in range(3)),
+        {"parallel.offload=all"},
+        {"parallel.tp_size=2", "model.gradient_checkpointing=true"},
+        {"parallel.tp_size=2", "parallel.offload=optimizer"},
+        set(),
+    ):
+        assert overrides in asked
 
 
 @pytest.mark.parametrize("name", ["peers", "peers-135m"])
@@ -85,6 +120,10 @@ def test_a_matrix_gives_every_combination_a_group_of_its_own(tmp_path: Path):
         ("about: x\ncases: [{name: a}, {name: a, train: [], peer: ddp}]",
          ["case 'a' must have one of", "two cases are called 'a'"]),
         ("about: x\nbaseline: b\ncases: [{name: a, train: []}]", ["baseline = 'b' is none of the cases"]),
+        ("about: x\ncases: [{name: a, train: [], ranks: up-to-devices}, {name: b, train: [], rows_a_step: 4}]",
+         ["case 'a' has `ranks`: its name must hold {ranks}", "case 'b' has rows_a_step, which belongs to `ranks`"]),
+        ("about: x\nwork: {model: largest-that-fits, initialize: random}\ncases: [{name: a, peer: ddp}]",
+         ["leave out work.initialize", "work.model = largest-that-fits is for `train`"]),
         ("about: x\nrounds: 0\nwork: {model: m, spead: 3}\ncases: []", ["rounds", "work.spead"]),
     ],
 )  # fmt: skip
