@@ -104,22 +104,29 @@ def summary(spec: Spec, clock: Clock, losses: list[float], engine: str) -> dict[
     """The measurement of all ranks. Collective."""
     cpu = torch.tensor(clock.cpu_s[spec.warmup_steps :], dtype=torch.float64)
     dist.all_reduce(cpu)
-    memory = torch.tensor([float(peak_memory_bytes())], dtype=torch.float64)
+    held = memory_peaks()
+    memory = torch.tensor([float(size or 0) for size in held.values()], dtype=torch.float64)
     dist.all_reduce(memory, op=dist.ReduceOp.MAX)
     return {
         "engine": engine,
         "losses": losses,
         "step_seconds": clock.wall_s[spec.warmup_steps :],
         "cpu_seconds": cpu.tolist(),
-        "peak_memory_bytes": int(memory.item()),
+        **{
+            name: None if own is None else int(most)
+            for (name, own), most in zip(held.items(), memory.tolist(), strict=True)
+        },
     }
 
 
-def peak_memory_bytes() -> int:
-    """The most this rank has held: allocated on a GPU, resident on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def memory_peaks() -> dict[str, int | None]:
+    """The most this rank has held, by kind; None where there is no GPU."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ class CaseFigures:
     ranks: int
     tokens_per_second: Spread
     cpu_seconds_per_token: Spread
-    peak_memory_bytes: int | None
     floors: Floors | None
     """None where the machine's peaks are not known."""
     refused: str | None
@@ -56,7 +55,6 @@ def _figures(case: Mapping[str, Any], record: Mapping[str, Any]) -> CaseFigures:
         ranks=work["ranks"],
         tokens_per_second=Spread(**case["tokens_per_second"]),
         cpu_seconds_per_token=Spread(**case["cpu_seconds_per_token"]),
-        peak_memory_bytes=case["peak_memory_bytes"],
         floors=floors(case, record),
         refused=ratio if isinstance(ratio, str) else None,
     )

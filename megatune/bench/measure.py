@@ -33,9 +33,18 @@ class Measurement:
     """Processor time of all ranks, a step."""
     tokens: list[int]
     """That went through the model, a step, without padding."""
-    peak_memory_bytes: int | None
-    """The largest of any rank: allocated on a GPU, resident on a CPU."""
+    peak_allocated_bytes: int | None = None
+    """Of a GPU's memory, the largest of any rank, as the two below. None: not measured."""
+    peak_reserved_bytes: int | None = None
+    """By the allocator of a GPU."""
+    peak_rss_bytes: int | None = None
+    """Resident host memory of the process, with what it shares with other ranks."""
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """What a case is compared by: allocated on a GPU, resident on a CPU."""
+        return self.peak_rss_bytes if self.peak_allocated_bytes is None else self.peak_allocated_bytes
 
     @property
     def tokens_per_second(self) -> float:
@@ -95,7 +104,7 @@ def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float, 
         step_seconds=[step["step_seconds"] for step in timed],
         cpu_seconds=[step["cpu_seconds"] for step in timed],
         tokens=[step["tokens"] for step in timed],
-        peak_memory_bytes=max(step["peak_memory_bytes"] for step in steps),
+        **_peaks(steps, next(event for event in events if event["event"] == "stop")),
         details={
             **{name: run["details"][name] for name in ("attention", "loss", "norm")},
             "mfu": [step["mfu"] for step in timed],
@@ -103,6 +112,16 @@ def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float, 
             "load_seconds": run["load_seconds"],
         },
     )
+
+
+def _peaks(steps: list[dict[str, Any]], stop: dict[str, Any]) -> dict[str, int | None]:
+    """A step's peak is what the device held: of a GPU where its allocator reserved some."""
+    reserved = [size for size in stop["peak_reserved_bytes_by_rank"] if size is not None]
+    return {
+        "peak_allocated_bytes": max(step["peak_memory_bytes"] for step in steps) if reserved else None,
+        "peak_reserved_bytes": max(reserved, default=None),
+        "peak_rss_bytes": max(stop["peak_rss_bytes_by_rank"]),
+    }
 
 
 def _measure_peer(case: Case, work: Work, inputs: Inputs, timeout_s: float) -> Measurement:

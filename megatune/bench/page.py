@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from megatune.bench.figures import CaseFigures, training_cases
-from megatune.bench.record import engine_of
+from megatune.bench.record import engine_of, peak_words
 from megatune.report.tables import format_cell
 from megatune.units import format_bytes, format_ratio
 
@@ -78,7 +78,7 @@ def _row(case: Mapping[str, Any], trained: CaseFigures | None) -> dict[str, str]
         "case": trained.name,
         "tokens/s": str(trained.tokens_per_second),
         "CPU ms/token": f"{1e3 * trained.cpu_seconds_per_token.median:.3g}",
-        "peak memory": format_bytes(trained.peak_memory_bytes),
+        "peak memory": peak_words(case),
         "of measured peak": format_ratio(trained.peak_share),
         "memory": format_ratio(None if trained.floors is None else trained.floors.memory),
         "links": format_ratio(None if trained.floors is None else trained.floors.links),

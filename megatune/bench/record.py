@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,10 @@ from megatune.launch.environment import source_commit
 from megatune.report.tables import to_json
 from megatune.units import format_bytes, format_count
 
-SCHEMA = 1
+SCHEMA = 2
+_READ = (1, 2)
+"""1 had one peak, of what the device held, and no word on whether a signal had ended it."""
+PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_rss_bytes")
 FORMULAS = {"mfu": "PaLM: 6 N_matmul + 12 L h s (docs/plan.md)"}
 _PACKAGES = (
     "megatune",
@@ -131,11 +134,11 @@ def save_record(record: dict[str, Any], folder: Path) -> Path:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record that `save_record` wrote. Raises ConfigError for any other file."""
+    """A record that `save_record` wrote, in today's form. Raises ConfigError for any other file."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["schema"] != SCHEMA or not isinstance(record["cases"], list):
-            raise ValueError(f"its schema is {record['schema']}, this version reads {SCHEMA}")
+        if record["schema"] not in _READ or not isinstance(record["cases"], list):
+            raise ValueError(f"its schema is {record['schema']}, this version reads {SCHEMA} and older ones")
     except OSError as error:
         raise ConfigError(
             [
@@ -146,7 +149,33 @@ def read_record(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigError([f"it is no record of `megatune bench`: {why}."], source=str(path)) from error
-    return dict(record)
+    return _from_schema_1(record) if record["schema"] == 1 else dict(record)
+
+
+def _from_schema_1(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Its one peak was allocated memory on a GPU and resident memory on a CPU."""
+    known = PEAKS[0] if record["machine"]["gpus"] else PEAKS[2]
+
+    def renamed(entry: Mapping[str, Any]) -> dict[str, Any]:
+        if "peak_memory_bytes" not in entry:
+            return dict(entry)
+        rest = {key: value for key, value in entry.items() if key != "peak_memory_bytes"}
+        return {**rest, **dict.fromkeys(PEAKS), known: entry["peak_memory_bytes"]}
+
+    cases = [
+        {**renamed(case), **({"runs": [renamed(run) for run in case["runs"]]} if "runs" in case else {})}
+        for case in record["cases"]
+    ]
+    return {**record, "schema": SCHEMA, "cut_off": None, "cases": cases}
+
+
+def peak_words(case: Mapping[str, Any]) -> str:
+    """The memory that a case of a record held, and which kind: reserved memory stands beside allocated."""
+    allocated, reserved, rss = (case.get(name) for name in PEAKS)
+    if allocated is None:
+        return "n/a" if rss is None else f"{format_bytes(rss)} RSS"
+    beside = "" if reserved is None else f" ({format_bytes(reserved)} reserved)"
+    return f"{format_bytes(allocated)} allocated{beside}"
 
 
 def engine_of(case: Mapping[str, Any]) -> str:
@@ -171,12 +200,14 @@ def _case(suite: Suite, result: Result, results: list[Result]) -> dict[str, Any]
         "largest": _largest(result),
         "tokens_per_second": vars(Spread.of([m.tokens_per_second for m in result.measurements])),
         "cpu_seconds_per_token": vars(Spread.of([m.cpu_seconds_per_token for m in result.measurements])),
-        "peak_memory_bytes": max(
-            (m.peak_memory_bytes for m in result.measurements if m.peak_memory_bytes), default=None
-        ),
+        **{name: _most(getattr(one, name) for one in result.measurements) for name in PEAKS},
         "to_baseline": _to_baseline(suite, result, results),
         "runs": [measurement.to_object() for measurement in result.measurements],
     }
+
+
+def _most(sizes: Iterable[int | None]) -> int | None:
+    return max((size for size in sizes if size is not None), default=None)
 
 
 def _largest(result: Result) -> dict[str, Any] | None:

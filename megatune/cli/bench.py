@@ -14,7 +14,7 @@ from rich.text import Text
 from megatune.bench.compare import Spread
 from megatune.bench.cut_off import CutOff, CutOffSignals
 from megatune.bench.on_cluster import Asked, BenchFolder, collect, load_job, submit_suite, take_round
-from megatune.bench.record import engine_of, machine, make_record, read_record, save_record
+from megatune.bench.record import engine_of, machine, make_record, peak_words, read_record, save_record
 from megatune.bench.regressions import Verdict, compare_records, obstacles
 from megatune.bench.rounds import name_of, run_rounds
 from megatune.bench.suite import LARGEST, Case, Suite, load_suite
@@ -23,7 +23,6 @@ from megatune.errors import ConfigError
 from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.slurm.command import call
 from megatune.report.tables import render_table, show
-from megatune.units import format_bytes
 
 RESULTS = Path("benchmarks/results")
 
@@ -159,7 +158,7 @@ def refuse_incomparable(
 
 def exit_code(record: dict[str, Any], verdicts: Sequence[Verdict] | None) -> int:
     """75: cut off. 1: a case failed or is slower than before. 2: one must not be compared, or none was. Else 0."""
-    if record.get("cut_off"):
+    if record["cut_off"]:
         return STOPPED_BUT_SAVED
     if any(case["failure"] for case in record["cases"]):
         return 1
@@ -209,7 +208,7 @@ def _rows(record: dict[str, Any], against: str) -> Iterator[dict[str, Any]]:
                 **row,
                 "tokens/s": _spread(case["tokens_per_second"]),
                 "CPU ms/token": _spread(case["cpu_seconds_per_token"], 1e3),
-                "peak memory": format_bytes(case["peak_memory_bytes"]),
+                "peak memory": peak_words(case),
                 **({f"tokens/s{against}": _ratio(ratio, "tokens_per_second")} if against else {}),
                 **({f"CPU{against}": _ratio(ratio, "cpu_seconds_per_token")} if against else {}),
                 "engine": engine_of(case) if not isinstance(ratio, str) else ratio,

@@ -249,6 +249,11 @@ class StopRecord:
     exit_code: int
     seconds: float
     peak_memory_bytes_by_rank: tuple[int | None, ...] = ()
+    """As that of a step: allocated on a GPU, resident on a CPU."""
+    peak_reserved_bytes_by_rank: tuple[int | None, ...] = ()
+    """Of the allocator of a GPU; None without one."""
+    peak_rss_bytes_by_rank: tuple[int | None, ...] = ()
+    """Resident memory of the process, with what it shares with others."""
 
 
 Record = (

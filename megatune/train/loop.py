@@ -21,7 +21,7 @@ from megatune.report.records import StopRecord
 from megatune.train.bad_steps import BadSteps
 from megatune.train.evaluating import Evaluations
 from megatune.train.memory import MemoryMeter
-from megatune.train.meters import Meter, peak_memory_bytes
+from megatune.train.meters import Meter, memory_peaks, peak_memory_bytes
 from megatune.train.profiling import StepProfiler
 from megatune.train.reporting import Reporter
 from megatune.train.saving import Checkpoints, patience_of
@@ -98,6 +98,9 @@ class TrainingLoop:
             self._state = self._saves.finish(self._state)
         if code == DONE and self._run.evaluate.load_best_model_at_end:
             reason, code = self._score_best(reason)
+        reserved, resident = zip(
+            *self._engine.world.gather_objects(memory_peaks(self._engine.world.device)), strict=True
+        )
         self._reporter.write(
             StopRecord(
                 step=steps_done,
@@ -105,6 +108,8 @@ class TrainingLoop:
                 exit_code=code,
                 seconds=time.monotonic() - started,
                 peak_memory_bytes_by_rank=tuple(self._peak_memory_bytes),
+                peak_reserved_bytes_by_rank=reserved,
+                peak_rss_bytes_by_rank=resident,
             )
         )
         return code

@@ -80,3 +80,9 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_peaks(device: torch.device) -> tuple[int | None, int]:
+    """The most this rank has held so far: reserved by the allocator of a GPU (None without one), and resident bytes."""
+    reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+    return reserved, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -59,6 +59,17 @@ def test_a_peer_and_megatune_train_the_same_and_are_compared(bench):
     assert "stage 3" in case(record, "deepspeed zero3")["engine"]
 
 
+def test_memory_is_told_by_kind_and_what_is_not_measured_is_none(bench):
+    _, record = bench
+    for name in ("megatune zero3", "deepspeed zero3"):
+        entry = case(record, name)
+        assert entry["peak_rss_bytes"] > 100 * 2**20
+        assert entry["runs"][0]["peak_rss_bytes"] == entry["peak_rss_bytes"]
+        assert (entry["peak_allocated_bytes"] is None) == (not record["machine"]["gpus"])
+        assert (entry["peak_reserved_bytes"] is None) == (not record["machine"]["gpus"])
+        assert "peak_memory_bytes" not in entry
+
+
 def test_other_work_is_not_compared(bench):
     _, record = bench
     assert "not compared: the loss of step" in case(record, "megatune at another rate")["to_baseline"]

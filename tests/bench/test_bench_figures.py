@@ -17,7 +17,7 @@ def result(
 ) -> Result:
     case = Case.model_validate({"name": "x", "train": [], "same_loss": same_loss})
     measurement = Measurement(
-        engine="e", losses=losses, step_seconds=[2.0], cpu_seconds=[cpu_s], tokens=[10], peak_memory_bytes=8
+        engine="e", losses=losses, step_seconds=[2.0], cpu_seconds=[cpu_s], tokens=[10], peak_rss_bytes=8
     )
     return Result(case, WORK, measurements=[measurement] * rounds)
 

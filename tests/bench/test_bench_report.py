@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megatune.bench.figures import scaling, training_cases
+from megatune.bench.record import PEAKS, peak_words, read_record
 from megatune.cli.report import report_paths
 from megatune.errors import ConfigError
 
@@ -95,6 +96,33 @@ def test_a_record_becomes_tables_pictures_and_one_page_that_fetches_nothing(reco
     assert [row["case"] for row in found["records"][0]["cases"]] == [
         "strong, 1 rank", "strong, 2 ranks", "elsewhere", "broken", "links"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpus", "kind", "words"),
+    [
+        ([], "peak_rss_bytes", "1.00 GiB RSS"),
+        ([{"name": "H200"}], "peak_allocated_bytes", "1.00 GiB allocated"),
+    ],
+)
+def test_an_older_record_had_one_peak_of_the_kind_that_its_machine_has(record, gpus, kind, words):
+    content = json.loads(record.read_text())
+    content["machine"]["gpus"] = gpus
+    content["cases"][0]["runs"] = [{"peak_memory_bytes": 2**30}]
+    record.write_text(json.dumps(content))
+    found = read_record(record)
+    first, (run,) = found["cases"][0], found["cases"][0]["runs"]
+    for entry in (first, run):
+        assert {name: entry[name] for name in PEAKS} == {**dict.fromkeys(PEAKS), kind: 2**30}
+        assert "peak_memory_bytes" not in entry
+    assert peak_words(first) == words
+    assert found["cut_off"] is None
+
+
+def test_reserved_memory_stands_beside_allocated():
+    held = {"peak_allocated_bytes": 2**30, "peak_reserved_bytes": 2**31, "peak_rss_bytes": 5}
+    assert peak_words(held) == "1.00 GiB allocated (2.00 GiB reserved)"
+    assert peak_words({}) == "n/a"
 
 
 def test_lines_of_scaling_join_cases_that_differ_in_ranks_alone(record):
