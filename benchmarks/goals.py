@@ -30,16 +30,26 @@ class Goal:
     stretch: float | None
 
 
+SIZES = (("", "17 M"), ("-135m", "135 M"))
+"""What the suite of a model is called after its first name, and how large the model is."""
+PRECISIONS = ("fp32", "bf16")
+
 GOALS = [
-    Goal("tokens/s, mixed lengths, packed / padded HF Trainer", "mixed", "precision=fp32",
-         "megatune zero3 packed", f"{HF}, padded", "tokens_per_second", 2.0, 3.0),
-    Goal("CPU a step / HF Trainer, same packed tokens", "peers", "precision=fp32",
-         "megatune zero3", HF, "cpu_seconds_per_token", 0.80, 0.65),
+    *(
+        Goal(f"tokens/s, mixed lengths, packed / padded HF Trainer, {size} {precision}", f"mixed{model}",
+             f"precision={precision}", "megatune zero3 packed", f"{HF}, padded", "tokens_per_second", 2.0, 3.0)
+        for model, size in SIZES for precision in PRECISIONS
+    ),
+    *(
+        Goal(f"CPU a step / HF Trainer, same packed tokens, {size} {precision}", f"peers{model}",
+             f"precision={precision}", "megatune zero3", HF, "cpu_seconds_per_token", 0.80, 0.65)
+        for model, size in SIZES for precision in PRECISIONS
+    ),
     *(
         Goal(f"tokens/s / FSDP2, {size} {precision}", suite, f"precision={precision}",
              "megatune zero3", "fsdp2", "tokens_per_second", reach, stretch)
         for suite, size, reach, stretch in (("peers", "17 M", 1.0, 1.2), ("peers-135m", "135 M", 1.15, 1.4))
-        for precision in ("fp32", "bf16")
+        for precision in PRECISIONS
     ),
     *(
         Goal(f"CPU a step / floor without communication, {size} bf16", suite, "precision=bf16",
@@ -49,7 +59,7 @@ GOALS = [
     *(
         Goal(f"TP=2, tokens/s / DTensor TP=2, {precision}", "peers", f"precision={precision}",
              "megatune tp=2", "dtensor tp=2", "tokens_per_second", 1.25, 1.5)
-        for precision in ("fp32", "bf16")
+        for precision in PRECISIONS
     ),
 ]  # fmt: skip
 
@@ -73,11 +83,10 @@ SHARE_GOALS = [
 
 
 def newest(results: Path, suite: str) -> dict[str, Any] | None:
-    """The whole record of a suite that was written last, of whatever machine."""
-    paths = sorted(results.glob(f"{suite}-*.json"), key=lambda path: path.stat().st_mtime)
-    records = [json.loads(path.read_text()) for path in paths]
+    """The whole record of a suite that was made last, of whatever machine."""
+    records = [json.loads(path.read_text()) for path in results.glob(f"{suite}-*.json")]
     whole = [record for record in records if record["suite"] == suite and not record.get("cut_off")]
-    return whole[-1] if whole else None
+    return max(whole, key=lambda record: record["time"], default=None)  # ISO 8601, in UTC
 
 
 def ratio(record: dict[str, Any], goal: Goal, key: str) -> float | None:
