@@ -63,13 +63,8 @@ def texts(work: Work, num_words: int) -> Iterator[str]:
         yield " ".join(f"w{draw.randrange(2, num_words)}" for _ in range(length - 1))  # one more ends the row
 
 
-def vocabulary_size(model: Path) -> int:
-    """The model's, from its config.json."""
-    return int(json.loads((model / "config.json").read_text())["vocab_size"])
-
-
-def _write_model(work: Work, folder: Path) -> Path:
-    """The shape with a tokenizer that gives each made-up word one token, and weights drawn once for all programs."""
+def model_folder(work: Work) -> Path:
+    """Where the config.json of the model lies. Raises ConfigError where it is not."""
     source = MODELS / work.model if (MODELS / work.model).is_dir() else Path(work.model)
     if not (source / "config.json").is_file():
         known = ", ".join(sorted(path.name for path in MODELS.glob("*"))) or "none here"
@@ -77,6 +72,17 @@ def _write_model(work: Work, folder: Path) -> Path:
             [f"work.model = {work.model}: no folder with a config.json. benchmarks/models has {known}."],
             source="the suite",
         )
+    return source
+
+
+def vocabulary_size(model: Path) -> int:
+    """The model's, from its config.json."""
+    return int(json.loads((model / "config.json").read_text())["vocab_size"])
+
+
+def _write_model(work: Work, folder: Path) -> Path:
+    """The shape with a tokenizer that gives each made-up word one token, and weights drawn once for all programs."""
+    source = model_folder(work)
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast

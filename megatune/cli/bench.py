@@ -13,11 +13,12 @@ from rich.text import Text
 
 from megatune.bench.compare import Spread
 from megatune.bench.cut_off import CutOff, CutOffSignals
+from megatune.bench.inputs import model_folder
 from megatune.bench.on_cluster import Asked, BenchFolder, collect, load_job, submit_suite, take_round
 from megatune.bench.record import engine_of, machine, make_record, peak_words, read_record, save_record
 from megatune.bench.regressions import Verdict, compare_records, obstacles
 from megatune.bench.rounds import name_of, run_rounds
-from megatune.bench.suite import LARGEST, Case, Suite, load_suite
+from megatune.bench.suite import LARGEST, Case, Suite, Work, load_suite
 from megatune.config import LoadedRun
 from megatune.errors import ConfigError
 from megatune.launch.processes import STOPPED_BUT_SAVED
@@ -47,6 +48,9 @@ def bench_suite(name: str, options: BenchOptions) -> int:
     suite = load_suite(name)
     before = read_record(options.compare) if options.compare else None
     cases = chosen(suite, options.only)
+    for work in works_of(suite, cases).values():
+        if work is not None and work.model != LARGEST:
+            model_folder(work)  # sooner than after the cases before it
     if before is not None:
         refuse_incomparable(before, machine(), suite, cases)
     rounds = options.rounds or suite.rounds
@@ -140,11 +144,16 @@ def _show_record(record: dict[str, Any], before: dict[str, Any] | None, options:
     return exit_code(record, None if before is None else verdicts)
 
 
+def works_of(suite: Suite, cases: Sequence[Case]) -> dict[str, Work | None]:
+    """What each case trains on, by its full name; None for a program."""
+    return {name_of(case): suite.work_of(case) if case.program is None else None for case in cases}
+
+
 def refuse_incomparable(
     before: dict[str, Any], here: dict[str, Any], suite: Suite, cases: Sequence[Case]
 ) -> None:
     """Raise ConfigError where not one case can be held against `before`: sooner than after minutes of measuring."""
-    works = {name_of(case): suite.work_of(case) if case.program is None else None for case in cases}
+    works = works_of(suite, cases)
     found = obstacles(before, here, works)
     if len(found) == len(works):
         raise ConfigError(

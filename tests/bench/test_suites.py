@@ -14,7 +14,7 @@ from megatune.bench.measure import PEERS
 from megatune.bench.record import read_record
 from megatune.bench.rounds import run_rounds
 from megatune.bench.suite import LARGEST, SUITES, Case, Suite, Work, load_suite
-from megatune.cli.bench import chosen
+from megatune.cli.bench import BenchOptions, bench_suite, chosen, hand_in_suite
 from megatune.config import load_run
 from megatune.errors import ConfigError
 from megatune.report.losses import first_difference
@@ -144,6 +144,26 @@ def test_an_unknown_suite_is_answered_with_the_known_ones():
 def test_patterns_that_match_no_case_are_answered_with_the_cases():
     with pytest.raises(ConfigError, match=r"^megatune bench: --only zzz matches no case .*'megatune tp=2'"):
         chosen(load_suite("smoke"), ("zzz",))
+
+
+def test_a_model_that_is_not_there_is_told_before_any_case_runs(tmp_path: Path):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "about: x\ncases: [{name: a, program: [startup.py]}, {name: b, train: [], work: {model: llama-9z}}]\n"
+    )
+    with pytest.raises(ConfigError, match=r"work.model = llama-9z: no folder with a config.json.*llama-17m"):
+        bench_suite(str(path), BenchOptions(results=tmp_path / "results"))
+
+
+def test_what_is_worked_out_on_one_machine_is_not_handed_to_slurm(tmp_path: Path):
+    options = BenchOptions(slurm=tmp_path / "run.yaml")
+    with pytest.raises(
+        ConfigError, match=r"(?s)--slurm.*'strong, \{ranks\}' counts the devices of one machine"
+    ) as error:
+        hand_in_suite("scaling", options)
+    assert len(error.value.problems) == 2
+    with pytest.raises(ConfigError, match="largest-that-fits is chosen on one machine: name a model"):
+        hand_in_suite("largest", options)
 
 
 def test_made_up_rows_are_the_same_each_time_and_as_long_as_asked():
