@@ -24,7 +24,7 @@ def give_back_large_memory() -> bool:
     For ZeRO stages 1 and 2, whose buckets, flat gradients and gathered weights are as large as the model and made
     anew in each step: pieces of other sizes come to lie in the heap where they were, so that it grows step by
     step. SmolLM2-135M on two ranks: 4.01 -> 2.97 GiB a rank under stage 2, 3.95 -> 3.40 under stage 1, for 5 to 8 %
-    more processor time.
+    more processor time. And for offload, which who is short of memory takes: 3.62 -> 3.13 GiB for 12 %.
     """
     return _set({_M_MMAP_THRESHOLD: _GIVEN_BACK_BYTES})
 

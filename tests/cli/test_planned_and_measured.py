@@ -11,7 +11,6 @@ from command_line import megatune, write_model
 pytestmark = pytest.mark.world
 
 ASSETS = Path(__file__).parents[2] / "assets"
-_MOST_STARTS = 4
 
 
 def compared(tmp_path: Path, **sections: Any) -> dict[str, Any]:
@@ -55,28 +54,28 @@ def test_a_tiny_model_is_met(session_folder: Path, tmp_path: Path, stage: int, n
 
 @pytest.mark.real_model
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("stage", [2, 3])
-def test_smollm2_is_met(tmp_path: Path, stage: int) -> None:
-    """134.5 M parameters in bf16 over two ranks, 512 tokens at a time."""
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"parallel": {"zero_stage": 2}, "launch": {"nproc_per_node": 2}},
+        {"parallel": {"zero_stage": 3}, "launch": {"nproc_per_node": 2}},
+        {"parallel": {"tp_size": 2}, "launch": {"nproc_per_node": 4}},
+        {"parallel": {"offload": "optimizer"}, "launch": {"nproc_per_node": 2}},
+    ],
+    ids=["stage 2", "stage 3", "dp=2 x tp=2", "offload"],
+)
+def test_smollm2_is_met(tmp_path: Path, layout: dict[str, Any]) -> None:
+    """134.5 M parameters in bf16, 512 tokens at a time."""
     if not (ASSETS / "smollm2-135m").is_dir():
         pytest.skip("make demo fetches the model")
-    # The heap of the same run is fuller in some starts than in others: 2,982 to 3,238 MiB on one machine within
-    # minutes. A plan says what a run needs, so the fullest start is what it is held to: where more was planned
-    # than was there, the next may be fuller.
-    found: dict[str, Any] = {}
-    for start in range(_MOST_STARTS):
-        folder = tmp_path / str(start)
-        folder.mkdir()
-        again = compared(
-            folder,
-            model={"model_name_or_path": str(ASSETS / "smollm2-135m")},
-            data={"max_seq_length": 512},
-            parallel={"zero_stage": stage},
-            train={"gradient_accumulation_steps": 2},
-            launch={"nproc_per_node": 2},
-        )
-        found = max(found or again, again, key=lambda one: one["total"]["measured"])
-        if found["total"]["error"] < 0.10:
-            break
+    found = compared(
+        tmp_path,
+        model={"model_name_or_path": str(ASSETS / "smollm2-135m")},
+        data={"max_seq_length": 512},
+        train={"gradient_accumulation_steps": 2},
+        **layout,
+    )
     assert_met(found)
-    assert found["what steps add"]["measured"] > 2**30
+    assert found["what steps add"]["measured"] > 2**29
+    if "shared memory" in found:
+        assert abs(found["shared memory"]["error"]) < 0.02, found
