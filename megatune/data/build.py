@@ -12,10 +12,11 @@ from megatune.data.arrays import ArrayReader, ArrayWriter
 from megatune.data.duplicates import num_duplicates
 from megatune.data.mixture import Mixture
 from megatune.data.pack import pack
-from megatune.data.part import LABELS, Tally
+from megatune.data.part import LABELS
 from megatune.data.pool import Pool, Side
 from megatune.data.prepared import TYPES
 from megatune.data.quality import Findings, Report
+from megatune.data.tally import Tally
 from megatune.errors import DataError
 
 _AT_ONCE = 1 << 16

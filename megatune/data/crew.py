@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from megatune.data.part import Tally
 from megatune.data.shared import Job, Problem, tallies_of
+from megatune.data.tally import Tally
 from megatune.errors import LaunchError
 from megatune.launch.processes import describe_exit, kill_group, start_process
 from megatune.launch.ranks import child_environment

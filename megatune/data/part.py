@@ -3,10 +3,9 @@
 A part is written as the rows are read; nothing in memory grows with their number but 40 bytes a block.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from megatune.data.labelled import labeller
 from megatune.data.read import FileBlock
 from megatune.data.rows import Row
 from megatune.data.segmenting import Segmenting, content_hash, id_hash
+from megatune.data.tally import Tally, lacks_input
 from megatune.data.tokenize import Limit, Tokenized, chat_renderer, end_id, tokenize
 from megatune.errors import DataError
 from megatune.tasks import RenderChat, Segment
@@ -31,6 +31,7 @@ EXAMPLE = np.dtype(
     [
         ("hash", "u8"),  # of what the row says
         ("id", "u8"),  # a hash of the row's id, 0 for none
+        ("answer", "u8"),  # a hash of the answer, 0 where answers are no classes
         ("length", "i4"),
         ("cut", "i4"),  # tokens of the row that were left out
         ("targets", "i4"),
@@ -38,6 +39,7 @@ EXAMPLE = np.dtype(
         ("row", "i4"),  # in its block, as its place says
         ("line", "i4"),  # 0 where there is none
         ("piece", "i4"),  # of a row that was divided, from 0
+        ("no_input", "?"),  # the row has an answer and nothing to answer
     ]
 )
 BLOCK = np.dtype(
@@ -52,8 +54,6 @@ BLOCK = np.dtype(
 PART_ARRAYS = {"tokens": np.dtype("i4"), "is_target": np.dtype("?"), "examples": EXAMPLE, "blocks": BLOCK}
 LABELS = "labels"
 """Of each token, beside `tokens`, in parts that are made for a classifier head."""
-_MOST_LABELS = 200
-_LONGEST_LABEL_CHARS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,60 +66,6 @@ class Share:
     def has(self, block: int) -> bool:
         """Whether this process reads the block of that number."""
         return block % self.count == self.index
-
-
-@dataclass(kw_only=True)
-class Tally:
-    """What became of rows."""
-
-    num_rows: int = 0
-    num_empty: int = 0
-    num_too_long: int = 0
-    num_without_input: int = 0
-    """Rows that have an answer and an empty question."""
-    labels: Counter[str] | None = field(default_factory=Counter)
-    """Short answers and how often they come; None where there are too many to be classes."""
-    max_token_id: int = 0
-
-    @property
-    def num_kept(self) -> int:
-        """Rows that became examples."""
-        return self.num_rows - self.num_empty - self.num_too_long
-
-    def without_dropped(self) -> "Tally":
-        """The same where the rows without an example are told elsewhere."""
-        return Tally(num_rows=self.num_rows, labels=None, max_token_id=self.max_token_id)
-
-    def add(self, other: "Tally") -> None:
-        """Count what became of other rows, too."""
-        self.num_rows += other.num_rows
-        self.num_empty += other.num_empty
-        self.num_too_long += other.num_too_long
-        self.num_without_input += other.num_without_input
-        self.max_token_id = max(self.max_token_id, other.max_token_id)
-        if self.labels is not None:
-            self.labels = None if other.labels is None else _few(self.labels + other.labels)
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> "Tally":
-        """The tally whose fields went through JSON."""
-        labels = fields["labels"]
-        return cls(**{**fields, "labels": None if labels is None else Counter(labels)})
-
-    def see_label(self, segments: Sequence[Segment]) -> None:
-        """Count the answer of a row that has one behind something that is only read."""
-        if self.labels is None:
-            return
-        if not segments or all(segment.is_target for segment in segments):
-            self.labels = None
-            return
-        label = "".join(segment.text for segment in segments if segment.is_target).strip()
-        self.labels[label] += 1
-        self.labels = _few(self.labels) if len(label) <= _LONGEST_LABEL_CHARS else None
-
-
-def _few(labels: Counter[str]) -> Counter[str] | None:
-    return labels if len(labels) <= _MOST_LABELS else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +190,8 @@ def _write_batch(
     labels: list[Any] = []
     records = []
     for (row, segments, hashed), pieces in zip(batch, examples, strict=True):
-        kept = _kept(pieces, segments, tally)
+        kept = _kept(pieces, tally)
+        answer = tally.see_answer(segments) if kept else 0
         for piece, item in enumerate(kept):
             example = item.example
             ids.append(example.input_ids)
@@ -254,21 +201,10 @@ def _write_batch(
             if largest > tally.max_token_id:
                 tally.max_token_id = largest
                 check_vocabulary(largest, settings.vocab_size, row.where)
-            unknown = 0 if unknown_id is None else int((example.input_ids == unknown_id).sum())
-            num_targets = int(np.count_nonzero(example.is_target))
+            about = _about(item, unknown_id)
             place = row.place.number, row.place.line or 0
-            records.append(
-                (
-                    hashed,
-                    id_hash(row.values),
-                    len(example.input_ids),
-                    item.num_cut,
-                    num_targets,
-                    unknown,
-                    *place,
-                    piece,
-                )
-            )
+            no_input = lacks_input(segments)
+            records.append((hashed, id_hash(row.values), answer, *about, *place, piece, no_input))
     if records:
         arrays["tokens"].append(np.concatenate(ids))
         arrays["is_target"].append(np.concatenate(masks))
@@ -277,17 +213,20 @@ def _write_batch(
         arrays["examples"].append(np.array(records, dtype=EXAMPLE))
 
 
-def _kept(pieces: list[Tokenized], segments: Sequence[Segment], tally: Tally) -> list[Tokenized]:
+def _about(item: Tokenized, unknown_id: int | None) -> tuple[int, int, int, int]:
+    """(tokens, tokens cut, targets, unknown tokens) of an example."""
+    ids = item.example.input_ids
+    unknown = 0 if unknown_id is None else int((ids == unknown_id).sum())
+    return len(ids), item.num_cut, int(np.count_nonzero(item.example.is_target)), unknown
+
+
+def _kept(pieces: list[Tokenized], tally: Tally) -> list[Tokenized]:
     """The examples of one row that have something to learn; counts what became of the row."""
     tally.num_rows += 1
     kept = [item for item in pieces if item.example.is_target.any()]
-    if kept:
-        tally.see_label(segments)
-        if len(segments) > 1 and not any(s.text.strip() for s in segments if not s.is_target):
-            tally.num_without_input += not all(s.is_target for s in segments)
-    elif any(item.num_cut for item in pieces):
+    if not kept and any(item.num_cut for item in pieces):
         tally.num_too_long += 1
-    else:
+    elif not kept:
         tally.num_empty += 1
     return kept
 

@@ -17,7 +17,7 @@ from megatune.data.build import Settings as SetSettings
 from megatune.data.crew import choose_num_workers, work_together
 from megatune.data.fingerprint import MadeFrom, changes, made_from
 from megatune.data.hash_memo import HashMemo
-from megatune.data.part import PartSettings, Share, Tally, check_vocabulary
+from megatune.data.part import PartSettings, Share, check_vocabulary
 from megatune.data.pool import Pool, Side, divide
 from megatune.data.prepared import MANIFEST, SCHEMA, PreparedSet, write_manifest
 from megatune.data.progress import SILENT, Progress
@@ -25,6 +25,7 @@ from megatune.data.read import Source, check_sources, find_files
 from megatune.data.segmenting import Segmenting
 from megatune.data.shared import Job, OnShare, part_folder, tallies_of, write_share
 from megatune.data.space import writing_prepared
+from megatune.data.tally import Tally
 from megatune.data.team import ALONE, Team
 from megatune.data.tokenize import Limit, LongRows, padding_id
 from megatune.data.tokenize import Side as CutSide

@@ -1,14 +1,15 @@
 """What a set of rows looks like: collected while it is written, told before anybody trains on it."""
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from megatune.data.part import Tally
 from megatune.data.pool import PoolBlock, Values
+from megatune.data.tally import Tally, answer_hash
 from megatune.units import format_ratio
 
 NUM_BINS = 20
@@ -118,14 +119,20 @@ class Findings:
     num_tokens_cut: int = 0
     num_divided: int = 0
     num_unknown: int = 0
+    num_without_input: int = 0
+    answers: Counter[int] = field(default_factory=Counter)
+    """How often each comes, by its hash."""
     length_counts: Values = field(default_factory=lambda: np.zeros(NUM_BINS + 1, dtype=np.int64))
     _longest: list[tuple[int, int, str]] = field(default_factory=list)
 
     def see(self, block: PoolBlock, chosen: Values) -> None:
         """Count the `chosen` records of a block."""
         lengths, cut = chosen["length"].astype(np.int64), chosen["cut"]
+        rows = chosen[chosen["piece"] == 0]
         self.num_examples += len(chosen)
-        self.num_usable += int((chosen["piece"] == 0).sum())
+        self.num_usable += len(rows)
+        self.num_without_input += int(rows["no_input"].sum())
+        self._see_answers(rows["answer"])
         self.num_divided += int((chosen["piece"] == 1).sum())
         self.num_tokens += int(lengths.sum())
         self.num_targets += int(chosen["targets"].sum())
@@ -137,6 +144,10 @@ class Findings:
         bins = np.minimum(np.ceil(whole / step).astype(np.int64) - 1, NUM_BINS)
         self.length_counts += np.bincount(bins, minlength=NUM_BINS + 1)
         self._see_longest(block, chosen, whole)
+
+    def _see_answers(self, hashes: Values) -> None:
+        values, counts = np.unique(hashes[hashes != 0], return_counts=True)
+        self.answers.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
     def _see_longest(self, block: PoolBlock, chosen: Values, whole: Values) -> None:
         shortest = self._longest[0][0] if len(self._longest) == _NUM_LONGEST else 0
@@ -170,7 +181,7 @@ class Findings:
             num_divided=self.num_divided,
             num_empty=tally.num_empty,
             num_too_long=tally.num_too_long,
-            num_without_input=tally.num_without_input,
+            num_without_input=self.num_without_input,
             num_duplicates=num_duplicates,
             num_duplicate_ids=num_duplicate_ids,
             num_unknown=self.num_unknown,
@@ -179,10 +190,17 @@ class Findings:
             target_ratio=self.num_targets / self.num_tokens,
             length_counts=self.length_counts.tolist(),
             longest=[(length, where) for length, _, where in longest],
-            labels=None
-            if tally.labels is None
-            else dict(sorted(tally.labels.items(), key=lambda one: (-one[1], one[0]))),
+            labels=None if tally.labels is None else self._labels(tally.labels),
         )
+
+    def _labels(self, every: Iterable[str]) -> dict[str, int]:
+        """Those of `every` answer that the rows of this set have, the most frequent first."""
+        counts = {label: self.answers[answer_hash(label)] for label in every}
+        return {
+            label: counts[label]
+            for label in sorted(counts, key=lambda one: (-counts[one], one))
+            if counts[label]
+        }
 
 
 def report_from(fields: Mapping[str, Any]) -> Report:

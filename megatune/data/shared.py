@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatune.data.part import OnBlock, PartError, PartSettings, Share, Tally, write_part
+from megatune.data.part import OnBlock, PartError, PartSettings, Share, write_part
 from megatune.data.read import Files, all_blocks
+from megatune.data.tally import Tally
 from megatune.errors import DataError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from data_sources import Source, preparation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatune.data import crew, jsonfiles
+from megatune.data import crew
 from megatune.data.mixture import Mixture
 from megatune.errors import DataError, LaunchError
 
@@ -342,48 +342,3 @@ def test_files_may_be_moved(write, tmp_path, gpt2_like):
     first = preparation([write("a.jsonl", ["one"])], gpt2_like, tmp_path / "p").prepare()
     again = preparation([write("b.jsonl", ["one"])], gpt2_like, tmp_path / "p").prepare()
     assert first.folder == again.folder
-
-
-# --- the report ---
-
-
-def test_the_report_tells_what_the_rows_are_like(tmp_path, gpt2_like, monkeypatch):
-    monkeypatch.setattr(jsonfiles, "BLOCK_BYTES", 200)
-    rows = [{"prompt": f"{i} is", "completion": " even" if i % 2 == 0 else " odd"} for i in range(40)]
-    rows += [rows[0], rows[0], {"prompt": " ", "completion": " odd"}, {"prompt": "x", "completion": " "}]
-    rows += [{"prompt": "2 + 2 = " * 4 + str(i), "completion": " even"} for i in range(3)]
-    path = tmp_path / "a.jsonl"
-    path.write_text("\n\n".join(json.dumps(row) for row in rows))
-    report = preparation([path], gpt2_like, tmp_path / "p").prepare().report
-    assert (report.num_rows_read, report.num_usable, report.num_empty) == (47, 46, 1)
-    assert (report.num_duplicates, report.num_without_input) == (2, 1)
-    assert report.labels == {" even".strip(): 25, "odd": 21}
-    assert sum(report.length_counts) == 46
-    assert len(report.longest) == 10
-    assert [where.rpartition("/")[2] for _, where in report.longest[:3]] == [
-        f"a.jsonl:{2 * row - 1} (row {row})" for row in (45, 46, 47)
-    ]
-    assert any("2 of 47 rows say the same as a row before them" in notice for notice in report.notices(64))
-
-
-def test_answers_that_differ_in_case_alone_are_told(tmp_path, gpt2_like):
-    path = tmp_path / "a.jsonl"
-    answers = ["Earn", "acq", "earn", "grain"]
-    path.write_text("".join(json.dumps({"prompt": "x", "completion": f" {one}"}) + "\n" for one in answers))
-    notices = preparation([path], gpt2_like, tmp_path / "p").prepare().report.notices(64)
-    assert "answers that differ in nothing but case are told apart: 'Earn', 'earn'" in notices
-
-
-def test_ids_that_come_twice_are_told(tmp_path, gpt2_like):
-    path = tmp_path / "a.jsonl"
-    ids = [1, 2, "1", 2, None, None, "x", "x", "x"]
-    path.write_text("".join(json.dumps({"id": found, "text": f"t{i}"}) + "\n" for i, found in enumerate(ids)))
-    report = preparation([path], gpt2_like, tmp_path / "p").prepare().report
-    assert report.num_duplicate_ids == 3
-    assert "3 of 9 rows have the id of a row before them" in report.notices(64)
-
-
-def test_many_different_answers_are_no_classes(tmp_path, gpt2_like):
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"prompt": "a", "completion": f" {i}"}) + "\n" for i in range(201)))
-    assert preparation([path], gpt2_like, tmp_path / "p").prepare().report.labels is None

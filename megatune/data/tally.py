@@ -1,0 +1,79 @@
+"""What became of the rows of a share, and which short answers they have."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+
+from megatune.tasks import Segment
+
+_MOST_LABELS = 200
+_LONGEST_LABEL_CHARS = 80
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What became of rows."""
+
+    num_rows: int = 0
+    num_empty: int = 0
+    num_too_long: int = 0
+    labels: Counter[str] | None = field(default_factory=Counter)
+    """Short answers and how often they come; None where there are too many to be classes."""
+    max_token_id: int = 0
+
+    @property
+    def num_kept(self) -> int:
+        """Rows that became examples."""
+        return self.num_rows - self.num_empty - self.num_too_long
+
+    def without_dropped(self) -> "Tally":
+        """The same where the rows without an example are told elsewhere."""
+        return Tally(num_rows=self.num_rows, labels=self.labels, max_token_id=self.max_token_id)
+
+    def add(self, other: "Tally") -> None:
+        """Count what became of other rows, too."""
+        self.num_rows += other.num_rows
+        self.num_empty += other.num_empty
+        self.num_too_long += other.num_too_long
+        self.max_token_id = max(self.max_token_id, other.max_token_id)
+        if self.labels is not None:
+            self.labels = None if other.labels is None else _few(self.labels + other.labels)
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Tally":
+        """The tally whose fields went through JSON."""
+        labels = fields["labels"]
+        return cls(**{**fields, "labels": None if labels is None else Counter(labels)})
+
+    def see_answer(self, segments: Sequence[Segment]) -> int:
+        """Count the answer of a row that has one behind something that is only read; gives its hash, 0 for none.
+
+        Which of the answers belong to one side of a divided pool is counted by their hashes.
+        """
+        if self.labels is None:
+            return 0
+        if not segments or all(segment.is_target for segment in segments):
+            self.labels = None
+            return 0
+        label = "".join(segment.text for segment in segments if segment.is_target).strip()
+        self.labels[label] += 1
+        self.labels = _few(self.labels) if len(label) <= _LONGEST_LABEL_CHARS else None
+        return answer_hash(label)
+
+
+def answer_hash(label: str) -> int:
+    """64 bits of an answer; never 0."""
+    return xxhash.xxh3_64_intdigest(label.encode(errors="backslashreplace")) or 1
+
+
+def lacks_input(segments: Sequence[Segment]) -> bool:
+    """Whether a row has an answer and nothing to answer."""
+    read = [segment.text for segment in segments if not segment.is_target]
+    return len(read) > 0 and len(segments) > 1 and not any(text.strip() for text in read)
+
+
+def _few(labels: Counter[str]) -> Counter[str] | None:
+    return labels if len(labels) <= _MOST_LABELS else None

@@ -1,0 +1,88 @@
+"""The report on a prepared set: what is told of the rows, and of which side of a divided set."""
+
+import json
+
+import pytest
+from data_sources import preparation
+
+from megatune.data import jsonfiles
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """`write_rows(rows) -> Path` of a file of them."""
+
+    def run(rows, name="a.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return run
+
+
+def test_the_report_tells_what_the_rows_are_like(tmp_path, gpt2_like, monkeypatch):
+    monkeypatch.setattr(jsonfiles, "BLOCK_BYTES", 200)
+    rows = [{"prompt": f"{i} is", "completion": " even" if i % 2 == 0 else " odd"} for i in range(40)]
+    rows += [rows[0], rows[0], {"prompt": " ", "completion": " odd"}, {"prompt": "x", "completion": " "}]
+    rows += [{"prompt": "2 + 2 = " * 4 + str(i), "completion": " even"} for i in range(3)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n\n".join(json.dumps(row) for row in rows))
+    report = preparation([path], gpt2_like, tmp_path / "p").prepare().report
+    assert (report.num_rows_read, report.num_usable, report.num_empty) == (47, 46, 1)
+    assert (report.num_duplicates, report.num_without_input) == (2, 1)
+    assert report.labels == {" even".strip(): 25, "odd": 21}
+    assert sum(report.length_counts) == 46
+    assert len(report.longest) == 10
+    assert [where.rpartition("/")[2] for _, where in report.longest[:3]] == [
+        f"a.jsonl:{2 * row - 1} (row {row})" for row in (45, 46, 47)
+    ]
+    assert any("2 of 47 rows say the same as a row before them" in notice for notice in report.notices(64))
+
+
+def test_answers_that_differ_in_case_alone_are_told(tmp_path, gpt2_like):
+    path = tmp_path / "a.jsonl"
+    answers = ["Earn", "acq", "earn", "grain"]
+    path.write_text("".join(json.dumps({"prompt": "x", "completion": f" {one}"}) + "\n" for one in answers))
+    notices = preparation([path], gpt2_like, tmp_path / "p").prepare().report.notices(64)
+    assert "answers that differ in nothing but case are told apart: 'Earn', 'earn'" in notices
+
+
+def test_ids_that_come_twice_are_told(tmp_path, gpt2_like):
+    path = tmp_path / "a.jsonl"
+    ids = [1, 2, "1", 2, None, None, "x", "x", "x"]
+    path.write_text("".join(json.dumps({"id": found, "text": f"t{i}"}) + "\n" for i, found in enumerate(ids)))
+    report = preparation([path], gpt2_like, tmp_path / "p").prepare().report
+    assert report.num_duplicate_ids == 3
+    assert "3 of 9 rows have the id of a row before them" in report.notices(64)
+
+
+def test_many_different_answers_are_no_classes(tmp_path, gpt2_like):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "a", "completion": f" {i}"}) + "\n" for i in range(201)))
+    assert preparation([path], gpt2_like, tmp_path / "p").prepare().report.labels is None
+
+
+def test_answers_of_divided_rows_are_counted_on_the_side_that_they_are_on(write_rows, tmp_path, gpt2_like):
+    """Equal rows stay together, so that one side may lose an answer altogether."""
+    rows = [{"prompt": one, "completion": f" {one}"} for one in "ab" for _ in range(6)]
+    rows.append({"prompt": "", "completion": " a"})
+    made = preparation([write_rows(rows)], gpt2_like, tmp_path / "p", val_size=6, seed=3).prepare_both()
+
+    train, validation = (one.report for one in made)
+
+    assert (train.labels, train.num_without_input) == ({"a": 7}, 1)
+    assert (validation.labels, validation.num_without_input) == ({"b": 6}, 0)
+
+
+def test_answers_are_lopsided_by_the_rows_that_are_trained_on(write_rows, tmp_path, gpt2_like):
+    """Forty to three before the rows are divided, twenty to three after."""
+    rows = [{"prompt": f"{n}", "completion": " often"} for n in range(40)]
+    rows += [{"prompt": f"{n} x", "completion": " seldom"} for n in range(3)]
+    path = write_rows(rows)
+
+    whole = preparation([path], gpt2_like, tmp_path / "p").prepare().report
+    train, _ = preparation([path], gpt2_like, tmp_path / "p", val_size=20, seed=7).prepare_both()
+
+    assert any("'often' comes 40 times, 'seldom' 3" in notice for notice in whole.notices(64))
+    assert train.report.labels == {"often": 20, "seldom": 3}
+    assert not any("lopsided" in notice for notice in train.report.notices(64))
