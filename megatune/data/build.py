@@ -53,7 +53,7 @@ def build_set(
     Raises DataError when there is nothing to train on.
     """
     findings = Findings(max_seq_length=settings.max_seq_length, labels_of_files=origin.labels_of_files)
-    examples_of_source = _write_examples(pool, side, folder, findings)
+    examples_of_source = _write_examples(pool, side, folder, findings, tells_dropped=tally.num_too_long > 0)
     _refuse_nothing(findings, tally, settings, origin.split_name)
     mixture = Mixture.of(examples_of_source, settings.weights, settings.no_row_twice, settings.seed)
     num_rows, num_packed_tokens = _write_rows(folder, mixture, findings.num_examples, settings)
@@ -79,7 +79,9 @@ def build_set(
     )
 
 
-def _write_examples(pool: Pool, side: Side, folder: Path, findings: Findings) -> list[int]:
+def _write_examples(
+    pool: Pool, side: Side, folder: Path, findings: Findings, *, tells_dropped: bool
+) -> list[int]:
     """Write the examples of the side, and count them for each source."""
     examples_of_source: list[int] = []
     num_tokens = 0
@@ -90,6 +92,8 @@ def _write_examples(pool: Pool, side: Side, folder: Path, findings: Findings) ->
         }
         writers["example_offsets"].append(np.zeros(1, dtype=np.int64))
         for block in pool.blocks():
+            if tells_dropped:
+                findings.see_dropped(block)
             is_chosen = side.has(block.records["hash"])
             chosen = block.records[is_chosen]
             examples_of_source += [0] * (block.source + 1 - len(examples_of_source))

@@ -42,16 +42,25 @@ EXAMPLE = np.dtype(
         ("no_input", "?"),  # the row has an answer and nothing to answer
     ]
 )
+DROPPED = np.dtype([("length", "i4"), ("row", "i4"), ("line", "i4")])
+"""A row that was dropped as too long: its tokens and its place, as in EXAMPLE."""
 BLOCK = np.dtype(
     [
         ("source", "i4"),
         ("file", "i4"),
         ("examples", "i8"),
+        ("dropped", "i8"),
         ("rows", "i8"),  # to add, with `lines`, to the places of later blocks of the file
         ("lines", "i8"),
     ]
 )
-PART_ARRAYS = {"tokens": np.dtype("i4"), "is_target": np.dtype("?"), "examples": EXAMPLE, "blocks": BLOCK}
+PART_ARRAYS = {
+    "tokens": np.dtype("i4"),
+    "is_target": np.dtype("?"),
+    "examples": EXAMPLE,
+    "dropped": DROPPED,
+    "blocks": BLOCK,
+}
 LABELS = "labels"
 """Of each token, beside `tokens`, in parts that are made for a classifier head."""
 
@@ -144,7 +153,7 @@ def _write_block(
 ) -> None:
     rows = found.block.rows()
     render_chat = chat_renderer(tokenizer)
-    num_examples = arrays["examples"].length
+    before = [arrays[name].length for name in ("examples", "dropped")]
     segmenting = settings.segmenting[found.source]
     label = None if settings.head == "lm" else labeller(segmenting.task, tokenizer)
     for batch in _batches(rows, segmenting, render_chat):
@@ -154,8 +163,10 @@ def _write_block(
             examples = [segmenting.labelled(row, label, settings.limit) for row, _, _ in batch]
         _write_batch(batch, examples, arrays, tokenizer, settings, tally)
     counted = (rows.num_rows, rows.num_lines) if isinstance(rows, RangeRows) else (0, 0)
-    written = arrays["examples"].length - num_examples
-    arrays["blocks"].append(np.array([(found.source, found.file, written, *counted)], dtype=BLOCK))
+    written = [
+        arrays[name].length - length for name, length in zip(("examples", "dropped"), before, strict=True)
+    ]
+    arrays["blocks"].append(np.array([(found.source, found.file, *written, *counted)], dtype=BLOCK))
 
 
 _Batch = list[tuple[Row, list[Segment], int]]
@@ -188,9 +199,12 @@ def _write_batch(
     ids: list[Any] = []
     masks: list[Any] = []
     labels: list[Any] = []
-    records = []
+    records, dropped = [], []
     for (row, segments, hashed), pieces in zip(batch, examples, strict=True):
         kept = _kept(pieces, tally)
+        place = row.place.number, row.place.line or 0
+        if not kept and any(item.num_cut for item in pieces):
+            dropped.append((_num_tokens(pieces), *place))
         answer = tally.see_answer(segments) if kept else 0
         for piece, item in enumerate(kept):
             example = item.example
@@ -202,9 +216,10 @@ def _write_batch(
                 tally.max_token_id = largest
                 check_vocabulary(largest, settings.vocab_size, row.where)
             about = _about(item, unknown_id)
-            place = row.place.number, row.place.line or 0
             no_input = lacks_input(segments)
             records.append((hashed, id_hash(row.values), answer, *about, *place, piece, no_input))
+    if dropped:
+        arrays["dropped"].append(np.array(dropped, dtype=DROPPED))
     if records:
         arrays["tokens"].append(np.concatenate(ids))
         arrays["is_target"].append(np.concatenate(masks))
@@ -218,6 +233,11 @@ def _about(item: Tokenized, unknown_id: int | None) -> tuple[int, int, int, int]
     ids = item.example.input_ids
     unknown = 0 if unknown_id is None else int((ids == unknown_id).sum())
     return len(ids), item.num_cut, int(np.count_nonzero(item.example.is_target)), unknown
+
+
+def _num_tokens(pieces: list[Tokenized]) -> int:
+    """Of a row, before anything was cut."""
+    return sum(len(item.example.input_ids) + item.num_cut for item in pieces)
 
 
 def _kept(pieces: list[Tokenized], tally: Tally) -> list[Tokenized]:

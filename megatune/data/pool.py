@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from megatune.data.arrays import ArrayReader
 from megatune.data.pack import mixed
-from megatune.data.part import LABELS, PART_ARRAYS
+from megatune.data.part import DROPPED, LABELS, PART_ARRAYS
 from megatune.errors import DataError
 
 Values = npt.NDArray[Any]
@@ -29,6 +29,8 @@ class PoolBlock:
     lines_before: int
     records: Values
     """(examples,), of the type `part.EXAMPLE`."""
+    dropped: Values
+    """(rows,), of the type `part.DROPPED`; empty without tokens."""
     tokens: Values
     is_target: Values
     labels: Values | None = None
@@ -53,6 +55,7 @@ class Pool:
                 part = parts[number % len(parts)]
                 (block,) = part["blocks"].next(1)
                 records = part["examples"].next(int(block["examples"]))
+                dropped = part["dropped"].next(int(block["dropped"])) if with_tokens else np.empty(0, DROPPED)
                 num_tokens = int(records["length"].sum()) if with_tokens else 0
                 tokens, targets = (
                     (part[n].next(num_tokens) if with_tokens else np.empty(0))
@@ -61,7 +64,7 @@ class Pool:
                 seen = before[int(block["file"])]
                 place = int(block["source"]), int(block["file"]), seen[0], seen[1]
                 labels = part[LABELS].next(num_tokens) if self.labels and with_tokens else None
-                yield PoolBlock(*place, records, tokens, targets, labels)
+                yield PoolBlock(*place, records, dropped, tokens, targets, labels)
                 seen[0] += int(block["rows"])
                 seen[1] += int(block["lines"])
         finally:

@@ -1,6 +1,7 @@
 """What a set of rows looks like: collected while it is written, told before anybody trains on it."""
 
 import heapq
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,9 +49,10 @@ class Report:
     target_ratio: float
     """The share of the tokens that a loss is taken on."""
     length_counts: list[int]
-    """Examples by their length before anything was cut: NUM_BINS equal steps up to the maximum, and longer ones."""
+    """Examples, and rows dropped as too long, by their length before anything was cut: NUM_BINS equal steps up to
+    the maximum, and longer ones."""
     longest: list[tuple[int, str]]
-    """Tokens and place of the longest rows, before anything was cut."""
+    """Tokens and place of the longest rows, dropped ones too, before anything was cut."""
     labels: dict[str, int] | None
     """How often each answer comes, where they are few and short; None elsewhere."""
 
@@ -123,7 +125,7 @@ class Findings:
     answers: Counter[int] = field(default_factory=Counter)
     """How often each comes, by its hash."""
     length_counts: Values = field(default_factory=lambda: np.zeros(NUM_BINS + 1, dtype=np.int64))
-    _longest: list[tuple[int, int, str]] = field(default_factory=list)
+    _longest: list[tuple[int, int, int, str]] = field(default_factory=list)
 
     def see(self, block: PoolBlock, chosen: Values) -> None:
         """Count the `chosen` records of a block."""
@@ -139,25 +141,31 @@ class Findings:
         self.num_truncated += int((cut > 0).sum())
         self.num_tokens_cut += int(cut.sum())
         self.num_unknown += int(chosen["unknown"].sum())
-        whole = lengths + cut
+        self._see_lengths(block, chosen, lengths + cut)
+
+    def see_dropped(self, block: PoolBlock) -> None:
+        """Count the lengths of the rows of a block that were dropped as too long."""
+        self._see_lengths(block, block.dropped, block.dropped["length"].astype(np.int64))
+
+    def _see_lengths(self, block: PoolBlock, records: Values, whole: Values) -> None:
         step = self.max_seq_length / NUM_BINS
         bins = np.minimum(np.ceil(whole / step).astype(np.int64) - 1, NUM_BINS)
         self.length_counts += np.bincount(bins, minlength=NUM_BINS + 1)
-        self._see_longest(block, chosen, whole)
+        self._see_longest(block, records, whole)
 
     def _see_answers(self, hashes: Values) -> None:
         values, counts = np.unique(hashes[hashes != 0], return_counts=True)
         self.answers.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
-    def _see_longest(self, block: PoolBlock, chosen: Values, whole: Values) -> None:
+    def _see_longest(self, block: PoolBlock, records: Values, whole: Values) -> None:
         shortest = self._longest[0][0] if len(self._longest) == _NUM_LONGEST else 0
         longer = np.flatnonzero(whole > shortest)
         for at in longer[np.argsort(-whole[longer], kind="stable")[:_NUM_LONGEST]].tolist():
-            line = int(chosen["line"][at])
+            line = int(records["line"][at])
             place = f":{block.lines_before + line}" if line else ""
-            row = block.rows_before + int(chosen["row"][at])
+            row = block.rows_before + int(records["row"][at])
             where = f"{self.labels_of_files[block.file]}{place} (row {row})"
-            entry = (int(whole[at]), -self.num_examples - at, where)  # of equal ones the first is kept
+            entry = (int(whole[at]), -block.file, -row, where)  # of equal ones the first is kept
             if len(self._longest) < _NUM_LONGEST:
                 heapq.heappush(self._longest, entry)
             elif entry > self._longest[0]:
@@ -189,7 +197,7 @@ class Findings:
             fill_ratio=num_packed_tokens / (num_rows * self.max_seq_length),
             target_ratio=self.num_targets / self.num_tokens,
             length_counts=self.length_counts.tolist(),
-            longest=[(length, where) for length, _, where in longest],
+            longest=[(length, where) for length, _, _, where in longest],
             labels=None if tally.labels is None else self._labels(tally.labels),
         )
 
@@ -212,14 +220,14 @@ def report_from(fields: Mapping[str, Any]) -> Report:
 def report_lines(name: str, report: Report, max_seq_length: int) -> list[str]:
     """The report for people: a histogram of lengths, the longest rows, the answers."""
     lines = [
-        f"{name}: {format_ratio(report.target_ratio)} of the tokens are trained; lengths of the examples in tokens:"
+        f"{name}: {format_ratio(report.target_ratio)} of the tokens are trained; lengths of the rows in tokens:"
     ]
     most = max(report.length_counts)
     for number, count in enumerate(report.length_counts):
         if count:
             bar = "█" * max(1, round(40 * count / most))
             lines.append(f"  {_bin_name(number, max_seq_length):>15} {count:>9}  {bar}")
-    lines.append("  longest: " + "; ".join(f"{length} {where}" for length, where in report.longest[:3]))
+    lines.append(f"  longest: {_places(report.longest)}")
     if report.labels:
         total = sum(report.labels.values())
         shown = list(report.labels.items())[:12]
@@ -227,6 +235,16 @@ def report_lines(name: str, report: Report, max_seq_length: int) -> list[str]:
             "  answers: " + ", ".join(f"{label!r} {format_ratio(count / total)}" for label, count in shown)
         )
     return lines
+
+
+def _places(longest: Sequence[tuple[int, str]]) -> str:
+    """On one line: a file is named where it is another one than before."""
+    found, last = [], None
+    for length, where in longest:
+        file, place = re.fullmatch(r"(.*?)((?::\d+)? \(row \d+\))", where, re.DOTALL).groups()  # type: ignore[union-attr]
+        found.append(f"{length} {'' if file == last else file}{place}".replace("  ", " "))
+        last = file
+    return "; ".join(found)
 
 
 def _bin_name(number: int, max_seq_length: int) -> str:

@@ -33,8 +33,8 @@ def _draw_lengths(axis: Any, name: str, prepared: PreparedSet) -> None:
     edges = [(number + 0.5) * step for number in range(NUM_BINS + 1)]
     axis.bar(edges, counts, width=0.9 * step, color=["tab:blue"] * NUM_BINS + ["tab:red"])
     axis.axvline(longest, color="black", linewidth=0.8)
-    axis.set_xlabel(f"tokens before anything is cut (red: over {longest})")
-    axis.set_ylabel("examples")
+    axis.set_xlabel(f"tokens before anything is cut or dropped (red: over {longest})")
+    axis.set_ylabel("rows")
     axis.set_title(
         f"{name}: {prepared.num_examples} examples, {format_ratio(prepared.report.target_ratio)} of the tokens trained"
     )

@@ -6,6 +6,7 @@ import pytest
 from data_sources import preparation
 
 from megatune.data import jsonfiles
+from megatune.data.quality import report_lines
 
 
 @pytest.fixture
@@ -86,3 +87,35 @@ def test_answers_are_lopsided_by_the_rows_that_are_trained_on(write_rows, tmp_pa
     assert any("'often' comes 40 times, 'seldom' 3" in notice for notice in whole.notices(64))
     assert train.report.labels == {"often": 20, "seldom": 3}
     assert not any("lopsided" in notice for notice in train.report.notices(64))
+
+
+@pytest.mark.parametrize("long_rows", ["truncate", "drop"])
+def test_rows_that_were_dropped_are_among_the_lengths_and_the_longest(
+    write_rows, tmp_path, gpt2_like, long_rows
+):
+    rows = [{"prompt": "word " * 80, "completion": " a"} for _ in range(9)]
+    rows += [{"prompt": "short", "completion": " b"}, {"prompt": "none", "completion": ""}]
+    path = write_rows(rows)
+
+    report = preparation([path], gpt2_like, tmp_path / "p", long_rows=long_rows).prepare().report
+
+    assert (report.num_too_long, report.num_empty, report.length_counts[-1]) == (9, 1, 9)
+    assert sum(report.length_counts) == 10
+    whole = len(gpt2_like(f"{'word ' * 80} a").input_ids) + 1
+    assert report.longest[:9] == [(whole, f"{path}:{n} (row {n})") for n in range(1, 10)]
+    lines = report_lines("train", report, 64)
+    assert any(line.split()[:3] == ["over", "64", "9"] for line in lines)
+    (longest,) = (line for line in lines if "longest" in line)
+    assert longest.count("(row ") == 10
+    assert longest.count(str(path)) == 1, "the file is named once"
+
+
+def test_dropped_rows_of_a_divided_set_are_told_with_the_training_rows(write_rows, tmp_path, gpt2_like):
+    rows = [{"text": f"row {n}"} for n in range(10)] + [{"text": "word " * 200}]
+    made = preparation([write_rows(rows)], gpt2_like, tmp_path / "p", val_size=3, long_rows="drop")
+
+    train, validation = (one.report for one in made.prepare_both())
+
+    assert (train.length_counts[-1], validation.length_counts[-1]) == (1, 0)
+    assert train.longest[0][1].endswith("(row 11)")
+    assert (train.num_too_long, validation.num_too_long) == (1, 0)
