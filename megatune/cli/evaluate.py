@@ -140,10 +140,12 @@ def _answer(result: "Result") -> dict[str, Any]:
         "schema": 1,
         "split": result.split,
         "rows": result.num_rows,
+        "loss_rows": result.loss_rows,
         "metrics": {"loss": result.loss, **result.metrics},
         "intervals": result.intervals,
         "target_tokens": result.target_tokens,
         "details": result.details,
+        "notices": result.notices,
     }
 
 
@@ -155,6 +157,8 @@ def _pictures(result: "Result") -> Iterator[Any]:
     yield render_table(rows, title=f"{result.split}: {result.num_rows} rows")
     for name, signature in result.details.get("signatures", {}).items():
         yield Text(f"{name}: {signature}")
+    for notice in result.notices:
+        yield Text(f"note: {notice}")
 
 
 def _range(intervals: Mapping[str, tuple[float, float]], name: str) -> str:

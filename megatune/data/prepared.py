@@ -89,6 +89,11 @@ class PreparedSet:
         offsets = self.arrays["example_offsets"]
         return np.add.reduceat(offsets[examples + 1] - offsets[examples], starts[:-1] - starts[0])
 
+    def num_examples_in(self, num_rows: int | None) -> int:
+        """Examples of the first `num_rows` rows, or of all."""
+        last = self.num_rows if num_rows is None else min(num_rows, self.num_rows)
+        return int(self.arrays["row_offsets"][last])
+
     def example(self, number: int) -> Example:
         """One document."""
         start, end = self.arrays["example_offsets"][number : number + 2]

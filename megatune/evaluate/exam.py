@@ -12,6 +12,7 @@ from megatune.engine.speaker import Gather
 from megatune.evaluate.answered import Answered
 from megatune.evaluate.choices import Choice, choose
 from megatune.evaluate.classify import classify
+from megatune.evaluate.coverage import loss_notice
 from megatune.evaluate.decoding import GREEDY, Decoding
 from megatune.evaluate.generation import generate_answers
 from megatune.evaluate.heldout import HeldOutLoss, held_out_loss, loss_of_answers
@@ -57,12 +58,16 @@ class Result:
     split: str
     num_rows: int
     loss: float | None
+    loss_rows: int
+    """Rows that the loss is over: others than `num_rows` where a notice says why."""
     target_tokens: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
     """A line for each row: where it stands, prompt, gold and answer. On the first rank only."""
+    notices: list[str] = field(default_factory=list)
+    """What a reader of the scores must know of them."""
 
     def value(self, metric: str) -> float | None:
         """Of the loss or of any metric."""
@@ -110,7 +115,8 @@ def take_exam(
         found = _answer(engine, exam, exam.questions, marking, is_given_up)
         if found is None:
             return None
-    held_out = (None if found is None else loss_of_answers(found)) or held_out_loss(
+    told_with = None if found is None else loss_of_answers(found)
+    held_out = told_with or held_out_loss(
         engine, prepared, micro_batch=micro_batch, max_rows=marking.max_rows, is_given_up=is_given_up
     )
     if held_out is None:
@@ -119,15 +125,24 @@ def take_exam(
     if exam.questions is not None and found is not None:
         marked = _mark_on_first_rank(engine, exam.questions, found, marking, tokenizer)
     scores, lines = marked
+    notice = loss_notice(
+        held_out.num_rows,
+        None if found is None else len(found),
+        prepared,
+        with_answers=told_with is not None,
+        max_rows=marking.max_rows,
+    )
     return Result(
         split=exam.split,
-        num_rows=len(exam.questions.rows) if exam.questions else prepared.num_examples,
+        num_rows=held_out.num_rows if found is None else len(found),
         loss=held_out.loss,
+        loss_rows=held_out.num_rows,
         target_tokens=held_out.target_tokens,
         metrics={**_perplexities(engine, exam, held_out), **scores.metrics},
         intervals=scores.intervals,
         details=scores.details,
         answers=lines,
+        notices=[notice] if notice else [],
     )
 
 

@@ -22,6 +22,8 @@ class HeldOutLoss:
     loss: float | None
     """Mean cross-entropy in nats; None when no row has a target."""
     target_tokens: int
+    num_rows: int
+    """Rows of the data that it is over; of one that was divided each piece counts."""
 
     @property
     def perplexity(self) -> float | None:
@@ -35,7 +37,11 @@ def loss_of_answers(found: Sequence[Answered]) -> HeldOutLoss | None:
     if len(losses) < len(found):
         return None
     targets = sum(one.num_targets for one in found)
-    return HeldOutLoss(loss=math.fsum(losses) / targets if targets else None, target_tokens=targets)
+    return HeldOutLoss(
+        loss=math.fsum(losses) / targets if targets else None,
+        target_tokens=targets,
+        num_rows=sum(one.num_targets > 0 for one in found),
+    )
 
 
 def held_out_loss(
@@ -67,4 +73,8 @@ def held_out_loss(
             if number % _BATCHES_BETWEEN_LOOKS == 0 and is_given_up():
                 return None
     loss_sum, targets = world.sum_over_data(totals).tolist()
-    return HeldOutLoss(loss=loss_sum / targets if targets else None, target_tokens=round(targets))
+    return HeldOutLoss(
+        loss=loss_sum / targets if targets else None,
+        target_tokens=round(targets),
+        num_rows=prepared.num_examples_in(max_rows),
+    )

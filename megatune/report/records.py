@@ -144,6 +144,12 @@ class EvalRecord:
     """The middle 95 % of bootstrap samples of the rows, for those that have one."""
     answers: str | None = None
     """The file with the answers to all rows."""
+    rows: int | None = None
+    """Rows that were scored."""
+    loss_rows: int | None = None
+    """Rows that the loss is over."""
+    notices: tuple[str, ...] = ()
+    """What a reader of the scores must know of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

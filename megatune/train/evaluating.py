@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from megatune.config import Run
@@ -69,6 +69,8 @@ class Evaluations:
     micro_batch: int
     folder: RunFolder
     reporter: Reporter
+    told: set[str] = field(default_factory=set)
+    """Notices about the scores that were shown."""
 
     def scored(self, step: int) -> set[str]:
         """The splits that metrics.jsonl has the scores of at `step`."""
@@ -109,10 +111,21 @@ class Evaluations:
                 metrics=metrics,
                 intervals=result.intervals,
                 answers=path,
+                rows=result.num_rows,
+                loss_rows=result.loss_rows,
+                notices=tuple(result.notices),
             )
         )
         self.reporter.note(_line(result, step, seconds))
+        self._tell_once(split, result.notices)
         return result, seconds
+
+    def _tell_once(self, split: str, notices: Sequence[str]) -> None:
+        """The same rows are scored again and again: what is to be known of them is said the first time."""
+        for notice in (f"note: {split}: {one}" for one in notices):
+            if notice not in self.told:
+                self.told.add(notice)
+                self.reporter.note(notice)
 
     def _keep_answers(self, result: Result, step: int) -> str | None:
         """Write gold and answers of all rows, and the reports that are no single number."""

@@ -46,8 +46,8 @@ def test_every_row_counts_once_for_row_counts_that_no_batch_divides(
 
 
 def test_perplexity_is_infinite_where_it_overflows() -> None:
-    assert HeldOutLoss(loss=math.log(7), target_tokens=1).perplexity == pytest.approx(7)
-    assert HeldOutLoss(loss=1000.0, target_tokens=1).perplexity == math.inf
+    assert HeldOutLoss(loss=math.log(7), target_tokens=1, num_rows=1).perplexity == pytest.approx(7)
+    assert HeldOutLoss(loss=1000.0, target_tokens=1, num_rows=1).perplexity == math.inf
 
 
 @pytest.mark.world
