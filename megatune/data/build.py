@@ -50,11 +50,12 @@ def build_set(
 ) -> tuple[dict[str, object], Report]:
     """Write the arrays of one set into `folder`; gives the counts of the set and what became of the rows.
 
-    Raises DataError when there is nothing to train on.
+    Raises DataError when no row was found. A set without any example is written as such: see `nothing.py`.
     """
     findings = Findings(max_seq_length=settings.max_seq_length, labels_of_files=origin.labels_of_files)
     examples_of_source = _write_examples(pool, side, folder, findings, tells_dropped=tally.num_too_long > 0)
-    _refuse_nothing(findings, tally, settings, origin.split_name)
+    if tally.num_rows == 0:
+        raise DataError(f"data.{origin.split_name} is empty: no row was found in it")
     mixture = Mixture.of(examples_of_source, settings.weights, settings.no_row_twice, settings.seed)
     num_rows, num_packed_tokens = _write_rows(folder, mixture, findings.num_examples, settings)
     described: dict[str, object] = {
@@ -124,20 +125,6 @@ def _num_duplicate_ids(pool: Pool, side: Side, folder: Path) -> int:
     found = num_duplicates(file)
     file.unlink()
     return found
-
-
-def _refuse_nothing(findings: Findings, tally: Tally, settings: Settings, split_name: str) -> None:
-    if tally.num_rows == 0:
-        raise DataError(f"data.{split_name} is empty: no row was found in it")
-    if not findings.num_examples:
-        too_long = (
-            f", and {tally.num_too_long} are too long: there it begins after data.max_seq_length = "
-            f"{settings.max_seq_length} tokens, or data.long_rows drops them"
-        )
-        raise DataError(
-            f"data.{split_name} has nothing to train on: of {tally.num_rows} rows {tally.num_empty} "
-            f"hold no text to learn{too_long if tally.num_too_long else ''}"
-        )
 
 
 def _write_rows(folder: Path, mixture: Mixture, num_examples: int, settings: Settings) -> tuple[int, int]:

@@ -17,10 +17,12 @@ from megatune.data.build import Settings as SetSettings
 from megatune.data.crew import choose_num_workers, work_together
 from megatune.data.fingerprint import MadeFrom, changes, made_from
 from megatune.data.hash_memo import HashMemo
+from megatune.data.nothing import refuse_nothing
 from megatune.data.part import PartSettings, Share, check_vocabulary
 from megatune.data.pool import Pool, Side, divide
 from megatune.data.prepared import MANIFEST, SCHEMA, PreparedSet, write_manifest
 from megatune.data.progress import SILENT, Progress
+from megatune.data.quality import Report
 from megatune.data.read import Source, check_sources, find_files
 from megatune.data.segmenting import Segmenting
 from megatune.data.shared import Job, OnShare, part_folder, tallies_of, write_share
@@ -102,6 +104,8 @@ class Preparation:
     """Processes that make the set together, each with the same arguments; all is collective then."""
     may_make: bool = True
     """False raises NotPreparedError for a set that is not there."""
+    may_be_without_loss: bool = False
+    """Take a set of which every row is too long for a loss, for its answers can be scored."""
 
     def prepare(self) -> PreparedSet:
         """The set of all rows; made now, or at once when it is there already.
@@ -251,6 +255,7 @@ class Preparation:
             pad_id=padding_id(self.tokenizer),
         )
         about = {"split": made.name, "tokenizer": self.tokenizer_name, "made_from": origin.as_fields()}
+        self._refuse_nothing(report)
         write_manifest(
             made, counts={"fingerprint": origin.fingerprint, **described}, report=report, about=about
         )
@@ -258,8 +263,13 @@ class Preparation:
     def _open(self, final: Path) -> PreparedSet:
         """Raises DataError when the model has no embedding for one of its tokens."""
         prepared = PreparedSet.open(final)
+        self._refuse_nothing(prepared.report)
         check_vocabulary(prepared.max_token_id, self.vocab_size, f"data.{self.split_name}")
         return prepared
+
+    def _refuse_nothing(self, report: Report) -> None:
+        longest, may_be = self.settings.max_seq_length, self.may_be_without_loss
+        refuse_nothing(report, self.split_name, longest, may_be_without_loss=may_be)
 
     @contextmanager
     def _scratch(self, final: Path) -> Iterator[Path]:

@@ -45,9 +45,9 @@ class Report:
     num_usable: int
     """Rows that are trained on, each once."""
     fill_ratio: float
-    """The share of the rows, at full length, that is tokens and not padding."""
+    """The share of the rows, at full length, that is tokens and not padding; 0 without rows."""
     target_ratio: float
-    """The share of the tokens that a loss is taken on."""
+    """The share of the tokens that a loss is taken on; 0 without tokens."""
     length_counts: list[int]
     """Examples, and rows dropped as too long, by their length before anything was cut: NUM_BINS equal steps up to
     the maximum, and longer ones."""
@@ -194,8 +194,8 @@ class Findings:
             num_duplicate_ids=num_duplicate_ids,
             num_unknown=self.num_unknown,
             num_usable=self.num_usable,
-            fill_ratio=num_packed_tokens / (num_rows * self.max_seq_length),
-            target_ratio=self.num_targets / self.num_tokens,
+            fill_ratio=num_packed_tokens / max(1, num_rows * self.max_seq_length),
+            target_ratio=self.num_targets / max(1, self.num_tokens),
             length_counts=self.length_counts.tolist(),
             longest=[(length, where) for length, _, _, where in longest],
             labels=None if tally.labels is None else self._labels(tally.labels),

@@ -124,6 +124,7 @@ def prepare_inputs(run: Run, folder: RunFolder, team: Team = ALONE, *, may_make:
         rows = source_of(run, split)
         if rows is not None and split not in sets:
             sets[split] = splitting.preparation(split, rows, None).prepare()
+    _refuse_best_without_loss(run, sets.get("validation"))
     asked = team.first(lambda: _questions(run, splitting, sets))
     return Inputs(
         source=with_head(run, source, sets["train"], options),
@@ -133,6 +134,22 @@ def prepare_inputs(run: Run, folder: RunFolder, team: Team = ALONE, *, may_make:
         options=options,
         questions=asked,
     )
+
+
+def _refuse_best_without_loss(run: Run, validation: PreparedSet | None) -> None:
+    """Raises ConfigError where the best checkpoint is looked for by a loss that no validation row has."""
+    evaluate, data = run.evaluate, run.data
+    looks = evaluate.load_best_model_at_end or evaluate.early_stopping_patience is not None
+    by_loss = evaluate.metric_for_best_model in {"loss", *PERPLEXITIES}
+    is_written = run.model.head == "lm" and (data.task != "classification" or data.multi_label)
+    if validation is not None and not validation.num_examples and looks and by_loss and is_written:
+        raise ConfigError(
+            [
+                f"evaluate.metric_for_best_model = {evaluate.metric_for_best_model}, but every row of data.validation "
+                f"is too long for a loss (data.max_seq_length = {data.max_seq_length}). Use a metric of the answers, "
+                "or raise data.max_seq_length."
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -167,7 +184,13 @@ class Splitting:
             progress=Spoken(split) if self.team.rank == 0 else SILENT,
             team=self.team,
             may_make=self.may_make,
+            may_be_without_loss=split != "train" and self._asks,
         )
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the rows of held-out splits are answered."""
+        return TASKS[self.run.data.task].answers is not None and self.run.evaluate.answers
 
     def questions(self, split: str, rows: DataSource, among: PreparedSet | None = None) -> Questions | None:
         """The rows of a split whose answers are scored; None for tasks, and runs, without answers.
@@ -176,7 +199,7 @@ class Splitting:
         where no prompt would fit.
         """
         run = self.run
-        if TASKS[run.data.task].answers is None or not run.evaluate.answers:
+        if not self._asks:
             return None
         is_lm = run.model.head == "lm"
         return read_questions(

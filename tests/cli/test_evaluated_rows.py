@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import write_model
+import yaml
+from command_line import megatune, write_model
 
 from megatune.cli.evaluate import EvaluateOptions, evaluate_model
+from megatune.errors import DataError
 
 LONG = {"context": "word " * 80, "question": "q?", "answers": ["word"]}
 SHORT = {"question": "q?", "answers": ["word"]}
@@ -69,3 +71,59 @@ def test_the_first_rows_alone_are_counted_where_only_they_are_scored(score: Any)
 
     assert (found["rows"], found["loss_rows"]) == (4, 4)
     assert "evaluate.max_eval_rows takes the first 4 prepared sequences" in found["notices"][0]
+
+
+def test_rows_that_are_all_too_long_for_a_loss_are_scored_by_their_answers(score: Any) -> None:
+    found = score([LONG, LONG])
+
+    assert found["metrics"].keys() == {"loss", "exact_match", "f1"}
+    assert (found["metrics"]["loss"], found["rows"], found["loss_rows"]) == (None, 2, 0)
+    assert "over 0 of 2 rows" in found["notices"][0]
+
+
+def test_without_answers_such_rows_are_refused_in_words_of_scoring(score: Any) -> None:
+    score([LONG])  # a set that was taken for its answers is not taken for its loss afterwards
+
+    with pytest.raises(
+        DataError, match=r"data\.test has nothing to take a loss on: of 1 rows .*max_seq_length"
+    ):
+        score([LONG], "evaluate.answers=false")
+
+
+@pytest.mark.world
+def test_a_run_scores_validation_rows_that_are_all_too_long_by_their_answers(
+    model: Path, tmp_path: Path
+) -> None:
+    for name, rows in (("train", [SHORT] * 4), ("valid", [LONG] * 3)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections = {
+        "model": {"model_name_or_path": str(model)},
+        "data": {
+            "task": "qa",
+            "train": str(tmp_path / "train.jsonl"),
+            "validation": str(tmp_path / "valid.jsonl"),
+            "max_seq_length": 64,
+            "packing": False,
+        },
+        "train": {"output_dir": str(tmp_path / "run"), "max_steps": 1},
+        "evaluate": {"max_new_tokens": 2},
+        "precision": "fp32",
+        "launch": {"nproc_per_node": 1},
+        "checkpoint": {"export_at_end": False},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
+
+    done = megatune("train", tmp_path / "run.yaml")
+
+    assert done.code == 0, done.text
+    evals = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    before, after = (line for line in evals if line["event"] == "eval")
+    assert (before["loss"], before["rows"], before["loss_rows"]) == (None, 3, 0)
+    assert after["metrics"].keys() == {"exact_match", "f1"}
+    assert done.text.count("note: validation: the loss is over 0 of 3 rows") == 1
+
+    best = megatune(
+        "train", tmp_path / "run.yaml", "evaluate.early_stopping_patience=1", "evaluate.eval_steps=1"
+    )
+    assert best.code == 2
+    assert "metric_for_best_model = loss, but every row of data.validation is too long" in best.text
