@@ -160,6 +160,8 @@ def _task(run: Run) -> Iterator[str]:
         is_given = getattr(data, key) != type(data).model_fields[key].get_default(call_default_factory=True)
         if is_given and data.task not in tasks:
             yield f"data.{key} is read by data.task {', '.join(tasks)}, but that is {data.task}; take it out."
+    if run.evaluate.bleu_tokenizer != "13a" and data.task != "translation":
+        yield f"evaluate.bleu_tokenizer is read by data.task translation, but that is {data.task}; take it out."
     twice = sorted({label for label in data.labels if data.labels.count(label) > 1})
     if twice:
         yield f"data.labels names {', '.join(map(repr, twice))} more than once."

@@ -282,6 +282,9 @@ class EvaluateSection(Section):
     answers: Flag = Field(
         default=True, description="Score the answers to a task's rows; false measures the loss alone."
     )
+    bleu_tokenizer: Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"] = Field(
+        default="13a", description="What cuts translations into words for BLEU, by sacrebleu's name."
+    )
     max_new_tokens: Count = Field(default=64, description="Longest answer that is written, in tokens.")
     num_beams: Count = Field(default=1, description="Beams of the search for an answer; 1 is greedy.")
     do_sample: Flag = Field(default=False, description="Draw answers instead of taking the likeliest.")

@@ -34,7 +34,7 @@ from megatune.data.tokenize import Side as CutSide
 from megatune.errors import DataError, NotPreparedError
 from megatune.files import sync_folder
 from megatune.launch.devices import count_cpus
-from megatune.tasks import DEFAULTS, TASKS, TaskOptions
+from megatune.tasks import DEFAULTS, FOR_SCORES, TASKS, TaskOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,7 +76,11 @@ class Settings:
             "data.val_size": self.val_size,
             "train.seed": self.seed if is_drawn else None,
             "model.head": self.head,
-            **{f"data.{name}": value for name, value in asdict(self.options).items()},
+            **{
+                f"data.{name}": value
+                for name, value in asdict(self.options).items()
+                if name not in FOR_SCORES
+            },
             "schema": SCHEMA,
         }
 

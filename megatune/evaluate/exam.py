@@ -142,7 +142,7 @@ def take_exam(
         intervals=scores.intervals,
         details=scores.details,
         answers=lines,
-        notices=[notice] if notice else [],
+        notices=[*([notice] if notice else []), *scores.notices],
     )
 
 

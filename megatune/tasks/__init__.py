@@ -6,7 +6,7 @@ No torch and no transformers here: a task knows text only, and is handed what it
 from megatune.tasks import classification, dialogue, ner, qa, summarization, text, translation
 from megatune.tasks.columns import MissingColumnsError, RowError
 from megatune.tasks.exchange import Exchange, Gold, question
-from megatune.tasks.options import DEFAULTS, TaskOptions
+from megatune.tasks.options import DEFAULTS, FOR_SCORES, TaskOptions
 from megatune.tasks.scores import Scores
 from megatune.tasks.segments import RenderChat, Segment
 from megatune.tasks.task import Answers, Task
@@ -19,6 +19,7 @@ TASKS: dict[str, Task] = {
 
 __all__ = [
     "DEFAULTS",
+    "FOR_SCORES",
     "TASKS",
     "Answers",
     "Exchange",

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """Settings of `data` that decide what a row becomes; the defaults are those of the run file."""
+    """Settings of `data` that decide what a row becomes, and how answers to it are scored; the defaults are those
+    of the run file."""
 
     template: str | None = None
     """jinja2 text of the prompt; None is the task's own."""
@@ -19,6 +20,10 @@ class TaskOptions:
     target_lang: str | None = None
     chat: bool = False
     """Put prompt and answer through the chat template of the tokenizer, as one exchange."""
+    bleu_tokenizer: str = "13a"
+    """What cuts translations into words for BLEU, by sacrebleu's name."""
 
 
+FOR_SCORES = frozenset({"bleu_tokenizer"})
+"""Fields that change no row."""
 DEFAULTS = TaskOptions()

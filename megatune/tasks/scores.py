@@ -19,6 +19,8 @@ class Scores:
     """Name -> the middle 95 % of the values of bootstrap samples of the rows (`metrics/bootstrap.py`)."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Reports, confusion matrices, signatures: anything that is no single number."""
+    notices: tuple[str, ...] = ()
+    """What a reader must know of the numbers."""
 
 
 def greater_is_better(metric: str) -> bool:

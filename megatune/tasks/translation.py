@@ -31,8 +31,8 @@ def parse(answer: str, asked: Exchange, options: TaskOptions) -> Gold:
 
 
 def score(gold: list[Gold], answers: list[Gold], options: TaskOptions) -> Scores:
-    del options
-    return translation_scores([str(one) for one in gold], [str(one) for one in answers])
+    texts = [str(one) for one in gold], [str(one) for one in answers]
+    return translation_scores(*texts, options.bleu_tokenizer)
 
 
 def _pair(value: object, options: TaskOptions) -> dict[str, object]:

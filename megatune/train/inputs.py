@@ -22,6 +22,7 @@ from megatune.launch.run_folder import RunFolder
 from megatune.model.heads import HeadSpec, balanced_weights, find_class
 from megatune.model.source import ModelSource, open_source
 from megatune.tasks import DEFAULTS, TASKS, TaskOptions
+from megatune.tasks.metrics.bleu import check_tokenizer
 from megatune.tasks.template import check_template
 from megatune.train.start_model import (
     has_start_model,
@@ -72,12 +73,13 @@ def open_tokenizer(run: Run, source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def task_options(run: Run) -> TaskOptions:
-    """What the run file says about its task. Raises ConfigError for a template or metric that it has not."""
+    """What the run file says about its task. Raises ConfigError for a template, metric or tokenizer that it has not."""
     data = run.data
     answers = TASKS[data.task].answers
     _refuse_metric(run, answers.metrics if answers and run.evaluate.answers else frozenset())
     if data.template is not None and answers is not None:
         check_template(data.template, {*answers.names, "labels", "source_lang", "target_lang"})
+    check_tokenizer(run.evaluate.bleu_tokenizer)
     return TaskOptions(
         template=data.template,
         labels=tuple(data.labels),
@@ -86,6 +88,7 @@ def task_options(run: Run) -> TaskOptions:
         source_lang=data.source_lang,
         target_lang=data.target_lang,
         chat=data.chat,
+        bleu_tokenizer=run.evaluate.bleu_tokenizer,
     )
 
 

@@ -127,3 +127,15 @@ def test_a_run_scores_validation_rows_that_are_all_too_long_by_their_answers(
     )
     assert best.code == 2
     assert "metric_for_best_model = loss, but every row of data.validation is too long" in best.text
+
+
+def test_the_tokenizer_of_bleu_is_a_key_of_the_run_file(score: Any) -> None:
+    rows = [{"source": "We go.", "target": "我们走。"}, {"source": "He sees.", "target": "他看见了。"}]
+
+    by_blanks = score(rows, task="translation")
+    chinese = score(rows, "evaluate.bleu_tokenizer=zh", task="translation")
+
+    assert "tok:13a" in by_blanks["details"]["signatures"]["bleu"]
+    assert "2 of 2 targets have none: use evaluate.bleu_tokenizer zh" in by_blanks["notices"][0]
+    assert "tok:zh" in chinese["details"]["signatures"]["bleu"]
+    assert chinese["notices"] == []

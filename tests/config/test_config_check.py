@@ -38,6 +38,7 @@ VALIDATION = "data.validation=v.jsonl"
         (["evaluate.eval_steps=10"], "evaluate.eval_steps is given, but there are no rows"),
         (["evaluate.max_eval_rows=10"], "give data.validation"),
         ([VALIDATION, "evaluate.early_stopping_patience=3"], "give evaluate.eval_steps"),
+        (["evaluate.bleu_tokenizer=zh"], "is read by data.task translation, but that is text"),
         (["checkpoint.save_total_limit=3"], "give checkpoint.save_steps"),
         (
             ["checkpoint.resume=atuo"],

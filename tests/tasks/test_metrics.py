@@ -1,6 +1,7 @@
 """Scores are those of the reference libraries on the same answers, and their intervals are what they say."""
 
 import random
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,8 +10,9 @@ from seqeval.metrics import f1_score as entity_f1
 from seqeval.scheme import IOB2, IOBES
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
+from megatune.errors import ConfigError
 from megatune.tasks import TASKS
-from megatune.tasks.metrics.bleu import translation_scores
+from megatune.tasks.metrics.bleu import check_tokenizer, translation_scores
 from megatune.tasks.metrics.bootstrap import bootstrap
 from megatune.tasks.metrics.classification import multi_label_scores, single_label_scores
 from megatune.tasks.metrics.entities import entity_scores
@@ -138,6 +140,41 @@ def test_bleu_is_that_of_sacrebleu_and_comes_with_its_signature() -> None:
     assert scores.metrics["ter"] == sacrebleu.corpus_ter(answers, [gold]).score
     assert "tok:13a" in scores.details["signatures"]["bleu"]
     assert scores.intervals["bleu"][0] < scores.metrics["bleu"] < scores.intervals["bleu"][1]
+
+
+def test_rouge_of_texts_that_it_cannot_read_comes_with_a_notice() -> None:
+    latin, cyrillic, mixed = "the cat sat", "собака бежит домой", "модель GPT-2 обучена на ста текстах"
+
+    silent = rouge_scores([latin, "Über die Brücke", "!?"], [latin] * 3)
+    told = rouge_scores([latin, cyrillic, mixed], [latin, cyrillic, mixed])
+
+    assert silent.notices == ()
+    assert told.metrics["rouge1"] < 1, "of equal texts: the notice is needed"
+    assert "2 of 3 summaries have next to none" in told.notices[0]
+
+
+@pytest.mark.parametrize("tokenizer", ["zh", "char", "intl", "13a"])
+def test_the_tokenizer_of_bleu_is_the_one_that_was_asked_for(tokenizer: str) -> None:
+    import sacrebleu
+
+    gold, answers = ["我们今天去学校。", "他喜欢猫和狗。"], ["我们明天去学校。", "他喜欢狗和猫。"]
+
+    scores = translation_scores(gold, answers, tokenizer)
+
+    assert scores.metrics["bleu"] == sacrebleu.corpus_bleu(answers, [gold], tokenize=tokenizer).score
+    assert f"tok:{tokenizer}" in scores.details["signatures"]["bleu"]
+    assert bool(scores.notices) == (tokenizer in ("intl", "13a"))
+
+
+def test_a_tokenizer_that_is_not_installed_is_refused_with_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    for name in [name for name in sys.modules if name.startswith("sacrebleu.tokenizers.tokenizer_ja")]:
+        monkeypatch.delitem(sys.modules, name)
+
+    with pytest.raises(ConfigError, match=r"pip install 'sacrebleu\[ja\]'.*or use char"):
+        check_tokenizer("ja-mecab")
 
 
 def test_answers_that_score_nothing_have_an_interval_too() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from megatune.tasks.metrics.bootstrap import Numbers, bootstrap
+from megatune.tasks.metrics.scripts import num_without_latin
 from megatune.tasks.scores import Scores
 
 _NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -14,7 +15,7 @@ METRICS = frozenset(_NAMES)
 def rouge_scores(gold: Sequence[str], answers: Sequence[str]) -> Scores:
     """Mean F-measures, from 0 to 1, with the Porter stemmer. Lsum takes each line for a sentence.
 
-    rouge-score reads letters a to z and digits only: other scripts score 0.
+    rouge-score reads letters a to z and digits only: other scripts score 0, and a notice says so.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -29,6 +30,18 @@ def rouge_scores(gold: Sequence[str], answers: Sequence[str]) -> Scores:
         metrics={name: float(value[0]) for name, value in means.items()},
         intervals=bootstrap(statistics, _means),
         details={"stemmer": "porter"},
+        notices=_notices(gold),
+    )
+
+
+def _notices(gold: Sequence[str]) -> tuple[str, ...]:
+    unread = num_without_latin(gold)
+    if not unread:
+        return ()
+    return (
+        f"ROUGE reads letters a to z and digits alone, and {unread} of {len(gold)} summaries have next to none of "
+        "them: they score about 0 whatever is answered. chrF, which data.task: translation scores with source and "
+        "target, reads every script",
     )
 
 
