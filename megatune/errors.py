@@ -51,6 +51,10 @@ class ModelError(UserError):
     """The model cannot be used as asked: unknown folder, refused family or layout."""
 
 
+class PromptError(UserError):
+    """A prompt that this model cannot answer: it has no token, or more than there is room for."""
+
+
 class PlanError(UserError):
     """No layout satisfies what was asked."""
 

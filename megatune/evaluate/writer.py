@@ -14,7 +14,7 @@ from megatune.data.tokenize import chat_renderer, padding_id
 from megatune.engine.inference import InferenceEngine
 from megatune.engine.speaker import Speaker
 from megatune.engine.world import World, single_world
-from megatune.errors import ModelError, UserError
+from megatune.errors import ModelError, PromptError
 from megatune.evaluate.decoding import Decoding
 from megatune.evaluate.generation import generate_answers
 from megatune.model.build import build_model
@@ -41,14 +41,9 @@ class Writer:
         """What follows a text, or what the assistant says next.
 
         `show`: print it on the first rank while it is written; not with beams, which change their mind.
+        Raises PromptError as `ids_of` does.
         """
-        ids = prompt_ids(self._segment(prompt), self.tokenizer)
-        longest = self.speaker.built.shape.max_positions
-        if longest is not None and len(ids) + self.decoding.max_new_tokens > longest:
-            raise UserError(
-                f"a prompt of {len(ids)} tokens and an answer of up to {self.decoding.max_new_tokens} are more than "
-                f"the {longest} positions of this model. Shorten the prompt, or allow fewer tokens (--max-new-tokens)."
-            )
+        ids = self.ids_of(prompt)
         show = show and self.world.is_first and self.decoding.num_beams == 1
         found = generate_answers(
             self.world,
@@ -64,6 +59,22 @@ class Writer:
         )
         assert found is not None, "nobody gives up"
         return str(self.tokenizer.decode(found[0], skip_special_tokens=True)).strip()
+
+    def ids_of(self, prompt: str | Messages) -> list[int]:
+        """The tokens of a prompt. Raises PromptError where there is none, or no room for them and an answer."""
+        ids = prompt_ids(self._segment(prompt), self.tokenizer)
+        if not ids:
+            raise PromptError(
+                "an empty prompt gives this model nothing to go on from: its tokenizer puts no token before a text. "
+                "Give at least one character."
+            )
+        longest = self.speaker.built.shape.max_positions
+        if longest is not None and len(ids) + self.decoding.max_new_tokens > longest:
+            raise PromptError(
+                f"a prompt of {len(ids)} tokens and an answer of up to {self.decoding.max_new_tokens} are more than "
+                f"the {longest} positions of this model. Shorten the prompt, or allow fewer tokens (--max-new-tokens)."
+            )
+        return ids
 
     def _segment(self, prompt: str | Messages) -> Segment:
         if isinstance(prompt, str):
@@ -107,15 +118,29 @@ def answer_prompts(
     """The answer to each prompt; `chat`: through the chat template.
 
     before_each: told each prompt before it is answered; the answers are then printed as they are written.
+    Raises PromptError, with the number of the prompt, before any is answered.
     """
     with open_writer(folder, decoding, world) as writer:
+        asked: list[str | Messages] = [
+            [{"role": "user", "content": prompt}] if chat else prompt for prompt in prompts
+        ]
+        _check_all(writer, asked)
         answers = []
-        for prompt in prompts:
+        for prompt, one in zip(prompts, asked, strict=True):
             if before_each is not None:
                 before_each(prompt)
-            asked = [{"role": "user", "content": prompt}] if chat else prompt
-            answers.append(writer.answer(asked, show=before_each is not None))
+            answers.append(writer.answer(one, show=before_each is not None))
         return answers
+
+
+def _check_all(writer: Writer, asked: list[str | Messages]) -> None:
+    for number, one in enumerate(asked, start=1):
+        try:
+            writer.ids_of(one)
+        except PromptError as error:
+            if len(asked) == 1:
+                raise
+            raise PromptError(f"prompt {number} of {len(asked)}: {error}") from None
 
 
 def _own_device() -> torch.device:

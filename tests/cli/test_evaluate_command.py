@@ -1,12 +1,7 @@
-"""megatune evaluate and generate on plain model folders: one device, and ranks that share the layers."""
+"""megatune evaluate on plain model folders and runs: one device, and ranks that share the layers."""
 
 import json
-import os
-import pty
-import select
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +10,7 @@ import yaml
 from command_line import megatune, write_model
 
 from megatune.cli.evaluate import EvaluateOptions, evaluate_model
-from megatune.cli.generate import GenerateOptions, generate_answers
 from megatune.errors import ConfigError, DataError, UserError
-from megatune.evaluate.decoding import Decoding
 
 ROWS = [{"question": f"What is {n}?", "answers": [f"{n}", "a number"]} for n in range(5)]
 
@@ -174,126 +167,3 @@ def test_a_run_with_tokens_of_its_own_is_scored_with_what_it_has_trained(
     found = json.loads(capsys.readouterr().out)["metrics"]["loss"]
     assert found == pytest.approx(after["loss"], rel=1e-5)
     assert found != pytest.approx(before["loss"], rel=1e-2)
-
-
-def test_answers_come_from_the_command_line_a_file_and_every_way_of_decoding(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("The capital\n\n2 + 2\n")
-    asked = GenerateOptions(chat=False, tensor_parallel=1, as_json=True, stream=False)
-    found = []
-    for decoding in (
-        Decoding(max_new_tokens=6),
-        Decoding(max_new_tokens=6, num_beams=3),
-        Decoding(max_new_tokens=6, do_sample=True, seed=3),
-        Decoding(max_new_tokens=6, do_sample=True, seed=3),
-    ):
-        generate_answers(model, ["Once upon"], file, decoding, asked)
-        found.append(json.loads(capsys.readouterr().out)["answers"])
-
-    assert [row["prompt"] for row in found[0]] == ["Once upon", "The capital", "2 + 2"]
-    assert found[2] == found[3], "the seed decides what is drawn"
-    assert found[0] != found[2]
-
-
-def test_a_stream_prints_what_the_whole_answer_is(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for stream in (True, False):
-        asked = GenerateOptions(chat=True, tensor_parallel=1, as_json=False, stream=stream)
-        generate_answers(model, ["Once upon"], None, Decoding(max_new_tokens=6), asked)
-    streamed, whole = capsys.readouterr().out.split("> Once upon")[1:]
-
-    assert streamed.split() == whole.split()
-
-
-def test_a_conversation_at_the_terminal_remembers_what_was_said(
-    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import builtins
-
-    turns = iter(["Hello", "And now?", "", "Hello"])
-
-    def line(_: str) -> str:
-        try:
-            return next(turns)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(builtins, "input", line)
-    asked = GenerateOptions(chat=True, tensor_parallel=1, as_json=False, stream=False)
-
-    generate_answers(model, [], None, Decoding(max_new_tokens=5), asked)
-
-    first, _, again = capsys.readouterr().out.rstrip("\n").split("\n")
-    assert first == again, "an empty line forgets"
-
-
-@pytest.mark.world
-def test_ranks_that_share_the_layers_converse_at_a_terminal_like_one_device(model: Path) -> None:
-    alone, together = (talk(model, ["Hello", "And now?", "", "Hello"], *more) for more in ((), ("--tp", "2")))
-
-    assert alone == together
-    assert len(together) == 3
-    assert together[0] == together[2] != together[1], "an empty line forgets"
-
-
-def talk(model: Path, lines: list[str], *options: str) -> list[str]:
-    """The answers of `megatune generate --chat` to lines that are typed at a terminal, one after another."""
-    command = [
-        sys.executable,
-        "-m",
-        "megatune",
-        "generate",
-        str(model),
-        "--chat",
-        "--max-new-tokens",
-        "5",
-        *options,
-    ]
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    answers = []
-    try:
-        read_until_asked(ours)
-        for line in lines:
-            os.write(ours, line.encode() + b"\n")
-            shown = read_until_asked(ours).replace(line, "", 1)  # the terminal shows what is typed
-            answers += [shown.strip()] if line else []
-        os.write(ours, b"\x04")  # Ctrl-D
-        assert process.wait(timeout=60) == 0
-    finally:
-        process.kill()
-        os.close(ours)
-    return answers
-
-
-def read_until_asked(terminal: int, timeout_s: float = 120) -> str:
-    """What is shown up to the next question."""
-    shown = b""
-    while not shown.endswith(b"> "):
-        ready, _, _ = select.select([terminal], [], [], timeout_s)
-        assert ready, shown
-        shown += os.read(terminal, 4096)
-    return shown[:-2].decode()
-
-
-@pytest.mark.world
-def test_ranks_that_share_the_layers_write_the_answer_of_one_device(
-    model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = GenerateOptions(chat=False, tensor_parallel=1, as_json=True, stream=False)
-    generate_answers(model, ["Once upon"], None, Decoding(max_new_tokens=6), asked)
-
-    together = megatune("generate", model, "-p", "Once upon", "--max-new-tokens", 6, "--json", "--tp", 2)
-
-    assert together.code == 0, together.text
-    assert json.loads(together.out) == json.loads(capsys.readouterr().out)
-
-
-def test_a_prompt_that_does_not_fit_is_refused(model: Path) -> None:
-    asked = GenerateOptions(chat=False, tensor_parallel=1, as_json=True, stream=False)
-
-    with pytest.raises(UserError, match=r"positions of this model.*--max-new-tokens"):
-        generate_answers(model, ["word " * 3000], None, Decoding(max_new_tokens=6), asked)
