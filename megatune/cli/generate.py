@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from megatune.cli.export import model_folder
+from megatune.cli.prompts import check_given, lines_of, lines_of_input
 from megatune.errors import ConfigError
 from megatune.report.tables import show
 
@@ -34,10 +35,11 @@ def generate_answers(
     """Answer every prompt; without one hold a conversation, or take each line of standard input for a prompt."""
     if decoding.do_sample and decoding.num_beams > 1:
         raise ConfigError(["--sample draws and --beams searches; use one of them"], source=_COMMAND)
-    prompts = [*prompts, *_prompts_of(file)]
+    check_given(prompts)
+    prompts = [*prompts, *lines_of(file)]
     is_conversation = not prompts and sys.stdin.isatty()
     if not prompts and not is_conversation:
-        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        prompts = lines_of_input()
     if not prompts and not is_conversation:
         raise ConfigError(["no prompt: give --prompt, --file, or lines on standard input"], source=_COMMAND)
     with model_folder(model) as folder:
@@ -113,14 +115,3 @@ def _ask(question: dict[str, Any], num_ranks: int, *, show: bool, reads_input: b
         "answers"
     ]
     return found
-
-
-def _prompts_of(file: Path | None) -> list[str]:
-    """Each line of a file."""
-    if file is None:
-        return []
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"--file {file} cannot be read: {error}"], source=_COMMAND) from error
-    return [line for line in text.splitlines() if line.strip()]

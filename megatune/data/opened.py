@@ -99,13 +99,19 @@ def decoded(line: bytes, path: Path, number: int, *, offset: int | None = None) 
 def not_utf8(path: Path, number: int, line: bytes, at: int, offset: int | None) -> DataError:
     """The error for the first byte of a file that is not UTF-8; it suggests what the file may be."""
     byte = f"byte {offset + at}" if offset is not None else f"byte {at} of the line"
+    encoding, meant = guessed(number, line, at)
+    return DataError(
+        f"{path}: {byte} (0x{line[at]:02x}, line {number}) is not UTF-8. {meant}; if "
+        f"that is right, convert the file: iconv -f {encoding} -t utf-8 {path.name} > utf8-{path.name}"
+    )
+
+
+def guessed(number: int, line: bytes, at: int) -> tuple[str, str]:
+    """An encoding that a line which is no UTF-8 from byte `at` on may be in, and what it would say in it."""
     encoding = next(name for name in _GUESSES if _fits(name, number, line))
     shown = line[max(0, at - 20) : at + 20] if encoding != "utf-16" else line[:40]
     text = shown.decode(encoding, errors="replace").strip()
-    return DataError(
-        f"{path}: {byte} (0x{line[at]:02x}, line {number}) is not UTF-8. In {encoding} it would read {text!r}; if "
-        f"that is right, convert the file: iconv -f {encoding} -t utf-8 {path.name} > utf8-{path.name}"
-    )
+    return encoding, f"In {encoding} it would read {text!r}"
 
 
 def _fits(encoding: str, number: int, line: bytes) -> bool:

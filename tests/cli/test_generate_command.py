@@ -155,3 +155,22 @@ def test_an_empty_prompt_is_refused_where_no_token_comes_before_a_text(
 
     assert str(refused.value).startswith("prompt 2 of 3: ") == (len(prompts) == 3)
     assert capsys.readouterr().out == "", "all prompts are looked at before one is answered"
+
+
+def test_prompts_that_are_no_utf8_are_refused_with_what_they_may_be(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("ok\ncafé\n".encode("cp1252"))
+    command = [sys.executable, "-m", "megatune", "generate", str(model), "--max-new-tokens", "2"]
+    for more, given, fix in (
+        ([], file.read_bytes(), "iconv -f cp1252 -t utf-8"),
+        (["--file", str(file)], b"", "iconv -f cp1252 -t utf-8 prompts.txt > utf8-prompts.txt"),
+        (["-p", b"caf\xe9"], b"", "Type it in a terminal whose encoding is UTF-8"),
+    ):
+        done = subprocess.run([*command, *more], input=given, capture_output=True, check=False)
+
+        told = done.stderr.decode()
+        assert done.returncode == 2, told
+        assert "Traceback" not in told
+        assert "is not UTF-8" in told
+        assert "In cp1252 it would read 'café'" in told
+        assert fix in told
