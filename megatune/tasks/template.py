@@ -7,8 +7,6 @@ from typing import Any
 from megatune.errors import ConfigError
 from megatune.tasks.columns import RowError
 
-_LONGEST_PROMPT_CHARS = 10**7
-
 
 def check_template(template: str, names: set[str]) -> None:
     """Raise ConfigError when `template` is no jinja2 text, or reads a name that is not among `names`.
@@ -33,23 +31,26 @@ def render(template: str, values: Mapping[str, object], row: Mapping[str, object
     """The prompt of one row. Raises RowError, to follow the place, for anything the template trips over."""
     import jinja2
 
+    from megatune.tasks.sandbox import TooMuchError
+
     try:
-        text: str = _compiled(template).render({**values, "row": dict(row)})
+        text: str = _environment().written(_compiled(template), {**values, "row": dict(row)})
+    except TooMuchError as error:
+        raise RowError(f"cannot be written by data.template: {error}. Make the template smaller") from None
+    except RecursionError:
+        raise RowError("cannot be written by data.template: a macro of it calls itself without end") from None
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise RowError(f"cannot be written by data.template: {type(error).__name__}: {error}") from None
     if not text.strip():
         raise RowError("gives an empty prompt with data.template")
-    if len(text) > _LONGEST_PROMPT_CHARS:
-        raise RowError(f"gives a prompt of {len(text)} characters with data.template")
     return text
 
 
 @lru_cache
 def _environment() -> Any:
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from megatune.tasks.sandbox import BoundedEnvironment
 
-    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+    return BoundedEnvironment()
 
 
 def _parsed(template: str) -> Any:

@@ -16,8 +16,11 @@ from megatune.data import arrays
 from megatune.data import prepare as preparing
 from megatune.data.prepared import PreparedSet
 from megatune.errors import DataError
+from megatune.tasks import TaskOptions
 
 ROWS = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(9) for b in range(9)]
+
+LONG_AT_TIMES = TaskOptions(template="{{ text * (10**7 if text == 'long' else 1) }}")
 
 
 @pytest.fixture
@@ -156,6 +159,14 @@ def test_a_chat_template_is_part_of_the_tokenizer(prepared_from):
         ([{"prompt": "a", "completion": 4}], {}, r"train\.jsonl:1 \(row 1\) has a completion that is a int"),
         (ROWS, {"vocab_size": 20}, r"train\.jsonl:1 .*embedding of the model has 20 rows \(ids 0 to 19\)"),
         (ROWS, {"tokenizer": fast(byte_level(300), eos_token=None)}, "no end-of-sequence token"),
+        (
+            [{"text": "x", "label": "a"}, {"text": "long", "label": "b"}],
+            {
+                "task": "classification",
+                "options": TaskOptions(template="{{ text * (10**7 if text == 'long' else 1) }}"),
+            },
+            r"train\.jsonl:2 \(row 2\) cannot be written by data\.template: .* 10000000 characters",
+        ),
         (ROWS, {"columns": {"promt": "q"}}, r"columns maps promt, which task text does not read; it reads "),
         (ROWS, {"task": "poetry"}, "no task 'poetry'; tasks are text, dialogue"),
     ],
