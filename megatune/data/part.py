@@ -160,7 +160,10 @@ def _write_block(
         if label is None:
             examples = tokenize([segments for _, segments, _ in batch], tokenizer, settings.limit)
         else:
-            examples = [segmenting.labelled(row, label, settings.limit) for row, _, _ in batch]
+            examples = [
+                segmenting.labelled(row, label, settings.limit) if segments else []
+                for row, segments, _ in batch
+            ]
         _write_batch(batch, examples, arrays, tokenizer, settings, tally)
     counted = (rows.num_rows, rows.num_lines) if isinstance(rows, RangeRows) else (0, 0)
     written = [

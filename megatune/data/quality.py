@@ -31,7 +31,7 @@ class Report:
     num_divided: int
     """Rows that became several examples."""
     num_empty: int
-    """Rows dropped because they hold nothing to train on."""
+    """Rows dropped because they hold no answer, or nothing to answer: nothing to train on."""
     num_too_long: int
     """Rows dropped because of their length, or because all there was to train on lay beyond the maximum."""
     num_without_input: int
@@ -75,7 +75,9 @@ class Report:
                 f"be learned begins after {max_seq_length} tokens"
             )
         if self.num_empty:
-            found.append(f"{self.num_empty} of {every} rows were dropped: they hold nothing to learn")
+            found.append(
+                f"{self.num_empty} of {every} rows were dropped: they hold nothing to learn, or no input for it"
+            )
         if self.num_without_input:
             found.append(f"{self.num_without_input} of {every} rows have an answer, but an empty question")
         if self.num_duplicates:

@@ -42,6 +42,8 @@ class Questions:
     rows: list[Question]
     num_cut: int
     """Prompts that lost their beginning, because the answer must have room."""
+    num_blank: int
+    """Rows that are not asked, because they hold nothing to answer."""
     stop_ids: list[int]
     """Tokens that end an answer."""
     pad_id: int
@@ -72,10 +74,14 @@ def read_questions(
         rows = each_row(sources, split_name=split_name, scratch=Path(scratch))
         found = list(islice((one for row, columns in rows if (one := read(row, columns))), max_rows))
     if not found:
-        raise DataError(f"data.{split_name} is empty: no row was found in it")
+        blank = (
+            f"{read.num_blank} rows hold nothing to answer" if read.num_blank else "no row was found in it"
+        )
+        raise DataError(f"data.{split_name} is empty: {blank}")
     return Questions(
         split=split_name,
         rows=[replace(one, prompt_ids=one.prompt_ids[-max_prompt_tokens:]) for one in found],
+        num_blank=read.num_blank,
         num_cut=sum(len(one.prompt_ids) > max_prompt_tokens for one in found),
         stop_ids=stop_ids(tokenizer),
         pad_id=padding_id(tokenizer),
@@ -127,6 +133,8 @@ class _Reader:
         )
         self._render_chat: RenderChat | None = chat_renderer(tokenizer)
         self._label = None if head == "lm" else labeller(task, tokenizer)
+        self.num_blank = 0
+        """Rows that were read so far and hold nothing to answer."""
         self._wanted = None if among is None else set(among.arrays["row_hashes"].tolist())
 
     def __call__(self, row: Row, columns: Columns) -> Question | None:
@@ -138,7 +146,11 @@ class _Reader:
                 return None
         return segmenting.located(row, partial(self._question, row, columns))
 
-    def _question(self, row: Row, columns: Columns) -> Question:
+    def _question(self, row: Row, columns: Columns) -> Question | None:
+        exchange = self._answers.exchange(row.values, columns, self._options)
+        if not exchange.prompt:
+            self.num_blank += 1
+            return None
         if self._label is not None:
             labelled = self._label(row.values, columns, self._options)
             return Question(
@@ -147,6 +159,5 @@ class _Reader:
                 exchange=labelled.exchange,
                 labelled=labelled,
             )
-        exchange = self._answers.exchange(row.values, columns, self._options)
         asked = question(exchange, self._options, self._render_chat)
         return Question(where=row.where, prompt_ids=prompt_ids(asked, self._tokenizer), exchange=exchange)

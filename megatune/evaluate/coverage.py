@@ -1,6 +1,7 @@
 """Which rows a loss covers, where they are not those that a table counts."""
 
 from megatune.data.prepared import PreparedSet
+from megatune.data.questions import Questions
 
 
 def loss_notice(
@@ -10,11 +11,13 @@ def loss_notice(
     *,
     with_answers: bool,
     max_rows: int | None,
+    num_blank: int = 0,
 ) -> str | None:
     """How many rows the loss is over and why, where it is not over all that were asked; else None.
 
     num_asked: rows that were answered; None where answers are not scored. with_answers: the loss came with
     them, of the rows as they were asked; else it is that of the first `max_rows` sequences of `prepared`.
+    num_blank: rows that were not asked, because they hold nothing to answer.
     """
     beyond = f"what a loss is taken on lies beyond data.max_seq_length = {prepared.max_seq_length} tokens"
     if with_answers:
@@ -28,8 +31,8 @@ def loss_notice(
     reasons = []
     if report.num_too_long:
         reasons.append(f"{report.num_too_long} too long: {beyond}, or data.long_rows drops them")
-    if report.num_empty:
-        reasons.append(f"{report.num_empty} without an answer, or with nothing to answer")
+    if report.num_empty > num_blank:
+        reasons.append(f"{report.num_empty - num_blank} without an answer")
     if max_rows is not None and max_rows < prepared.num_rows:
         reasons.append(f"evaluate.max_eval_rows takes the first {max_rows} prepared sequences for it")
     if num_in_loss != num_asked and report.num_divided:
@@ -39,3 +42,16 @@ def loss_notice(
     every = num_in_loss + report.num_too_long + report.num_empty if num_asked is None else num_asked
     over = f"{num_in_loss} of {every} rows" if num_in_loss <= every else f"{num_in_loss} rows and not {every}"
     return f"the loss is over {over} ({'; '.join(reasons)})"
+
+
+def asking_notices(questions: Questions) -> list[str]:
+    """Which rows were not asked, or not asked in full."""
+    found = []
+    if questions.num_blank:
+        found.append(f"rows that hold nothing to answer are left out: {questions.num_blank}")
+    if questions.num_cut and questions.rows[0].labelled is None:
+        found.append(
+            f"prompts without their beginning, for there is room for {questions.max_prompt_tokens} tokens before an "
+            f"answer: {questions.num_cut} of {len(questions.rows)}"
+        )
+    return found

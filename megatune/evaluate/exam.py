@@ -12,7 +12,7 @@ from megatune.engine.speaker import Gather
 from megatune.evaluate.answered import Answered
 from megatune.evaluate.choices import Choice, choose
 from megatune.evaluate.classify import classify
-from megatune.evaluate.coverage import loss_notice
+from megatune.evaluate.coverage import asking_notices, loss_notice
 from megatune.evaluate.decoding import GREEDY, Decoding
 from megatune.evaluate.generation import generate_answers
 from megatune.evaluate.heldout import HeldOutLoss, held_out_loss, loss_of_answers
@@ -125,12 +125,14 @@ def take_exam(
     if exam.questions is not None and found is not None:
         marked = _mark_on_first_rank(engine, exam.questions, found, marking, tokenizer)
     scores, lines = marked
+    questions = exam.questions
     notice = loss_notice(
         held_out.num_rows,
         None if found is None else len(found),
         prepared,
         with_answers=told_with is not None,
         max_rows=marking.max_rows,
+        num_blank=questions.num_blank if questions else 0,
     )
     return Result(
         split=exam.split,
@@ -142,7 +144,11 @@ def take_exam(
         intervals=scores.intervals,
         details=scores.details,
         answers=lines,
-        notices=[*([notice] if notice else []), *scores.notices],
+        notices=[
+            *([notice] if notice else []),
+            *(asking_notices(questions) if questions else []),
+            *scores.notices,
+        ],
     )
 
 

@@ -7,7 +7,7 @@ from megatune.tasks.chat import assistant_segments, whole_conversation
 from megatune.tasks.columns import RowError
 from megatune.tasks.options import TaskOptions
 from megatune.tasks.segments import RenderChat, Segment
-from megatune.tasks.template import render
+from megatune.tasks.template import reads_row, render
 
 Gold = str | list[str]
 """What metrics compare: a text or a label; several labels, accepted answers, or tags."""
@@ -18,7 +18,8 @@ class Exchange:
     """One row as a question and its answer."""
 
     prompt: str
-    """Ends without a blank: the one before an answer belongs to the answer, as it does to its first token."""
+    """Ends without a blank: the one before an answer belongs to the answer, as it does to its first token. Empty where
+    the row holds nothing to answer."""
     answer: str
     """As a model should write it, without blanks around it; empty when there is nothing to learn."""
     gold: Gold
@@ -34,17 +35,27 @@ class Exchange:
 def write_prompt(
     default: str, values: Mapping[str, object], row: Mapping[str, object], options: TaskOptions
 ) -> str:
-    """The prompt of a row by the user's template, or by the task's own."""
+    """The prompt of a row by the user's template, or by the task's own; empty where `values`, the task's columns, are.
+
+    A template that reads other columns of the file is written whatever the task's columns hold.
+    """
+    template = options.template or default
+    if all(_is_blank(value) for value in values.values()) and not reads_row(template):
+        return ""
     offered = {**values, "labels": list(options.labels)}
     offered |= {"source_lang": options.source_lang, "target_lang": options.target_lang}
-    return render(options.template or default, offered, row).rstrip(" \t")
+    return render(template, offered, row).rstrip(" \t")
+
+
+def _is_blank(value: object) -> bool:
+    return not value.strip() if isinstance(value, str) else not value
 
 
 def exchange_segments(
     exchange: Exchange, options: TaskOptions, *, completion_only: bool, render_chat: RenderChat | None
 ) -> list[Segment]:
-    """The exchange as it is trained on; nothing where there is no answer."""
-    if not exchange.answer.strip():
+    """The exchange as it is trained on; nothing where there is no answer, or nothing to answer."""
+    if not exchange.answer.strip() or not exchange.prompt:
         return []
     if not options.chat:
         return [Segment(exchange.prompt, is_target=not completion_only), Segment(exchange.target, True)]

@@ -47,6 +47,14 @@ def render(template: str, values: Mapping[str, object], row: Mapping[str, object
 
 
 @lru_cache
+def reads_row(template: str) -> bool:
+    """Whether `template` reads columns of the file beside those of its task."""
+    from jinja2 import meta
+
+    return "row" in meta.find_undeclared_variables(_parsed(template))
+
+
+@lru_cache
 def _environment() -> Any:
     from megatune.tasks.sandbox import BoundedEnvironment
 

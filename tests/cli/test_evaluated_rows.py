@@ -139,3 +139,15 @@ def test_the_tokenizer_of_bleu_is_a_key_of_the_run_file(score: Any) -> None:
     assert "2 of 2 targets have none: use evaluate.bleu_tokenizer zh" in by_blanks["notices"][0]
     assert "tok:zh" in chinese["details"]["signatures"]["bleu"]
     assert chinese["notices"] == []
+
+
+def test_rows_without_anything_to_answer_and_prompts_that_are_cut_are_told(score: Any) -> None:
+    blank, cut = {"question": " ", "answer": "a"}, {"question": "word " * 2000, "answer": "a"}
+
+    notices = score([SHORT, blank, cut], "data.truncation_side=left")["notices"]
+
+    assert "rows that hold nothing to answer are left out: 1" in notices
+    assert any(
+        notice.startswith("prompts without their beginning") and notice.endswith("1 of 2")
+        for notice in notices
+    )
