@@ -75,3 +75,12 @@ def format_ratio(ratio: float | None) -> str:
     '41.8%'
     """
     return "n/a" if ratio is None else f"{100 * ratio:.1f}%"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "row"), counted(0, "row")
+    ('1 row', '0 rows')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -11,6 +11,7 @@ from megatune.data.read import Source
 from megatune.data.segmenting import Segmenting
 from megatune.errors import DataError
 from megatune.tasks import TASKS, TaskOptions
+from megatune.units import counted
 
 
 def with_labels(
@@ -18,20 +19,24 @@ def with_labels(
 ) -> TaskOptions:
     """`options` with the labels of all rows of `sources`, sorted, unless it names some or the task has none.
 
-    Raises DataError for a row without a usable label, and when there are fewer than two of a classification.
+    Raises DataError for no rows, a row without a usable label, and fewer than two labels of a classification.
     """
     answers = TASKS[task].answers
     if answers is None or answers.labels_of is None or options.labels:
         return options
     labels_of = answers.labels_of
     found: set[str] = set()
+    num_rows = 0
     with tempfile.TemporaryDirectory(prefix="megatune-labels-") as scratch:
         for row, columns in each_row(sources, split_name=split_name, scratch=Path(scratch)):
+            num_rows += 1
             place = Segmenting(task=task, completion_only=True, columns=columns, split_name=split_name)
             found.update(place.located(row, partial(labels_of, row.values, columns, options)))
+    if not num_rows:
+        raise DataError(f"data.{split_name} is empty: no row was found in it")
     if task == "classification" and len(found) < 2 and not options.multi_label:
         raise DataError(
-            f"data.{split_name} has {len(found)} label(s) ({', '.join(sorted(found)) or 'none'}); a classification "
-            "needs two or more. Name all that there can be in data.labels"
+            f"data.{split_name} has {counted(len(found), 'label')} ({', '.join(sorted(found)) or 'none'}); a "
+            "classification needs two or more. Name all that there can be in data.labels"
         )
     return replace(options, labels=tuple(sorted(found)))

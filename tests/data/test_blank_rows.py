@@ -1,10 +1,11 @@
-"""Rows whose input columns are blank are left out and counted, whatever the head and the template."""
+"""Rows whose input is blank are left out and counted, whatever head and template; and files without rows."""
 
 import json
 
 import pytest
 from data_sources import Source, preparation
 
+from megatune.data.labels import with_labels
 from megatune.data.questions import read_questions
 from megatune.errors import DataError
 from megatune.tasks import TaskOptions
@@ -60,3 +61,16 @@ def test_rows_that_are_all_blank_are_refused_in_plain_words(tmp_path, gpt2_like)
         read_questions(
             [Source([str(path)])], split_name="test", tokenizer=gpt2_like, max_prompt_tokens=64, **same
         )
+
+
+def test_a_table_with_a_header_alone_is_told_to_be_empty_before_labels_are_looked_for(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n")
+    sources = [Source([str(path)])]
+
+    with pytest.raises(DataError, match=r"^data\.train is empty: no row was found in it$"):
+        with_labels(TaskOptions(), "classification", sources, split_name="train")
+
+    path.write_text("text,label\none,a\n")
+    with pytest.raises(DataError, match=r"data\.train has 1 label \(a\)"):
+        with_labels(TaskOptions(), "classification", sources, split_name="train")
