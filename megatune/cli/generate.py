@@ -1,6 +1,7 @@
 """`megatune generate`."""
 
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,15 +27,56 @@ class GenerateOptions:
     chat: bool
     tensor_parallel: int
     as_json: bool
-    stream: bool
+    stream: bool | None
+    """Print answers as they are written; None: on a terminal."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether that is done."""
+        return sys.stdout.isatty() if self.stream is None else self.stream
+
+
+def choose_decoding(
+    *,
+    max_new_tokens: int,
+    num_beams: int,
+    do_sample: bool,
+    drawing: Mapping[str, float | None],
+    seed: int,
+    streams: bool,
+) -> "Decoding":
+    """How answers are written. Raises ConfigError for options that would have no effect, and says what has.
+
+    drawing: temperature, top_k and top_p, None where not given. streams: --stream is given.
+    """
+    from megatune.evaluate.decoding import Decoding
+
+    given = {name: value for name, value in drawing.items() if value is not None}
+    problems = []
+    if given and not do_sample:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        problems.append(f"{names}: only drawn answers have them; add --sample, or take {names} out")
+    if do_sample and num_beams > 1:
+        problems.append("--sample draws and --beams searches; use one of them")
+    if streams and num_beams > 1:
+        problems.append(
+            f"--stream prints tokens as they come, and --beams {num_beams} changes its mind about them; use one of them"
+        )
+    if problems:
+        raise ConfigError(problems, source=_COMMAND)
+    return Decoding(
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        do_sample=do_sample,
+        seed=seed,
+        **given,  # type: ignore[arg-type]  # top_k is a whole number there
+    )
 
 
 def generate_answers(
     model: Path, prompts: list[str], file: Path | None, decoding: "Decoding", options: GenerateOptions
 ) -> None:
     """Answer every prompt; without one hold a conversation, or take each line of standard input for a prompt."""
-    if decoding.do_sample and decoding.num_beams > 1:
-        raise ConfigError(["--sample draws and --beams searches; use one of them"], source=_COMMAND)
     check_given(prompts)
     prompts = [*prompts, *lines_of(file)]
     is_conversation = not prompts and sys.stdin.isatty()
@@ -50,7 +92,7 @@ def generate_answers(
 
 
 def _answer_all(folder: Path, prompts: list[str], decoding: "Decoding", options: GenerateOptions) -> None:
-    streams = options.stream and not options.as_json and decoding.num_beams == 1
+    streams = options.streams and not options.as_json and decoding.num_beams == 1
     answers = _answers(folder, prompts, decoding, options, streams)
     rows = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
     if streams:
@@ -83,14 +125,14 @@ def _answers(
 def _converse(folder: Path, decoding: "Decoding", options: GenerateOptions) -> None:
     """Take turns at the terminal until the input ends; with --chat the model sees all that was said."""
     if options.tensor_parallel > 1:
-        question = _question(folder, decoding, options, prompts=None, show=options.stream)
+        question = _question(folder, decoding, options, prompts=None, show=options.streams)
         _ask(question, options.tensor_parallel, show=True, reads_input=True)
         return
     from megatune.evaluate.conversation import converse
     from megatune.evaluate.writer import open_writer
 
     with open_writer(folder, decoding) as writer:
-        converse(writer, remembers=options.chat, streams=options.stream)
+        converse(writer, remembers=options.chat, streams=options.streams)
 
 
 def _question(

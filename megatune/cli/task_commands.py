@@ -18,10 +18,12 @@ def generate(
     max_new_tokens: int = typer.Option(64, "--max-new-tokens", min=1, help="Longest answer, in tokens."),
     beams: int = typer.Option(1, "--beams", min=1, help="Beams of the search for an answer; 1 is greedy."),
     sample: bool = typer.Option(False, "--sample", help="Draw tokens instead of taking the likeliest."),
-    temperature: float = typer.Option(1.0, "--temperature", min=1e-3, help="Of drawing."),
-    top_k: int = typer.Option(0, "--top-k", min=0, help="Draw among so many likeliest tokens; 0 is all."),
-    top_p: float = typer.Option(
-        1.0, "--top-p", min=1e-3, max=1.0, help="Draw among tokens of this probability."
+    temperature: float | None = typer.Option(None, "--temperature", min=1e-3, help="Of drawing; default: 1."),
+    top_k: int | None = typer.Option(
+        None, "--top-k", min=0, help="Draw among so many likeliest tokens; default: 0, all."
+    ),
+    top_p: float | None = typer.Option(
+        None, "--top-p", min=1e-3, max=1.0, help="Draw among tokens of this probability; default: 1."
     ),
     seed: int = typer.Option(42, "--seed", min=0, help="Decides what is drawn."),
     tensor_parallel: int = TensorParallel,
@@ -35,25 +37,21 @@ def generate(
     Example: megatune generate runs/first/export --chat -p "What is a telescope?"
     """
     before_torch()
-    import sys
+    from megatune.cli.generate import GenerateOptions, choose_decoding, generate_answers
 
-    from megatune.cli.generate import GenerateOptions, generate_answers
-    from megatune.evaluate.decoding import Decoding
-
-    decoding = Decoding(
+    decoding = choose_decoding(
         max_new_tokens=max_new_tokens,
         num_beams=beams,
         do_sample=sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        drawing={"temperature": temperature, "top_k": top_k, "top_p": top_p},
         seed=seed,
+        streams=stream is True,
     )
     options = GenerateOptions(
         chat=chat,
         tensor_parallel=tensor_parallel,
         as_json=as_json,
-        stream=sys.stdout.isatty() if stream is None else stream,
+        stream=stream,
     )
     generate_answers(model, prompt, file, decoding, options)
 

@@ -210,6 +210,11 @@ def _evaluation(run: Run) -> Iterator[str]:
                 f"evaluate.load_best_model_at_end needs checkpoints at evaluated steps: checkpoint.save_steps "
                 f"({saved}) must be a multiple of evaluate.eval_steps ({every}); give both."
             )
+    drawing = {key: type(evaluate).model_fields[key].default for key in ("temperature", "top_k", "top_p")}
+    unread = [key for key, default in drawing.items() if getattr(evaluate, key) != default]
+    if unread and not evaluate.do_sample:
+        keys = ", ".join(f"evaluate.{key}" for key in unread)
+        yield f"{keys}: only drawn answers have them; give evaluate.do_sample = true, or take {keys} out."
     if evaluate.do_sample and evaluate.num_beams > 1:
         yield "evaluate.do_sample draws answers and evaluate.num_beams searches for them; use one of them."
 

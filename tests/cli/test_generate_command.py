@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import megatune, write_model
+from command_line import assert_refused, megatune, write_model
 
 from megatune.cli.generate import GenerateOptions, generate_answers
 from megatune.errors import UserError
@@ -174,3 +174,27 @@ def test_prompts_that_are_no_utf8_are_refused_with_what_they_may_be(model: Path,
         assert "is not UTF-8" in told
         assert "In cp1252 it would read 'café'" in told
         assert fix in told
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--temperature", 0.5], "--temperature: only drawn answers have them; add --sample"),
+        (["--top-k", 5, "--top-p", 0.9], "--top-k, --top-p: only drawn answers"),
+        (["--beams", 2, "--stream"], "--beams 2 changes its mind about them; use one of them"),
+        (["--beams", 2, "--sample", "--stream"], "has 2 problems"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused_with_the_fix(
+    model: Path, given: list[object], words: str
+) -> None:
+    assert_refused(megatune("generate", model, "-p", "x", *given), words)
+
+
+def test_drawing_takes_its_options_and_beams_print_at_the_end(model: Path) -> None:
+    drawn = megatune(
+        "generate", model, "-p", "x", "--sample", "--temperature", 2, "--top-k", 50, "--no-stream"
+    )
+    searched = megatune("generate", model, "-p", "x", "--beams", 2)
+
+    assert (drawn.code, searched.code) == (0, 0), drawn.text + searched.text

@@ -38,6 +38,10 @@ VALIDATION = "data.validation=v.jsonl"
         (["evaluate.eval_steps=10"], "evaluate.eval_steps is given, but there are no rows"),
         (["evaluate.max_eval_rows=10"], "give data.validation"),
         ([VALIDATION, "evaluate.early_stopping_patience=3"], "give evaluate.eval_steps"),
+        (
+            ["evaluate.temperature=0.5", "evaluate.top_k=3"],
+            "evaluate.temperature, evaluate.top_k: only drawn answers have them; give evaluate.do_sample = true",
+        ),
         (["evaluate.bleu_tokenizer=zh"], "is read by data.task translation, but that is text"),
         (["checkpoint.save_total_limit=3"], "give checkpoint.save_steps"),
         (
