@@ -68,11 +68,11 @@ class Writer:
                 "an empty prompt gives this model nothing to go on from: its tokenizer puts no token before a text. "
                 "Give at least one character."
             )
-        longest = self.speaker.built.shape.max_positions
-        if longest is not None and len(ids) + self.decoding.max_new_tokens > longest:
+        longest, most = self.speaker.built.shape.max_positions, self.decoding.max_new_tokens
+        if longest is not None and len(ids) + most > longest:
             raise PromptError(
-                f"a prompt of {len(ids)} tokens and an answer of up to {self.decoding.max_new_tokens} are more than "
-                f"the {longest} positions of this model. Shorten the prompt, or allow fewer tokens (--max-new-tokens)."
+                f"a prompt of {len(ids)} tokens{_turns(prompt)} and an answer of up to {most} are more than the "
+                f"{longest} positions of this model. Shorten the prompt, or allow fewer tokens (--max-new-tokens)."
             )
         return ids
 
@@ -141,6 +141,10 @@ def _check_all(writer: Writer, asked: list[str | Messages]) -> None:
             if len(asked) == 1:
                 raise
             raise PromptError(f"prompt {number} of {len(asked)}: {error}") from None
+
+
+def _turns(prompt: str | Messages) -> str:
+    return " (all that was said)" if not isinstance(prompt, str) and len(prompt) > 1 else ""
 
 
 def _own_device() -> torch.device:

@@ -1,5 +1,6 @@
 """megatune generate: where prompts come from, how answers are written and shown, and what is refused."""
 
+import builtins
 import json
 import os
 import pty
@@ -7,6 +8,7 @@ import select
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import assert_refused, megatune, write_model
@@ -51,27 +53,45 @@ def test_a_stream_prints_what_the_whole_answer_is(model: Path, capsys: pytest.Ca
     assert streamed.split() == whole.split()
 
 
-def test_a_conversation_at_the_terminal_remembers_what_was_said(
-    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import builtins
+@pytest.fixture
+def converse(model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`converse(lines, chat=..., max_new_tokens=...) -> (answers, what was said beside them)`."""
 
-    turns = iter(["Hello", "And now?", "", "Hello"])
+    def run(lines: list[str], *, chat: bool = True, max_new_tokens: int = 5) -> tuple[list[str], str]:
+        turns = iter(lines)
 
-    def line(_: str) -> str:
-        try:
-            return next(turns)
-        except StopIteration:
-            raise EOFError from None
+        def line(_: str) -> str:
+            try:
+                return next(turns)
+            except StopIteration:
+                raise EOFError from None
 
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(builtins, "input", line)
-    asked = GenerateOptions(chat=True, tensor_parallel=1, as_json=False, stream=False)
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr(builtins, "input", line)
+        asked = GenerateOptions(chat=chat, tensor_parallel=1, as_json=False, stream=False)
+        generate_answers(model, [], None, Decoding(max_new_tokens=max_new_tokens), asked)
+        shown = capsys.readouterr()
+        return shown.out.rstrip("\n").split("\n"), shown.err
 
-    generate_answers(model, [], None, Decoding(max_new_tokens=5), asked)
+    return run
 
-    first, _, again = capsys.readouterr().out.rstrip("\n").split("\n")
+
+def test_a_conversation_at_the_terminal_remembers_what_was_said(converse: Any) -> None:
+    (first, _, again), _ = converse(["Hello", "And now?", "", "Hello"])
+
     assert first == again, "an empty line forgets"
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_line_that_does_not_fit_is_told_and_the_conversation_goes_on(converse: Any, chat: bool) -> None:
+    (first, after), _ = converse(["Hello", "And now?"], chat=chat)
+
+    (one, other), told = converse(["word " * 3000, "Hello", "word " * 3000, "\udce9", "And now?"], chat=chat)
+
+    assert (one, other) == (first, after), "what was not answered is not remembered"
+    assert told.count("not answered: a prompt of ") == 2
+    assert told.count("What was said before (1 turn) is kept; an empty line forgets it.") == chat
+    assert "this line is not UTF-8" in told
 
 
 @pytest.mark.world
