@@ -38,5 +38,7 @@ def main() -> None:
     try:
         app()
     except MegatuneError as error:
-        print(f"megatune: {error}", file=sys.stderr)
+        text = str(error)
+        # What a command says of its own line begins with its name already: `megatune generate: no prompt`.
+        print(text if text.startswith("megatune ") else f"megatune: {text}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -20,6 +20,7 @@ from megatune.files import write_text_atomic
 from megatune.launch.run_folder import RunFolder
 from megatune.plan.shape import read_shape
 from megatune.report.tables import format_cell, render_table, show
+from megatune.units import counted
 
 if TYPE_CHECKING:
     from megatune.evaluate.exam import Result
@@ -154,7 +155,7 @@ def _pictures(result: "Result") -> Iterator[Any]:
         {"score": name, "value": value, "95 % of bootstrap samples": _range(result.intervals, name)}
         for name, value in {"loss": result.loss, **result.metrics}.items()
     ]
-    yield render_table(rows, title=f"{result.split}: {result.num_rows} rows")
+    yield render_table(rows, title=f"{result.split}: {counted(result.num_rows, 'row')}")
     for name, signature in result.details.get("signatures", {}).items():
         yield Text(f"{name}: {signature}")
     for notice in result.notices:

@@ -11,6 +11,7 @@ from megatune.config import LoadedRun, Run, load_run
 from megatune.errors import MegatuneError
 from megatune.launch.run_folder import RunFolder
 from megatune.report.tables import to_json
+from megatune.units import counted
 
 if TYPE_CHECKING:
     from megatune.data.prepared import PreparedSet
@@ -96,7 +97,8 @@ def _show(sets: "dict[str, PreparedSet]", folder: RunFolder, as_json: bool) -> N
         print("\n".join(_told(name, prepared)))
     for name, count in leaked.items():
         if count:
-            print(f"{name}: {count} rows say what a training row says: the scores on them show memory")
+            say = "row says" if count == 1 else "rows say"
+            print(f"{name}: {count} {say} what a training row says: the scores show memory there")
     print(f"picture: {folder.data_picture}")
 
 
@@ -115,8 +117,8 @@ def _told(name: str, prepared: "PreparedSet") -> list[str]:
 
     longest, report = prepared.max_seq_length, prepared.report
     return [
-        f"{name}: {prepared.num_examples} examples in {prepared.num_rows} rows of {longest} tokens, "
-        f"{prepared.num_tokens} tokens of which {prepared.num_targets} are trained, "
+        f"{name}: {counted(prepared.num_examples, 'example')} in {counted(prepared.num_rows, 'row')} of "
+        f"{longest} tokens, {prepared.num_tokens} tokens of which {prepared.num_targets} are trained, "
         f"{report.fill_ratio:.1%} of the room filled: {prepared.folder}",
         *(f"{name}: {notice}" for notice in report.notices(longest)),
         *report_lines(name, report, longest),

@@ -20,6 +20,7 @@ from megatune.report.tables import to_json
 from megatune.tasks import TaskOptions
 from megatune.train.inputs import Inputs
 from megatune.train.reporting import Reporter
+from megatune.units import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,4 +148,4 @@ def _json_line(line: Mapping[str, Any]) -> str:
 def _line(result: Result, step: int, seconds: float) -> str:
     shown = {"loss": result.loss, **result.metrics}
     values = " ".join(f"{name} {'n/a' if value is None else f'{value:.4g}'}" for name, value in shown.items())
-    return f"eval step {step} {result.split}: {values} ({result.num_rows} rows, {seconds:.1f} s)"
+    return f"eval step {step} {result.split}: {values} ({counted(result.num_rows, 'row')}, {seconds:.1f} s)"

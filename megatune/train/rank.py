@@ -45,6 +45,7 @@ from megatune.train.plan_records import plan_record
 from megatune.train.reporting import Reporter
 from megatune.train.stopping import Stopping, StopRequest
 from megatune.train.unchanged_data import refuse_changed_data
+from megatune.units import counted
 
 
 def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = None) -> int:
@@ -293,8 +294,9 @@ def _describe(
         reporter.note("blocks: compiled when they first run, which the first step waits for")
     for name, prepared in inputs.splits.items():
         reporter.note(
-            f"{name}: {prepared.num_examples} examples in {prepared.num_rows} rows, {prepared.num_tokens} tokens "
-            f"({prepared.num_targets} targets), {prepared.report.fill_ratio:.1%} of the room filled"
+            f"{name}: {counted(prepared.num_examples, 'example')} in {counted(prepared.num_rows, 'row')}, "
+            f"{prepared.num_tokens} tokens ({prepared.num_targets} targets), "
+            f"{prepared.report.fill_ratio:.1%} of the room filled"
         )
     for notice in precision_notices(run, inputs):
         reporter.note(f"note: {notice}")

@@ -160,6 +160,14 @@ def test_generate_refuses_a_folder_that_holds_no_model(tmp_path):
     assert_refused(megatune("generate", tmp_path, "-p", "Hi"), str(tmp_path))
 
 
+def test_what_a_command_says_of_its_own_line_begins_with_its_name_once(model_copy, tmp_path):
+    done = megatune("generate", model_copy, "--file", tmp_path / "none.txt")
+    assert done.err.startswith("megatune generate: --file"), done.err
+
+    done = megatune("evaluate", model_copy, "--split", "dev", "--answers", tmp_path / "none" / "a.jsonl")
+    assert done.err.startswith("megatune evaluate has 3 problems:"), done.err
+
+
 def test_generate_without_a_chat_template_says_to_leave_chat_out(model_copy):
     (model_copy / "chat_template.jinja").unlink()
     assert_refused(megatune("generate", model_copy, "--chat", "-p", "Hi"), "no chat template", "--chat")

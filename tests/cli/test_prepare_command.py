@@ -54,6 +54,15 @@ def test_validation_rows_that_are_training_rows_are_told(run_file, rows_file):
     assert "21 of 24 rows say the same as a row before them" in done.text
 
 
+def test_one_row_is_counted_as_one(run_file, tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"text": "one"}\n')
+    done = megatune("prepare", run_file, f"data.train={path}", f"data.validation={path}")
+    assert done.code == 0, done.text
+    assert "train: 1 example in 1 row of " in done.out
+    assert "validation: 1 row says what a training row says" in done.out
+
+
 def test_a_file_in_another_encoding_is_refused_with_what_it_may_be(run_file, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"text": "ok"}\n{"text": "café"}\n'.encode("cp1252"))
