@@ -80,14 +80,16 @@ def _preview(run: Run, inputs: "Inputs", num_rows: int, as_json: bool) -> None:
 
 
 def _show(sets: "dict[str, PreparedSet]", folder: RunFolder, as_json: bool) -> None:
-    leaked = _num_leaked(sets)
+    from megatune.data.notices import num_leaked, shared_notices
+
     if as_json:
         print(
             to_json(
                 {
                     "schema": 1,
                     "splits": {name: _as_object(one) for name, one in sets.items()},
-                    "rows_in_train": leaked,
+                    "rows_in_train": num_leaked(sets),
+                    "between_splits": shared_notices(sets),
                     "picture": str(folder.data_picture),
                 }
             )
@@ -95,21 +97,9 @@ def _show(sets: "dict[str, PreparedSet]", folder: RunFolder, as_json: bool) -> N
         return
     for name, prepared in sets.items():
         print("\n".join(_told(name, prepared)))
-    for name, count in leaked.items():
-        if count:
-            say = "row says" if count == 1 else "rows say"
-            print(f"{name}: {count} {say} what a training row says: the scores show memory there")
+    for notice in shared_notices(sets):
+        print(notice)
     print(f"picture: {folder.data_picture}")
-
-
-def _num_leaked(sets: "dict[str, PreparedSet]") -> dict[str, int]:
-    """Rows of each held-out split that are also training rows."""
-    from megatune.data.duplicates import num_shared
-
-    train = sets["train"].row_hashes
-    return {
-        name: num_shared(held_out.row_hashes, train) for name, held_out in sets.items() if name != "train"
-    }
 
 
 def _told(name: str, prepared: "PreparedSet") -> list[str]:

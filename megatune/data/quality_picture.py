@@ -1,5 +1,6 @@
 """The report on prepared data as a picture: lengths, and answers where there are few."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ from megatune.data.quality import NUM_BINS
 from megatune.units import format_ratio
 
 _MOST_ANSWERS = 15
+_SETS = "Prepared sets"
+"""Name of the text in a picture that says what it shows."""
 
 
 def draw_quality(sets: Mapping[str, PreparedSet], target: Path) -> None:
-    """Write a PNG of `sets`, by their names, to `target`."""
+    """Write a PNG of `sets`, by their names, to `target`, unless it is there. Whole or not at all."""
+    fingerprints = " ".join(prepared.fingerprint for prepared in sets.values())
+    if _shows(target, fingerprints):
+        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and no display is needed
     from matplotlib.figure import Figure
 
@@ -24,7 +30,17 @@ def draw_quality(sets: Mapping[str, PreparedSet], target: Path) -> None:
         if labels:
             _draw_answers(row[1], name, prepared.report.labels)
     FigureCanvasAgg(figure)
-    figure.savefig(target)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    figure.savefig(scratch, format="png", metadata={_SETS: fingerprints})
+    scratch.replace(target)
+
+
+def _shows(target: Path, fingerprints: str) -> bool:
+    """Whether the picture at `target` was drawn of these sets: a PNG holds short texts as they are."""
+    try:
+        return f"{_SETS}\0{fingerprints}".encode() in target.read_bytes()
+    except OSError:
+        return False  # none there
 
 
 def _draw_lengths(axis: Any, name: str, prepared: PreparedSet) -> None:

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from megatune.config import LoadedRun, Run, resolve_batch
+from megatune.data.quality_picture import draw_quality
 from megatune.engine.accelerator import refuse_unusable_gpus
 from megatune.engine.world import check_degrees
 from megatune.errors import ConfigError
@@ -99,7 +100,9 @@ def prepare_for(
             source.weights_folder
         )  # reads the headers: no weights, or broken files, are found before the data
     folder.create()
-    return run, prepare_inputs(run, folder)
+    inputs = prepare_inputs(run, folder)
+    draw_quality(inputs.splits, folder.data_picture)
+    return run, inputs
 
 
 def _read_model(run: Run) -> ModelSource:

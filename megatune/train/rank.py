@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from megatune.checkpoint.export import replace_export
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
 from megatune.config.slurm import SlurmSection
+from megatune.data.notices import split_notices
+from megatune.data.quality_picture import draw_quality
 from megatune.data.sampler import total_steps
 from megatune.engine.base import TrainingEngine
 from megatune.engine.dtypes import DTYPES
@@ -65,6 +67,8 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
     # Several nodes are not to wait for that one process: there it only finds what was prepared before.
     prepared = prepare_inputs(run, folder, may_make=rank.nodes == 1) if rank.rank == 0 else None
     planned = _plan(loaded, rank, prepared) if prepared is not None else None
+    if prepared is not None:
+        draw_quality(prepared.splits, folder.data_picture)
     if count_gpus():
         record_collectives(folder.heartbeats)
     try:
@@ -298,7 +302,8 @@ def _describe(
             f"{prepared.num_tokens} tokens ({prepared.num_targets} targets), "
             f"{prepared.report.fill_ratio:.1%} of the room filled"
         )
-    for notice in precision_notices(run, inputs):
+    notices = world.first_rank(lambda: [*split_notices(inputs.splits), *precision_notices(run, inputs)])
+    for notice in notices:
         reporter.note(f"note: {notice}")
 
 
@@ -316,8 +321,8 @@ def _tell_plan(planned: PlannedRun | None, reporter: Reporter) -> None:
 
 
 def precision_notices(run: Run, inputs: Inputs) -> list[str]:
-    """What the user should know about the numbers and the rows that will be trained on."""
-    found = inputs.train.report.notices(run.data.max_seq_length)
+    """What the user should know about the numbers that training is done in."""
+    found = []
     if run.precision == "fp16" and inputs.source.shape.trained_dtype == "bfloat16":
         found.append(
             "precision fp16, but the weights were published in bfloat16: their range does not fit fp16, expect "

@@ -54,6 +54,34 @@ def test_validation_rows_that_are_training_rows_are_told(run_file, rows_file):
     assert "21 of 24 rows say the same as a row before them" in done.text
 
 
+def test_training_that_prepares_for_itself_tells_and_draws_what_prepare_does(
+    run_file, rows_file, output_dir, tmp_path
+):
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"text": ""}\n{"text": "another"}\n')
+    given = [f"data.validation={rows_file}", f"data.test={path}", "train.max_steps=1"]
+
+    done = megatune("train", run_file, *given)
+
+    assert done.code == 0, done.text
+    for words in (
+        "note: train: 21 of 24 rows say the same as a row before them",
+        "note: validation: 21 of 24 rows say the same as a row before them",
+        "note: test: 1 of 2 rows were dropped: they hold nothing to learn",
+        "note: validation: 24 rows say what a training row says: the scores show memory there",
+    ):
+        assert done.text.count(words) == 1, words
+    drawn = output_dir / "data.png"
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert f"data: {drawn}" in done.text
+
+    before = drawn.stat().st_mtime_ns
+    assert megatune("prepare", run_file, *given).code == 0
+    assert drawn.stat().st_mtime_ns == before, "it shows these sets already"
+    assert megatune("prepare", run_file, *given, "data.max_seq_length=32").code == 0
+    assert drawn.stat().st_mtime_ns != before
+
+
 def test_one_row_is_counted_as_one(run_file, tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_text('{"text": "one"}\n')
