@@ -16,6 +16,7 @@ from megatune.data.part import LABELS
 from megatune.data.pool import Pool, Side
 from megatune.data.prepared import TYPES
 from megatune.data.quality import Findings, Report
+from megatune.data.row_ids import duplicate_ids, write_ids
 from megatune.data.tally import Tally
 from megatune.errors import DataError
 
@@ -57,6 +58,8 @@ def build_set(
     if tally.num_rows == 0:
         raise DataError(f"data.{origin.split_name} is empty: no row was found in it")
     mixture = Mixture.of(examples_of_source, settings.weights, settings.no_row_twice, settings.seed)
+    has_ids = write_ids(pool, side, folder)
+    num_same_ids, first_same_id = duplicate_ids(folder, origin.labels_of_files) if has_ids else (0, None)
     num_rows, num_packed_tokens = _write_rows(folder, mixture, findings.num_examples, settings)
     described: dict[str, object] = {
         "num_rows": num_rows,
@@ -69,12 +72,14 @@ def build_set(
         # Some tokenizers pad with an id that was never given a row in the embedding; one that is in
         # the data has a row for certain, and a filler may be any. A classifier head finds the end of a text by
         # it, so there it stays.
+        "files": list(origin.labels_of_files) if has_ids else [],
         "pad_id": pad_id if pool.labels else min(pad_id, tally.max_token_id),
     }
     return described, findings.report(
         tally,
         num_duplicates=num_duplicates(folder / "row_hashes.npy"),
-        num_duplicate_ids=_num_duplicate_ids(pool, side, folder),
+        num_duplicate_ids=num_same_ids,
+        first_duplicate_id=first_same_id,
         num_rows=num_rows,
         num_packed_tokens=num_packed_tokens,
     )
@@ -112,19 +117,6 @@ def _write_examples(
             writers["row_hashes"].append(chosen["hash"][chosen["piece"] == 0])
             findings.see(block, chosen)
     return examples_of_source
-
-
-def _num_duplicate_ids(pool: Pool, side: Side, folder: Path) -> int:
-    """Rows whose id a row before them has."""
-    file = folder / "ids.npy"
-    with ArrayWriter(file, "uint64") as writer:
-        for block in pool.blocks(with_tokens=False):
-            records = block.records
-            is_row = side.has(records["hash"]) & (records["piece"] == 0) & (records["id"] != 0)
-            writer.append(records["id"][is_row])
-    found = num_duplicates(file)
-    file.unlink()
-    return found
 
 
 def _write_rows(folder: Path, mixture: Mixture, num_examples: int, settings: Settings) -> tuple[int, int]:

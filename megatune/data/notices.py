@@ -1,8 +1,9 @@
 """What a user should know of the prepared splits: of the rows of each, and of rows that stand in two of them."""
 
 from collections.abc import Mapping
+from itertools import combinations
 
-from megatune.data.duplicates import num_shared
+from megatune.data.duplicates import first_shared, num_shared
 from megatune.data.prepared import PreparedSet
 
 
@@ -23,7 +24,26 @@ def shared_notices(sets: Mapping[str, PreparedSet]) -> list[str]:
         if count:
             say = "row says" if count == 1 else "rows say"
             found.append(f"{name}: {count} {say} what a training row says: the scores show memory there")
-    return found
+    pairs = combinations(sets.items(), 2)
+    return found + [
+        notice for (earlier, later) in pairs if (notice := _shared_ids(later, earlier)) is not None
+    ]
+
+
+def _shared_ids(later: tuple[str, PreparedSet], earlier: tuple[str, PreparedSet]) -> str | None:
+    """Of rows of one split that have the id of a row of another."""
+    (name, own), (other_name, other) = later, earlier
+    if own.row_ids is None or other.row_ids is None:
+        return None
+    first = first_shared(own.row_ids, other.row_ids)
+    if first is None:
+        return None
+    count = num_shared(own.row_ids, other.row_ids)
+    have = "row has" if count == 1 else "rows have"
+    return (
+        f"{name}: {count} {have} the id of a row of {other_name}; the first: {own.place_of(first[0])}, as "
+        f"{other.place_of(first[1])}"
+    )
 
 
 def num_leaked(sets: Mapping[str, PreparedSet]) -> dict[str, int]:

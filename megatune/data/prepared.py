@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from megatune.data import row_ids
 from megatune.data.arrays import map_array, sync
 from megatune.data.part import LABELS
 from megatune.data.quality import Report, report_from
@@ -31,8 +32,9 @@ ARRAYS = {
 row_examples[row_offsets[r] : [r + 1]]. row_hashes has one value for each row of the user's data that is
 in the set: rows that say the same have the same."""
 
-OPTIONAL_ARRAYS = {LABELS: "int32"}
-"""Beside `tokens`, in sets that are made for a classifier head."""
+OPTIONAL_ARRAYS = {LABELS: "int32", **row_ids.ARRAYS}
+"""Labels stand beside `tokens`, in sets that are made for a classifier head; the others beside `row_hashes`, in sets
+of rows with ids."""
 TYPES = {**ARRAYS, **OPTIONAL_ARRAYS}
 
 
@@ -52,6 +54,8 @@ class PreparedSet:
     max_seq_length: int
     packed: bool
     pad_id: int
+    files: list[str]
+    """What to call the files that its rows are from; empty without ids."""
     report: Report
     arrays: dict[str, npt.NDArray[Any]]
 
@@ -99,6 +103,15 @@ class PreparedSet:
         start, end = self.arrays["example_offsets"][number : number + 2]
         labels = self.arrays[LABELS][start:end] if LABELS in self.arrays else None
         return Example(self.arrays["tokens"][start:end], self.arrays["is_target"][start:end], labels)
+
+    @property
+    def row_ids(self) -> Path | None:
+        """The file of the hashes of the ids that rows have of their own; None without any."""
+        return _array_file(self.folder, row_ids.IDS) if row_ids.IDS in self.arrays else None
+
+    def place_of(self, number: int) -> str:
+        """Where a row of the user's data stands, by its number in `row_ids`."""
+        return row_ids.row_place(self.arrays, self.files, number)
 
     @property
     def row_hashes(self) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatune.data.pool import PoolBlock, Values
+from megatune.data.rows import place_name
 from megatune.data.tally import Tally, answer_hash
 from megatune.units import format_ratio
 
@@ -40,6 +41,8 @@ class Report:
     """Rows that say what a row before them says."""
     num_duplicate_ids: int
     """Rows whose column `id` holds what a row before them holds in it."""
+    first_duplicate_id: tuple[str, str] | None
+    """Places of the first of those, and of the row before it."""
     num_unknown: int
     """Tokens that stand for what the tokenizer has no token for."""
     num_usable: int
@@ -82,8 +85,12 @@ class Report:
             found.append(f"{self.num_without_input} of {every} rows have an answer, but an empty question")
         if self.num_duplicates:
             found.append(f"{self.num_duplicates} of {every} rows say the same as a row before them")
-        if self.num_duplicate_ids:
-            found.append(f"{self.num_duplicate_ids} of {every} rows have the id of a row before them")
+        if self.num_duplicate_ids and self.first_duplicate_id:
+            later, earlier = self.first_duplicate_id
+            found.append(
+                f"{self.num_duplicate_ids} of {every} rows have the id of a row before them; the first: {later}, as "
+                f"{earlier}"
+            )
         if self.num_unknown:
             found.append(
                 f"{self.num_unknown} tokens are unknown to the tokenizer, and stand for all it cannot write"
@@ -164,9 +171,10 @@ class Findings:
         longer = np.flatnonzero(whole > shortest)
         for at in longer[np.argsort(-whole[longer], kind="stable")[:_NUM_LONGEST]].tolist():
             line = int(records["line"][at])
-            place = f":{block.lines_before + line}" if line else ""
             row = block.rows_before + int(records["row"][at])
-            where = f"{self.labels_of_files[block.file]}{place} (row {row})"
+            where = place_name(
+                self.labels_of_files[block.file], row, block.lines_before + line if line else None
+            )
             entry = (int(whole[at]), -block.file, -row, where)  # of equal ones the first is kept
             if len(self._longest) < _NUM_LONGEST:
                 heapq.heappush(self._longest, entry)
@@ -179,6 +187,7 @@ class Findings:
         *,
         num_duplicates: int,
         num_duplicate_ids: int,
+        first_duplicate_id: tuple[str, str] | None,
         num_rows: int,
         num_packed_tokens: int,
     ) -> Report:
@@ -194,6 +203,7 @@ class Findings:
             num_without_input=self.num_without_input,
             num_duplicates=num_duplicates,
             num_duplicate_ids=num_duplicate_ids,
+            first_duplicate_id=first_duplicate_id,
             num_unknown=self.num_unknown,
             num_usable=self.num_usable,
             fill_ratio=num_packed_tokens / max(1, num_rows * self.max_seq_length),
@@ -216,7 +226,9 @@ class Findings:
 def report_from(fields: Mapping[str, Any]) -> Report:
     """The report that a manifest holds. Raises TypeError where it is none."""
     longest = [(int(length), str(where)) for length, where in fields["longest"]]
-    return Report(**{**fields, "longest": longest})
+    pair = fields["first_duplicate_id"]
+    first = None if pair is None else (str(pair[0]), str(pair[1]))
+    return Report(**{**fields, "longest": longest, "first_duplicate_id": first})
 
 
 def report_lines(name: str, report: Report, max_seq_length: int) -> list[str]:

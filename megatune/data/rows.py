@@ -33,8 +33,17 @@ class Place:
 
     def written(self, lines_before: int, rows_before: int) -> str:
         """The same, by who knows what stands before `start`."""
-        line = "" if self.line is None else f":{lines_before + self.line}"
-        return f"{self.label or self.path}{line} (row {rows_before + self.number})"
+        line = None if self.line is None else lines_before + self.line
+        return place_name(self.label or str(self.path), rows_before + self.number, line)
+
+
+def place_name(file: str, row: int, line: int | None) -> str:
+    """Where a row stands, for messages.
+
+    >>> place_name("data/train.jsonl", 12, 13), place_name("a.parquet", 3, None)
+    ('data/train.jsonl:13 (row 12)', 'a.parquet (row 3)')
+    """
+    return f"{file}{'' if line is None else f':{line}'} (row {row})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import pytest
 from data_sources import preparation
 
 from megatune.data import jsonfiles
+from megatune.data.notices import split_notices
 from megatune.data.quality import report_lines
 
 
@@ -54,7 +55,8 @@ def test_ids_that_come_twice_are_told(tmp_path, gpt2_like):
     path.write_text("".join(json.dumps({"id": found, "text": f"t{i}"}) + "\n" for i, found in enumerate(ids)))
     report = preparation([path], gpt2_like, tmp_path / "p").prepare().report
     assert report.num_duplicate_ids == 3
-    assert "3 of 9 rows have the id of a row before them" in report.notices(64)
+    told = f"3 of 9 rows have the id of a row before them; the first: {path}:4 (row 4), as {path}:2 (row 2)"
+    assert told in report.notices(64)
 
 
 def test_many_different_answers_are_no_classes(tmp_path, gpt2_like):
@@ -119,3 +121,35 @@ def test_dropped_rows_of_a_divided_set_are_told_with_the_training_rows(write_row
     assert (train.length_counts[-1], validation.length_counts[-1]) == (1, 0)
     assert train.longest[0][1].endswith("(row 11)")
     assert (train.num_too_long, validation.num_too_long) == (1, 0)
+
+
+def test_an_id_in_two_splits_is_named_with_both_places(write_rows, tmp_path, gpt2_like):
+    train = write_rows([{"id": n, "text": f"t{n}"} for n in range(5)])
+    held_out = write_rows([{"id": n, "text": f"v{n}"} for n in (9, 3, 4)] + [{"text": "no id"}], "b.jsonl")
+    (tmp_path / "c.jsonl").write_text('\n{"id": 9, "text": "other"}\n')
+    sets = {
+        name: preparation([path], gpt2_like, tmp_path / "p", split_name=name).prepare()
+        for name, path in (("train", train), ("validation", held_out), ("test", tmp_path / "c.jsonl"))
+    }
+
+    assert split_notices(sets) == [
+        f"validation: 2 rows have the id of a row of train; the first: {held_out}:2 (row 2), as {train}:4 (row 4)",
+        f"test: 1 row has the id of a row of validation; the first: {tmp_path / 'c.jsonl'}:2 (row 1), as "
+        f"{held_out}:1 (row 1)",
+    ]
+
+
+def test_ids_of_a_divided_set_are_told_on_their_side_with_their_places(write_rows, tmp_path, gpt2_like):
+    path = write_rows([{"id": n % 10, "text": f"t{n}"} for n in range(40)])
+    made = preparation([path], gpt2_like, tmp_path / "p", val_size=20, seed=2).prepare_both()
+
+    for one in made:
+        numbers = one.arrays["row_numbers"].tolist()
+        ids = [(number - 1) % 10 for number in numbers]
+        later = next(at for at in range(len(ids)) if ids[at] in ids[:at])
+        first = numbers[ids.index(ids[later])]
+        assert one.report.num_duplicate_ids == len(ids) - len(set(ids))
+        places = tuple(f"{path}:{number} (row {number})" for number in (numbers[later], first))
+        assert one.report.first_duplicate_id == places
+    train, validation = (set(one.arrays["row_numbers"].tolist()) for one in made)
+    assert (train | validation, train & validation) == (set(range(1, 41)), set())
