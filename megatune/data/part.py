@@ -42,8 +42,8 @@ EXAMPLE = np.dtype(
         ("no_input", "?"),  # the row has an answer and nothing to answer
     ]
 )
-DROPPED = np.dtype([("length", "i4"), ("row", "i4"), ("line", "i4")])
-"""A row that was dropped as too long: its tokens and its place, as in EXAMPLE."""
+DROPPED = np.dtype([("length", "i4"), ("row", "i4"), ("line", "i4"), ("answer", "u8")])
+"""A row that was dropped as too long: its tokens, and its place and answer as in EXAMPLE."""
 BLOCK = np.dtype(
     [
         ("source", "i4"),
@@ -207,7 +207,7 @@ def _write_batch(
         kept = _kept(pieces, tally)
         place = row.place.number, row.place.line or 0
         if not kept and any(item.num_cut for item in pieces):
-            dropped.append((_num_tokens(pieces), *place))
+            dropped.append((_num_tokens(pieces), *place, tally.see_dropped(segments)))
         answer = tally.see_answer(segments) if kept else 0
         for piece, item in enumerate(kept):
             example = item.example

@@ -35,6 +35,10 @@ class Report:
     """Rows dropped because they hold no answer, or nothing to answer: nothing to train on."""
     num_too_long: int
     """Rows dropped because of their length, or because all there was to train on lay beyond the maximum."""
+    first_too_long: str | None
+    """The place of the first of those."""
+    lost_labels: list[str]
+    """Answers that those have, and no row that is left."""
     num_without_input: int
     """Rows with an answer and an empty question."""
     num_duplicates: int
@@ -73,10 +77,7 @@ class Report:
                 f"{self.num_divided} of {every} rows were divided into examples of {max_seq_length} tokens"
             )
         if self.num_too_long:
-            found.append(
-                f"{self.num_too_long} of {every} rows were dropped: longer than data.long_rows allows, or what is to "
-                f"be learned begins after {max_seq_length} tokens"
-            )
+            found[:0] = [self._too_long(max_seq_length)]
         if self.num_empty:
             found.append(
                 f"{self.num_empty} of {every} rows were dropped: they hold nothing to learn, or no input for it"
@@ -107,6 +108,22 @@ class Report:
             )
         return found
 
+    def _too_long(self, max_seq_length: int) -> str:
+        """Of the rows dropped because of their length; with what to do where they were many, or all of a kind."""
+        told = (
+            f"{self.num_too_long} of {self.num_rows_read} rows were dropped: longer than data.long_rows allows, or "
+            f"what is to be learned begins after {max_seq_length} tokens; the first is {self.first_too_long}"
+        )
+        if not self.lost_labels and 2 * self.num_too_long < self.num_rows_read:
+            return told
+        shown = ", ".join(map(repr, self.lost_labels[:5])) + (", ..." if len(self.lost_labels) > 5 else "")
+        lost = f". No row is left with the answer {shown}" if self.lost_labels else ""
+        return (
+            f"WARNING: {told}{lost}. To keep them, cut their beginning (data.long_rows: truncate, "
+            f"data.truncation_side: left), raise data.max_seq_length (the longest has {self.longest[0][0]} tokens), or "
+            "put less before the answer (data.template)"
+        )
+
 
 def _alike(labels: Mapping[str, int]) -> list[str]:
     """The first labels that are equal but for capital letters."""
@@ -134,6 +151,9 @@ class Findings:
     answers: Counter[int] = field(default_factory=Counter)
     """How often each comes, by its hash."""
     length_counts: Values = field(default_factory=lambda: np.zeros(NUM_BINS + 1, dtype=np.int64))
+    first_too_long: str | None = None
+    dropped_answers: set[int] = field(default_factory=set)
+    """Of rows that were dropped as too long, by their hashes."""
     _longest: list[tuple[int, int, int, str]] = field(default_factory=list)
 
     def see(self, block: PoolBlock, chosen: Values) -> None:
@@ -154,7 +174,11 @@ class Findings:
 
     def see_dropped(self, block: PoolBlock) -> None:
         """Count the lengths of the rows of a block that were dropped as too long."""
-        self._see_lengths(block, block.dropped, block.dropped["length"].astype(np.int64))
+        dropped = block.dropped
+        self._see_lengths(block, dropped, dropped["length"].astype(np.int64))
+        self.dropped_answers.update(np.unique(dropped["answer"]).tolist())
+        if len(dropped) and self.first_too_long is None:
+            self.first_too_long = self._place(block, dropped[0])
 
     def _see_lengths(self, block: PoolBlock, records: Values, whole: Values) -> None:
         step = self.max_seq_length / NUM_BINS
@@ -170,16 +194,18 @@ class Findings:
         shortest = self._longest[0][0] if len(self._longest) == _NUM_LONGEST else 0
         longer = np.flatnonzero(whole > shortest)
         for at in longer[np.argsort(-whole[longer], kind="stable")[:_NUM_LONGEST]].tolist():
-            line = int(records["line"][at])
-            row = block.rows_before + int(records["row"][at])
-            where = place_name(
-                self.labels_of_files[block.file], row, block.lines_before + line if line else None
-            )
-            entry = (int(whole[at]), -block.file, -row, where)  # of equal ones the first is kept
+            where = self._place(block, records[at])
+            # Of equal ones the first is kept.
+            entry = (int(whole[at]), -block.file, -block.rows_before - int(records["row"][at]), where)
             if len(self._longest) < _NUM_LONGEST:
                 heapq.heappush(self._longest, entry)
             elif entry > self._longest[0]:
                 heapq.heapreplace(self._longest, entry)
+
+    def _place(self, block: PoolBlock, record: Values) -> str:
+        line = int(record["line"])
+        row = block.rows_before + int(record["row"])
+        return place_name(self.labels_of_files[block.file], row, block.lines_before + line if line else None)
 
     def report(
         self,
@@ -200,6 +226,8 @@ class Findings:
             num_divided=self.num_divided,
             num_empty=tally.num_empty,
             num_too_long=tally.num_too_long,
+            first_too_long=self.first_too_long,
+            lost_labels=self._lost(tally.labels or ()),
             num_without_input=self.num_without_input,
             num_duplicates=num_duplicates,
             num_duplicate_ids=num_duplicate_ids,
@@ -211,6 +239,12 @@ class Findings:
             length_counts=self.length_counts.tolist(),
             longest=[(length, where) for length, _, _, where in longest],
             labels=None if tally.labels is None else self._labels(tally.labels),
+        )
+
+    def _lost(self, every: Iterable[str]) -> list[str]:
+        hashes = {label: answer_hash(label) for label in every}
+        return sorted(
+            label for label, one in hashes.items() if one in self.dropped_answers and not self.answers[one]
         )
 
     def _labels(self, every: Iterable[str]) -> dict[str, int]:

@@ -58,10 +58,26 @@ class Tally:
         if not segments or all(segment.is_target for segment in segments):
             self.labels = None
             return 0
-        label = "".join(segment.text for segment in segments if segment.is_target).strip()
+        label = _answer(segments)
         self.labels[label] += 1
         self.labels = _few(self.labels) if len(label) <= _LONGEST_LABEL_CHARS else None
         return answer_hash(label)
+
+    def see_dropped(self, segments: Sequence[Segment]) -> int:
+        """The hash of the answer of a row that is left out; it may be the only row that has it.
+
+        One that is no class says nothing of the others.
+        """
+        label = _answer(segments)
+        if self.labels is None or all(one.is_target for one in segments) or len(label) > _LONGEST_LABEL_CHARS:
+            return 0
+        self.labels[label] += 1
+        self.labels = _few(self.labels)
+        return answer_hash(label)
+
+
+def _answer(segments: Sequence[Segment]) -> str:
+    return "".join(segment.text for segment in segments if segment.is_target).strip()
 
 
 def answer_hash(label: str) -> int:

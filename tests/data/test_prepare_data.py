@@ -86,7 +86,7 @@ def test_what_was_cut_and_dropped_is_counted_and_told(prepared_from, gpt2_like):
     assert (report.num_rows_read, report.num_truncated, report.num_too_long, report.num_empty) == (4, 1, 1, 1)
     assert report.num_empty + report.num_too_long == 2
     assert report.num_tokens_cut == len(gpt2_like("2 + 2 =" + " 4" * 100).input_ids) + 1 - 64
-    cut, too_long, empty = report.notices(64)
+    too_long, cut, empty = report.notices(64)
     assert cut.startswith("1 of 4 rows were cut at data.max_seq_length = 64 (")
     assert "begins after 64 tokens" in too_long
     assert "they hold nothing to learn" in empty

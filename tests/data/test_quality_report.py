@@ -8,6 +8,7 @@ from data_sources import preparation
 from megatune.data import jsonfiles
 from megatune.data.notices import split_notices
 from megatune.data.quality import report_lines
+from megatune.tasks import TaskOptions
 
 
 @pytest.fixture
@@ -153,3 +154,31 @@ def test_ids_of_a_divided_set_are_told_on_their_side_with_their_places(write_row
         assert one.report.first_duplicate_id == places
     train, validation = (set(one.arrays["row_numbers"].tolist()) for one in made)
     assert (train | validation, train & validation) == (set(range(1, 41)), set())
+
+
+def test_rows_that_are_longer_than_their_answers_allow_are_told_loudly(write_rows, tmp_path, gpt2_like):
+    rows = [{"text": f"{n}", "label": "a" if n % 2 else "b"} for n in range(20)]
+    few = write_rows([*rows, {"text": "word " * 80, "label": "a"}])
+    lost = write_rows([*rows, *[{"text": "word " * 80, "label": one} for one in "acd"]], "lost.jsonl")
+    most = write_rows([{"text": "word " * (80 if n else 1), "label": "a"} for n in range(3)], "most.jsonl")
+
+    def first_notice(path, **changed):
+        options = TaskOptions(labels=("a", "b", "c", "d"))
+        made = preparation(
+            [path], gpt2_like, tmp_path / "p", task="classification", options=options, **changed
+        )
+        return made.prepare().report.notices(64)[0]
+
+    assert first_notice(few).endswith(f"begins after 64 tokens; the first is {few}:21 (row 21)")
+    assert first_notice(few).startswith("1 of 21 rows were dropped")
+    loud = first_notice(lost)
+    assert loud.startswith("WARNING: 3 of 23 rows were dropped")
+    assert f"the first is {lost}:21 (row 21). No row is left with the answer 'c', 'd'. To keep them" in loud
+    longest = max(len(gpt2_like("word " * 80 + f"\nLabel: {one}").input_ids) + 1 for one in "acd")
+    assert (
+        f"data.truncation_side: left), raise data.max_seq_length (the longest has {longest} tokens)" in loud
+    )
+    assert "put less before the answer (data.template)" in loud
+    assert first_notice(most).startswith("WARNING: 2 of 3 rows were dropped")
+    assert "No row is left" not in first_notice(most)
+    assert "dropped" not in first_notice(lost, truncation_side="left")
