@@ -1,7 +1,7 @@
 """Prepared data on disk: token ids, loss masks and packed rows, memory-mapped by every rank."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class PreparedSet:
     max_seq_length: int
     packed: bool
     pad_id: int
-    files: list[str]
+    files: list[str] = field(default_factory=list)
     """What to call the files that its rows are from; empty without ids."""
     report: Report
     arrays: dict[str, npt.NDArray[Any]]

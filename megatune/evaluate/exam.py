@@ -126,6 +126,7 @@ def take_exam(
         marked = _mark_on_first_rank(engine, exam.questions, found, marking, tokenizer)
     scores, lines = marked
     questions = exam.questions
+    perplexities = _perplexities(engine, exam, held_out)
     notice = loss_notice(
         held_out.num_rows,
         None if found is None else len(found),
@@ -140,8 +141,11 @@ def take_exam(
         loss=held_out.loss,
         loss_rows=held_out.num_rows,
         target_tokens=held_out.target_tokens,
-        metrics={**_perplexities(engine, exam, held_out), **scores.metrics},
-        intervals=scores.intervals,
+        metrics={**perplexities, **scores.metrics},
+        intervals={
+            **{name: value for name, value in held_out.intervals.items() if name in {"loss", *perplexities}},
+            **scores.intervals,
+        },
         details=scores.details,
         answers=lines,
         notices=[

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from megatune.data.batches import evaluation_batches
@@ -11,6 +12,8 @@ from megatune.data.prepared import PreparedSet
 from megatune.engine.base import Predictor
 from megatune.evaluate.answered import Answered
 from megatune.evaluate.text_size import exp
+from megatune.tasks.metrics.bootstrap import bootstrap
+from megatune.tasks.scores import Interval
 
 _BATCHES_BETWEEN_LOOKS = 8  # each is one small collective
 
@@ -24,6 +27,16 @@ class HeldOutLoss:
     target_tokens: int
     num_rows: int
     """Rows of the data that it is over; of one that was divided each piece counts."""
+    interval: Interval | None = None
+    """The middle 95 % of bootstrap samples of the rows, where the loss of each is known."""
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """Of the loss and of its perplexity."""
+        if self.interval is None:
+            return {}
+        low, high = self.interval
+        return {"loss": self.interval, "perplexity": (exp(low), exp(high))}
 
     @property
     def perplexity(self) -> float | None:
@@ -41,7 +54,15 @@ def loss_of_answers(found: Sequence[Answered]) -> HeldOutLoss | None:
         loss=math.fsum(losses) / targets if targets else None,
         target_tokens=targets,
         num_rows=sum(one.num_targets > 0 for one in found),
+        interval=_interval(losses, [one.num_targets for one in found]),
     )
+
+
+def _interval(losses: Sequence[float], targets: Sequence[int]) -> Interval | None:
+    """Of the token-weighted mean, when the rows are drawn again."""
+    rows = [(loss, number) for loss, number in zip(losses, targets, strict=True) if number]
+    statistics = np.array(rows, dtype=np.float64).reshape(-1, 2)
+    return bootstrap(statistics, lambda sums: {"loss": sums[:, 0] / sums[:, 1]}).get("loss")
 
 
 def held_out_loss(

@@ -9,7 +9,8 @@ from heldout_cases import NUM_ROWS, held_out_losses, loss_without_targets, losse
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
-from megatune.evaluate.heldout import HeldOutLoss
+from megatune.evaluate.answered import Answered
+from megatune.evaluate.heldout import HeldOutLoss, loss_of_answers
 
 SETTINGS: list[dict[str, Any]] = [
     {"num_rows": num_rows, "micro_batch": micro_batch, "max_rows": max_rows}
@@ -48,6 +49,22 @@ def test_every_row_counts_once_for_row_counts_that_no_batch_divides(
 def test_perplexity_is_infinite_where_it_overflows() -> None:
     assert HeldOutLoss(loss=math.log(7), target_tokens=1, num_rows=1).perplexity == pytest.approx(7)
     assert HeldOutLoss(loss=1000.0, target_tokens=1, num_rows=1).perplexity == math.inf
+
+
+def test_the_loss_of_answered_rows_has_an_interval_of_its_token_weighted_mean() -> None:
+    """Rows of 1 and of 9 targets with the same loss a token differ in nothing that is drawn."""
+    rows = [Answered(loss=2.0 * number, num_targets=number) for number in (1, 9) * 20]
+    uneven = [*rows, *(Answered(loss=0.5 * number, num_targets=number) for number in (1, 9) * 20)]
+
+    alike, found = loss_of_answers(rows), loss_of_answers([*uneven, Answered(loss=0.0)])
+
+    assert alike is not None and found is not None
+    assert alike.intervals == {"loss": (2.0, 2.0), "perplexity": pytest.approx((math.exp(2), math.exp(2)))}
+    assert (found.loss, found.num_rows) == (pytest.approx(1.25), 80)
+    low, high = found.intervals["loss"]
+    assert 0.9 < low < 1.1 and 1.4 < high < 1.6
+    assert found.intervals["perplexity"] == (math.exp(low), math.exp(high))
+    assert loss_of_answers(rows[:1]).intervals == {}  # type: ignore[union-attr]
 
 
 @pytest.mark.world

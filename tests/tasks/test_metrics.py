@@ -2,16 +2,30 @@
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from seqeval.metrics import accuracy_score as token_accuracy
+from seqeval.metrics import classification_report as entity_report
 from seqeval.metrics import f1_score as entity_f1
+from seqeval.metrics import precision_score as entity_precision
+from seqeval.metrics import recall_score as entity_recall
 from seqeval.scheme import IOB2, IOBES
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    confusion_matrix,
+    f1_score,
+    hamming_loss,
+    precision_score,
+    recall_score,
+)
 
 from megatune.errors import ConfigError
-from megatune.tasks import TASKS
+from megatune.tasks import TASKS, Scores
+from megatune.tasks.metrics import classification, entities
 from megatune.tasks.metrics.bleu import check_tokenizer, translation_scores
 from megatune.tasks.metrics.bootstrap import bootstrap
 from megatune.tasks.metrics.classification import multi_label_scores, single_label_scores
@@ -49,16 +63,28 @@ def tag_rows(number: int, scheme: str, seed: int) -> list[list[str]]:
     return rows
 
 
+AVERAGED = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
+
+
+def averages(gold: Any, answers: Any) -> dict[str, float]:
+    """By scikit-learn, one function a score."""
+    return {
+        f"{average}_{name}": score(gold, answers, average=average, zero_division=0)
+        for average in ("macro", "micro", "weighted")
+        for name, score in AVERAGED.items()
+    }
+
+
 def test_label_scores_are_those_of_scikit_learn() -> None:
     gold, answers = drawn(LABELS, 200, 1), drawn(LABELS[:3], 200, 2)
 
     scores = single_label_scores(gold, answers, LABELS)
 
-    assert scores.metrics["accuracy"] == accuracy_score(gold, answers)
-    for average in ("macro", "micro", "weighted"):
-        expected = f1_score(gold, answers, average=average, zero_division=0)
-        assert scores.metrics[f"{average}_f1"] == pytest.approx(expected, abs=1e-12)
+    expected = {"accuracy": accuracy_score(gold, answers), **averages(gold, answers)}
+    assert scores.metrics == pytest.approx(expected, abs=1e-12)
+    assert scores.details["report"] == classification_report(gold, answers, output_dict=True, zero_division=0)
     confusion = scores.details["confusion"]
+    assert confusion["labels"] == LABELS
     assert confusion["rows_gold_columns_answer"] == confusion_matrix(gold, answers, labels=LABELS).tolist()
     assert next(iter(scores.metrics)) == "accuracy"
 
@@ -70,10 +96,10 @@ def test_scores_of_several_labels_are_those_of_scikit_learn() -> None:
 
     scores = multi_label_scores(gold, answers, LABELS)
 
-    for average in ("macro", "micro"):
-        expected = f1_score(*binary, average=average, zero_division=0)
-        assert scores.metrics[f"{average}_f1"] == pytest.approx(expected, abs=1e-12)
-    assert scores.metrics["exact_match"] == accuracy_score(*binary)
+    expected = {"exact_match": accuracy_score(*binary), "hamming_loss": hamming_loss(*map(np.array, binary))}
+    assert scores.metrics == pytest.approx({**expected, **averages(*binary)}, abs=1e-12)
+    report = classification_report(*binary, target_names=LABELS, output_dict=True, zero_division=0)
+    assert scores.details["report"] == report
 
 
 @pytest.mark.parametrize(("scheme", "library"), [("bio", IOB2), ("bioes", IOBES)])
@@ -83,11 +109,60 @@ def test_entity_scores_are_those_of_seqeval_in_strict_mode(scheme: str, library:
 
     scores = entity_scores(gold, answers, scheme)
 
-    expected = entity_f1(gold, answers, mode="strict", scheme=library)
-    assert scores.metrics["f1"] == pytest.approx(expected, abs=1e-12)
+    strict = {"mode": "strict", "scheme": library, "zero_division": 0}
+    by_name = {"f1": entity_f1, "precision": entity_precision, "recall": entity_recall}
+    expected = {"token_accuracy": token_accuracy(gold, answers)}
+    for average, prefix in (("micro", ""), ("macro", "macro_")):
+        for name, score in by_name.items():
+            expected[f"{prefix}{name}"] = score(gold, answers, average=average, **strict)
+    assert scores.metrics == pytest.approx(expected, abs=1e-12)
     assert 0 < scores.metrics["f1"] < 1
-    low, high = scores.intervals["f1"]
-    assert low < scores.metrics["f1"] < high
+    report = entity_report(gold, answers, output_dict=True, **strict)
+    assert {kind: pytest.approx(row) for kind, row in scores.details["report"].items()} == report
+
+
+def several(seed: int) -> list[list[str]]:
+    draw = random.Random(seed)
+    return [sorted(draw.sample(LABELS, draw.randint(0, 3))) for _ in range(80)]
+
+
+SCORED: dict[str, Callable[[], Scores]] = {
+    "one label": lambda: single_label_scores(drawn(LABELS, 80, 1), drawn(LABELS, 80, 2), LABELS),
+    "several labels": lambda: multi_label_scores(several(1), several(2), LABELS),
+    "entities": lambda: entity_scores(tag_rows(60, "bio", 4), tag_rows(60, "bio", 5), "bio"),
+    "short answers": lambda: squad_scores([[one] for one in texts(60, 1)], texts(30, 1) + texts(30, 2)),
+    "summaries": lambda: rouge_scores(texts(60, 6), texts(60, 7)),
+    "translations": lambda: translation_scores(texts(30, 8), texts(30, 9)),
+}
+
+
+@pytest.mark.parametrize("scored", SCORED.values(), ids=SCORED)
+def test_every_score_of_a_task_has_an_interval_around_it(scored: Callable[[], Scores]) -> None:
+    scores = scored()
+
+    assert set(scores.intervals) == set(scores.metrics)
+    for name, (low, high) in scores.intervals.items():
+        assert low < scores.metrics[name] < high, name
+
+
+@pytest.mark.parametrize("scored", list(SCORED.values())[:3], ids=list(SCORED)[:3])
+def test_what_is_drawn_again_is_the_score_that_the_library_gives(
+    scored: Callable[[], Scores], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows once, in place of a thousand draws of them: both ends of an interval are the score itself."""
+
+    def every_row_once(rows: Any, metrics: Any) -> dict[str, tuple[float, float]]:
+        return {
+            name: (value[0], value[0]) for name, value in metrics(rows.sum(axis=0, keepdims=True)).items()
+        }
+
+    for module in (classification, entities):
+        monkeypatch.setattr(module, "bootstrap", every_row_once)
+    scores = scored()
+
+    assert {name: low for name, (low, _) in scores.intervals.items()} == pytest.approx(
+        scores.metrics, abs=1e-12
+    )
 
 
 def test_rows_without_any_entity_score_zero_and_say_so_in_numbers() -> None:
@@ -119,13 +194,15 @@ def test_rouge_is_that_of_rouge_score() -> None:
     from rouge_score.rouge_scorer import RougeScorer
 
     gold, answers = texts(30, 6), texts(30, 7)
-    scorer = RougeScorer(["rouge2", "rougeLsum"], use_stemmer=True)
+    gold[0], answers[0] = gold[0] + "\n" + gold[1], answers[0] + "\n" + answers[1]
+    names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    scorer = RougeScorer(names, use_stemmer=True)
     expected = [scorer.score(one, other) for one, other in zip(gold, answers, strict=True)]
 
     scores = rouge_scores(gold, answers)
 
-    for name in ("rouge2", "rougeLsum"):
-        assert scores.metrics[name] == pytest.approx(np.mean([row[name].fmeasure for row in expected]))
+    means = {name: np.mean([row[name].fmeasure for row in expected]) for name in names}
+    assert scores.metrics == pytest.approx(means)
 
 
 def test_bleu_is_that_of_sacrebleu_and_comes_with_its_signature() -> None:

@@ -40,6 +40,11 @@ def f1_of(hits: Numbers, answered: Numbers, wanted: Numbers) -> Numbers:
     return np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
 
 
+def share_of(part: Numbers, whole: Numbers) -> Numbers:
+    """part / whole; 0 where there is no whole."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
 def _middle(values: Numbers) -> Interval:
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from megatune.tasks.metrics.bootstrap import Numbers, bootstrap, f1_of
+from megatune.tasks.metrics.bootstrap import Numbers, bootstrap, f1_of, share_of
 from megatune.tasks.scores import Scores
 
 _AVERAGES = ("macro", "micro", "weighted")
@@ -47,11 +47,9 @@ def multi_label_scores(
     wanted, given = _indicators(gold, names), _indicators(answers, names)
     found = _averages(wanted, given)
     exact = float(accuracy_score(wanted, given))
-    hits = wanted * given
-    statistics = np.concatenate([_exact(wanted, given), hits, given, wanted], axis=1).astype(np.float64)
     return Scores(
         metrics={**found, "exact_match": exact, "hamming_loss": float(hamming_loss(wanted, given))},
-        intervals=bootstrap(statistics, _multi_metrics),
+        intervals=bootstrap(_statistics(wanted, given), _multi_metrics),
         details={
             "report": classification_report(
                 wanted, given, target_names=names, output_dict=True, zero_division=0
@@ -74,37 +72,57 @@ def _averages(gold: Any, answers: Any) -> dict[str, float]:
 
 
 def _single_statistics(gold: Sequence[str], answers: Sequence[str]) -> Numbers:
-    """(rows, 1 + 3 * labels): is it right, then a column a label for right, given, wanted."""
+    """Of the labels that appear, as scikit-learn takes them."""
     names = sorted({*gold, *answers})
-    wanted = _indicators([[label] for label in gold], names)
-    given = _indicators([[label] for label in answers], names)
-    parts = [_exact(wanted, given), wanted * given, given, wanted]
+    return _statistics(*(_indicators([[label] for label in rows], names) for rows in (gold, answers)))
+
+
+def _statistics(wanted: Any, given: Any) -> Numbers:
+    """(rows, 2 + 3 * labels): 1, is it right, then a column a label for right, given, wanted."""
+    parts = [np.ones((len(wanted), 1)), _exact(wanted, given), wanted * given, given, wanted]
     return np.concatenate(parts, axis=1).astype(np.float64)
 
 
 def _single_metrics(sums: Numbers) -> dict[str, Numbers]:
-    right, hits, given, wanted = _split(sums)
-    num_rows = wanted.sum(axis=1)
-    by_label = f1_of(hits, given, wanted)
-    return {
-        "accuracy": right / num_rows,
-        "macro_f1": by_label.mean(axis=1),
-        "weighted_f1": (by_label * wanted).sum(axis=1) / num_rows,
-    }
+    num_rows, right, *counts = _split(sums)
+    return {"accuracy": right / num_rows, **_averaged(*counts)}
 
 
 def _multi_metrics(sums: Numbers) -> dict[str, Numbers]:
-    _, hits, given, wanted = _split(sums)
+    num_rows, right, hits, given, wanted = _split(sums)
+    wrong = (given + wanted - 2 * hits).sum(axis=1)
     return {
-        "macro_f1": f1_of(hits, given, wanted).mean(axis=1),
-        "micro_f1": f1_of(hits.sum(axis=1), given.sum(axis=1), wanted.sum(axis=1)),
+        "exact_match": right / num_rows,
+        "hamming_loss": wrong / (num_rows * hits.shape[1]),
+        **_averaged(hits, given, wanted),
     }
 
 
-def _split(sums: Numbers) -> tuple[Numbers, Numbers, Numbers, Numbers]:
-    """Columns of `_single_statistics`: right, then a block a kind."""
-    width = (sums.shape[1] - 1) // 3
-    return sums[:, 0], *(sums[:, 1 + i * width : 1 + (i + 1) * width] for i in range(3))  # type: ignore[return-value]
+def _averaged(hits: Numbers, given: Numbers, wanted: Numbers) -> dict[str, Numbers]:
+    """The averages of `_averages`, from (samples, labels) counts; a label that a sample lacks has 0, as there."""
+    by_label = {
+        "f1": f1_of(hits, given, wanted),
+        "precision": share_of(hits, given),
+        "recall": share_of(hits, wanted),
+    }
+    every = [counts.sum(axis=1) for counts in (hits, given, wanted)]
+    overall = {
+        "f1": f1_of(*every),
+        "precision": share_of(every[0], every[1]),
+        "recall": share_of(every[0], every[2]),
+    }
+    found: dict[str, Numbers] = {}
+    for name, values in by_label.items():
+        found[f"macro_{name}"] = values.mean(axis=1)
+        found[f"micro_{name}"] = overall[name]
+        found[f"weighted_{name}"] = share_of((values * wanted).sum(axis=1), every[2])
+    return found
+
+
+def _split(sums: Numbers) -> list[Numbers]:
+    """Columns of `_statistics`: rows, right, then a block a kind."""
+    width = (sums.shape[1] - 2) // 3
+    return [sums[:, 0], sums[:, 1], *(sums[:, 2 + i * width : 2 + (i + 1) * width] for i in range(3))]
 
 
 def _exact(wanted: Any, given: Any) -> Any:
