@@ -1,7 +1,7 @@
 """`megatune generate`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from megatune.cli.export import model_folder
-from megatune.cli.prompts import check_given, lines_of, lines_of_input
+from megatune.cli.prompts import check_given, lines_of, lines_of_input, whole_texts
 from megatune.errors import ConfigError
 from megatune.report.tables import show
 
@@ -74,16 +74,27 @@ def choose_decoding(
 
 
 def generate_answers(
-    model: Path, prompts: list[str], file: Path | None, decoding: "Decoding", options: GenerateOptions
+    model: Path,
+    prompts: list[str],
+    file: Path | None,
+    decoding: "Decoding",
+    options: GenerateOptions,
+    *,
+    whole_files: Sequence[Path] = (),
 ) -> None:
-    """Answer every prompt; without one hold a conversation, or take each line of standard input for a prompt."""
+    """Answer every prompt, those of `file` one a line and each of `whole_files` one.
+
+    Without any hold a conversation, or take each line of standard input for a prompt.
+    """
     check_given(prompts)
-    prompts = [*prompts, *lines_of(file)]
+    prompts = [*prompts, *whole_texts(whole_files), *lines_of(file)]
     is_conversation = not prompts and sys.stdin.isatty()
     if not prompts and not is_conversation:
         prompts = lines_of_input()
     if not prompts and not is_conversation:
-        raise ConfigError(["no prompt: give --prompt, --file, or lines on standard input"], source=_COMMAND)
+        raise ConfigError(
+            ["no prompt: give --prompt, --prompt-file, --file, or lines on standard input"], source=_COMMAND
+        )
     with model_folder(model) as folder:
         if is_conversation:
             _converse(folder, decoding, options)

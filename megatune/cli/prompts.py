@@ -8,6 +8,7 @@ from megatune.data.opened import decoded, guessed
 from megatune.errors import ConfigError
 
 _COMMAND = "megatune generate"
+_INPUT = Path("-")
 
 
 def check_given(prompts: Sequence[str]) -> None:
@@ -28,6 +29,30 @@ def lines_of(file: Path | None) -> list[str]:
     # Only newlines end a line: text may hold U+2028.
     found = [decoded(line, file, number) for number, line in enumerate(raw.split(b"\n"), start=1)]
     return _not_blank(found)
+
+
+def whole_texts(files: Sequence[Path]) -> list[str]:
+    """Each file as one prompt, without the line break at its end; `-` is standard input.
+
+    Raises ConfigError, or DataError for what is no UTF-8. All files that cannot be read are told at once.
+    """
+    problems, found = [], []
+    for file in files:
+        try:
+            raw = sys.stdin.buffer.read() if file == _INPUT else file.read_bytes()
+        except OSError as error:
+            problems.append(f"--prompt-file {file} cannot be read: {error}")
+            continue
+        name = Path("standard input") if file == _INPUT else file
+        parts = [decoded(line, name, n) for n, line in enumerate(raw.splitlines(keepends=True), start=1)]
+        text = "".join(parts).replace("\r\n", "\n").removesuffix("\n")
+        if text.strip():
+            found.append(text)
+        else:
+            problems.append(f"--prompt-file {file} is empty")
+    if problems:
+        raise ConfigError(problems, source=_COMMAND)
+    return found
 
 
 def lines_of_input() -> list[str]:

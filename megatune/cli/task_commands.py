@@ -13,6 +13,9 @@ TensorParallel = typer.Option(1, "--tp", min=1, help="Devices that share each la
 def generate(
     model: Path = Model,
     prompt: list[str] = typer.Option([], "--prompt", "-p", help="A prompt; can be given several times."),
+    prompt_file: list[Path] = typer.Option(
+        [], "--prompt-file", "-f", help="A file that is one prompt, line breaks and all; - is standard input."
+    ),
     file: Path | None = typer.Option(None, "--file", help="A file with a prompt on each line."),
     chat: bool = typer.Option(False, "--chat", help="Put each prompt through the chat template."),
     max_new_tokens: int = typer.Option(64, "--max-new-tokens", min=1, help="Longest answer, in tokens."),
@@ -53,7 +56,7 @@ def generate(
         as_json=as_json,
         stream=stream,
     )
-    generate_answers(model, prompt, file, decoding, options)
+    generate_answers(model, prompt, file, decoding, options, whole_files=prompt_file)
 
 
 def evaluate(

@@ -218,3 +218,27 @@ def test_drawing_takes_its_options_and_beams_print_at_the_end(model: Path) -> No
     searched = megatune("generate", model, "-p", "x", "--beams", 2)
 
     assert (drawn.code, searched.code) == (0, 0), drawn.text + searched.text
+
+
+def test_a_prompt_of_several_lines_comes_from_a_file_or_from_standard_input(
+    model: Path, tmp_path: Path
+) -> None:
+    text = "Write a line:\n\n  roses\n"
+    (tmp_path / "one.txt").write_text(text)
+    (tmp_path / "two.txt").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    command = [sys.executable, "-m", "megatune", "generate", str(model), "--max-new-tokens", "2", "--json"]
+
+    files = ["--prompt-file", str(tmp_path / "one.txt"), "-f", str(tmp_path / "two.txt"), "-f", "-"]
+    done = subprocess.run([*command, *files], input=text, capture_output=True, text=True, check=True)
+
+    answers = json.loads(done.stdout)["answers"]
+    assert [row["prompt"] for row in answers] == [text.removesuffix("\n")] * 3
+    assert len({row["answer"] for row in answers}) == 1
+
+
+def test_prompt_files_that_cannot_be_used_are_told_at_once(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+
+    done = megatune("generate", model, "-f", tmp_path / "none.txt", "-f", tmp_path / "empty.txt")
+
+    assert_refused(done, "has 2 problems", "none.txt cannot be read", "empty.txt is empty")
