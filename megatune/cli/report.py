@@ -1,5 +1,6 @@
 """`megatune report`: of a run, or of bench records."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from megatune.report.curves import draw_curves
 from megatune.report.metrics import read_metrics
 from megatune.report.summary import summarise, summary_tables
 from megatune.report.tables import render_table, show
+
+_CURVES = "curves.png"
+"""The name that is proposed for a picture of the curves."""
 
 
 def report_run(run: Path, *, as_json: bool, picture: Path | None = None) -> None:
@@ -33,6 +37,8 @@ def report_run(run: Path, *, as_json: bool, picture: Path | None = None) -> None
         places["picture"] = picture
     found = {name: str(path) for name, path in places.items() if path.exists()}
     lines = [Text(f"{name}: {path}") for name, path in found.items()]
+    if picture is None:
+        lines.append(Text(f"curves: {shlex.join(['megatune', 'report', str(run), '--picture', _CURVES])}"))
     show({**summary.as_object(), "paths": found}, *summary_tables(summary), *lines, as_json=as_json)
 
 

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import threading
@@ -334,3 +335,26 @@ def test_curves_have_a_line_a_split_and_the_training_loss(tmp_path):
     assert draw_curves([], tmp_path / "nothing.png") == 0
     with pytest.raises(ConfigError, match=r"curves\.txt.*\.png, \.svg, \.pdf"):
         draw_curves(entries, tmp_path / "curves.txt")
+
+
+def test_the_end_of_a_run_names_the_command_that_draws_its_curves(tmp_path, capsys, monkeypatch):
+    from megatune.cli import main
+    from megatune.cli.report import report_run
+
+    run = tmp_path / "a run"
+    run.mkdir()
+    writer = MetricsWriter(run / "metrics.jsonl")
+    for record in (EVAL, STEP):
+        writer.write(record)
+    writer.close()
+
+    report_run(run, as_json=False)  # what `megatune train` ends with
+
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("curves: "))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", shlex.split(line.removeprefix("curves: ")))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "curves: " not in capsys.readouterr().out
