@@ -186,9 +186,8 @@ def _head(run: Run) -> Iterator[str]:
         yield "data.chat is for model.head = lm, which writes answers; take it out."
     if run.data.template is not None and run.data.task != "classification":
         yield "data.template is not read by model.head = classifier but for classification; take it out."
-    weighs = run.train.class_weights != "none"
-    if weighs and (run.data.task == "qa" or run.data.multi_label):
-        yield "train.class_weights is for one class a text or word; take it out."
+    if run.train.class_weights != "none" and run.data.task == "qa":
+        yield "train.class_weights is for classes of texts or words, but data.task is qa; take it out."
 
 
 def _evaluation(run: Run) -> Iterator[str]:

@@ -85,6 +85,19 @@ def _val_size(value: object) -> object:
     raise ValueError("a share above 0 and below 1, or a whole number of rows")
 
 
+def _class_weights(value: object) -> object:
+    """`none`, `balanced`, or a positive number for each label."""
+    if value in ("none", "balanced") and isinstance(value, str):
+        return value
+    are_numbers = isinstance(value, dict) and all(
+        isinstance(one, (int, float)) and not isinstance(one, bool) and 0 < one < math.inf
+        for one in value.values()
+    )
+    if isinstance(value, dict) and value and are_numbers:
+        return {one_line(label): float(weight) for label, weight in value.items()}
+    raise ValueError("none, balanced, or a positive number for each label, as in {spam: 2.0, ham: 1.0}")
+
+
 def _number_as_text(value: object) -> object:
     """Slurm takes bare numbers where YAML sees integers (`time: 90`, `mem: 4000`)."""
     return str(value) if type(value) is int else value
@@ -145,6 +158,7 @@ NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
 Warmup = Annotated[NonNegative, AfterValidator(_warmup)]
 ValSize = Annotated[float, BeforeValidator(_val_size)]
+ClassWeights = Annotated[Literal["none", "balanced"] | dict[str, float], BeforeValidator(_class_weights)]
 ZeroStage = Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_flag)]
 Offload = Annotated[Text, AfterValidator(offload_text)]
 SlurmTime = Annotated[Text, BeforeValidator(_number_as_text), AfterValidator(_slurm_time)]

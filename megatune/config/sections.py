@@ -10,6 +10,7 @@ from pydantic import Field, Strict, field_validator
 
 from megatune.config.fields import (
     BlockText,
+    ClassWeights,
     Count,
     CountOrZero,
     Flag,
@@ -221,9 +222,10 @@ class TrainSection(Section):
     adam_beta2: Share = Field(default=0.999, description="Decay of Adam's second moment.")
     adam_epsilon: Positive = Field(default=1e-8, description="Added to Adam's denominator.")
     momentum: Share = Field(default=0.0, description="Momentum of sgd.")
-    class_weights: Literal["none", "balanced"] = Field(
+    class_weights: ClassWeights = Field(
         default="none",
-        description="Losses of a classifier head: equal, or with the same share for every class.",
+        description="Losses of a classifier head: equal, with the same share for every class, or a weight for each "
+        "label ({spam: 2.0}; the others weigh 1). With multi_label they weigh the rows that have the label.",
     )
     max_grad_norm: NonNegative = Field(
         default=1.0, description="Gradients are scaled down to this global norm; 0 switches it off."

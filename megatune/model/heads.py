@@ -45,6 +45,7 @@ class HeadSpec:
     """What rows are filled up with: a text's class is read at the last token that is another."""
     multi_label: bool = False
     class_weights: tuple[float, ...] | None = None
+    """Of the losses of each class; with several labels, of the rows that have it, as torch's `pos_weight`."""
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
@@ -117,7 +118,7 @@ def head_loss_sum(logits: torch.Tensor, labels: torch.Tensor, spec: HeadSpec) ->
     if spec.kind == "ner":
         return _class_loss_sum(logits.flatten(0, 1), labels.flatten(), spec)
     rows = labels.amax(dim=1)  # the one label of a row; IGNORED in a row that only fills up
-    return _bits_loss_sum(logits, rows) if spec.multi_label else _class_loss_sum(logits, rows, spec)
+    return _bits_loss_sum(logits, rows, spec) if spec.multi_label else _class_loss_sum(logits, rows, spec)
 
 
 def bits_of(rows: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -148,16 +149,28 @@ def balanced_weights(counts: Sequence[int]) -> tuple[float, ...]:
     return tuple(sum(counts) / (present * count) if count else 0.0 for count in counts)
 
 
+def balanced_positives(counts: Sequence[int], num_rows: int) -> tuple[float, ...]:
+    """Weights that give the rows with a label, of several there may be, the share of those without it.
+
+    1 where all rows or none have it: there is nothing to balance.
+
+    >>> balanced_positives([1, 2, 4], 4)
+    (3.0, 1.0, 1.0)
+    """
+    return tuple((num_rows - count) / count if 0 < count < num_rows else 1.0 for count in counts)
+
+
 def _class_loss_sum(logits: torch.Tensor, labels: torch.Tensor, spec: HeadSpec) -> torch.Tensor:
     weight = None if spec.class_weights is None else logits.new_tensor(spec.class_weights)
     return F.cross_entropy(logits, labels, weight=weight, ignore_index=IGNORED, reduction="sum")
 
 
-def _bits_loss_sum(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _bits_loss_sum(logits: torch.Tensor, rows: torch.Tensor, spec: HeadSpec) -> torch.Tensor:
+    weight = None if spec.class_weights is None else logits.new_tensor(spec.class_weights)
     counted = rows != IGNORED
     wanted = bits_of(rows.clamp(min=0), logits.shape[-1]).to(logits.dtype)
-    losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=-1)
-    return (losses * counted).sum()
+    losses = F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction="none")
+    return (losses.mean(dim=-1) * counted).sum()
 
 
 def _span_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

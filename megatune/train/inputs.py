@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from megatune.config import DataSource, Run
 from megatune.data.labelled import head_labels
 from megatune.data.labels import with_labels
-from megatune.data.part import LABELS
 from megatune.data.prepare import Preparation, Settings
 from megatune.data.prepared import PreparedSet
 from megatune.data.progress import SILENT, Spoken
@@ -19,11 +17,12 @@ from megatune.data.team import ALONE, Team
 from megatune.errors import ConfigError
 from megatune.evaluate.text_size import PERPLEXITIES
 from megatune.launch.run_folder import RunFolder
-from megatune.model.heads import HeadSpec, balanced_weights, find_class
+from megatune.model.heads import HeadSpec, find_class
 from megatune.model.source import ModelSource, open_source
 from megatune.tasks import DEFAULTS, TASKS, TaskOptions
 from megatune.tasks.metrics.bleu import check_tokenizer
 from megatune.tasks.template import check_template
+from megatune.train.class_weights import class_weights
 from megatune.train.start_model import (
     has_start_model,
     load_tokenizer,
@@ -261,16 +260,12 @@ def with_head(run: Run, source: ModelSource, prepared: PreparedSet, options: Tas
     if run.model.head == "lm":
         return source
     labels = head_labels(run.data.task, options)
-    weights = None
-    if run.train.class_weights == "balanced":
-        found = prepared.arrays[LABELS]
-        weights = balanced_weights(np.bincount(found[found >= 0], minlength=len(labels)).tolist())
     spec = HeadSpec(
         kind=run.data.task,  # type: ignore[arg-type]  # checked with the run file
         labels=labels,
         pad_id=prepared.pad_id,
         multi_label=options.multi_label,
-        class_weights=weights,
+        class_weights=class_weights(run, prepared, labels),
     )
     find_class(spec, source.config)
     return replace(source, head=spec)

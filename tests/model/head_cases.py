@@ -25,6 +25,13 @@ HEADS: dict[str, HeadSpec] = {
         kind="classification", labels=("a", "b", "c"), pad_id=PAD, class_weights=(0.5, 2.0, 1.0)
     ),
     "multi-label": HeadSpec(kind="classification", labels=("a", "b", "c"), pad_id=PAD, multi_label=True),
+    "multi-label, weighted": HeadSpec(
+        kind="classification",
+        labels=("a", "b", "c"),
+        pad_id=PAD,
+        multi_label=True,
+        class_weights=(0.5, 3.0, 1.0),
+    ),
     "ner": HeadSpec(kind="ner", labels=("O", "B-X", "I-X"), pad_id=PAD),
     "qa": HeadSpec(kind="qa", labels=("start", "end"), pad_id=PAD),
 }
@@ -43,7 +50,7 @@ def head_batches(kind: str, steps: int) -> list[Tokens]:
             drawn = torch.randint(0, 3, (TOKENS,), generator=generator)
             if kind in ("classification", "weighted"):
                 labels[row, length - 1] = drawn[0]
-            elif kind == "multi-label":
+            elif kind.startswith("multi-label"):
                 labels[row, length - 1] = drawn[0] + 4 * (row % 2)
             elif kind == "ner":
                 labels[row, :length:2] = drawn[:length:2]

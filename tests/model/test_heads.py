@@ -9,7 +9,7 @@ from head_cases import HEADS, head_traces, losses_of_transformers
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
-from megatune.model.heads import balanced_weights, best_spans
+from megatune.model.heads import balanced_positives, balanced_weights, best_spans, head_loss_sum
 
 KINDS = {
     "gpt2": list(HEADS),
@@ -71,3 +71,19 @@ def test_balanced_weights_share_the_loss_out_evenly() -> None:
 
     assert weights[0] * 90 == pytest.approx(weights[1] * 10)
     assert (weights[0] * 90 + weights[1] * 10) / 100 == pytest.approx(1)
+
+
+def test_weights_of_several_labels_are_those_of_torch() -> None:
+    spec = HEADS["multi-label, weighted"]
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    rows = torch.tensor([0, 5, 7, -100])  # bits; the last row only fills up
+    wanted = torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]], dtype=torch.float32)
+
+    ours = head_loss_sum(logits, rows[:, None], spec)
+
+    theirs = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(spec.class_weights))(logits[:3], wanted)
+    assert float(ours) == pytest.approx(float(theirs) * 3)
+
+
+def test_balanced_positives_weigh_as_much_as_the_rows_without_the_label() -> None:
+    assert balanced_positives([1, 2, 4, 0], 4) == (3.0, 1.0, 1.0, 1.0)
