@@ -6,6 +6,9 @@ from itertools import combinations
 from megatune.data.duplicates import first_shared, num_shared
 from megatune.data.prepared import PreparedSet
 
+_ROWS_OF_A_CLASS = 5
+"""Fewer rows an answer, on average, and answers are texts of their own."""
+
 
 def split_notices(sets: Mapping[str, PreparedSet]) -> list[str]:
     """All of them, each beginning with the name of its split."""
@@ -18,8 +21,8 @@ def split_notices(sets: Mapping[str, PreparedSet]) -> list[str]:
 
 
 def shared_notices(sets: Mapping[str, PreparedSet]) -> list[str]:
-    """Of rows that stand in two splits."""
-    found = []
+    """Of rows that stand in two splits, and of answers that one lacks."""
+    found = _unlearned(sets)
     for name, count in num_leaked(sets).items():
         if count:
             say = "row says" if count == 1 else "rows say"
@@ -44,6 +47,20 @@ def _shared_ids(later: tuple[str, PreparedSet], earlier: tuple[str, PreparedSet]
         f"{name}: {count} {have} the id of a row of {other_name}; the first: {own.place_of(first[0])}, as "
         f"{other.place_of(first[1])}"
     )
+
+
+def _unlearned(sets: Mapping[str, PreparedSet]) -> list[str]:
+    """Of held-out answers that no training row has, where answers are classes: each comes several times."""
+    learned = sets["train"].report.labels
+    if not learned or sum(learned.values()) < _ROWS_OF_A_CLASS * len(learned):
+        return []
+    found = []
+    for name, prepared in sets.items():
+        lacking = sorted(set(prepared.report.labels or ()) - set(learned))
+        if lacking:
+            shown = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
+            found.append(f"WARNING: {name}: no training row has the answer {shown}")
+    return found
 
 
 def num_leaked(sets: Mapping[str, PreparedSet]) -> dict[str, int]:

@@ -6,7 +6,7 @@ import pytest
 from data_sources import preparation
 
 from megatune.data import jsonfiles
-from megatune.data.notices import split_notices
+from megatune.data.notices import shared_notices, split_notices
 from megatune.data.quality import report_lines
 from megatune.tasks import TaskOptions
 
@@ -182,3 +182,17 @@ def test_rows_that_are_longer_than_their_answers_allow_are_told_loudly(write_row
     assert first_notice(most).startswith("WARNING: 2 of 3 rows were dropped")
     assert "No row is left" not in first_notice(most)
     assert "dropped" not in first_notice(lost, truncation_side="left")
+
+
+def test_held_out_answers_that_no_training_row_has_are_told_where_answers_are_classes(
+    write_rows, tmp_path, gpt2_like
+):
+    rows = [{"prompt": one, "completion": f" {one}"} for one in "ab" for _ in range(6)]
+    classes = preparation([write_rows(rows)], gpt2_like, tmp_path / "p", val_size=6, seed=3).prepare_both()
+    rows = [{"prompt": f"{n}?", "completion": f" {n}"} for n in range(12)]
+    texts = preparation([write_rows(rows)], gpt2_like, tmp_path / "p", val_size=6, seed=3).prepare_both()
+
+    told, silent = (shared_notices({"train": one, "validation": other}) for one, other in (classes, texts))
+
+    assert told == ["WARNING: validation: no training row has the answer 'b'"]
+    assert silent == []
