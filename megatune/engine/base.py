@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -49,6 +49,14 @@ class Predictor(Protocol):
 
         `auto`: once where every rank has the memory, else per token.
         """
+
+
+@runtime_checkable
+class RowPredictor(Protocol):
+    """A predictor that can tell the loss of each row."""
+
+    def row_losses(self, batch: TokenBatch) -> torch.Tensor:
+        """Sum of the token losses of each row of a language-model head, (batch,) in fp32; inside `evaluating`."""
 
 
 class Engine(Predictor, Protocol):

@@ -8,7 +8,7 @@ import torch
 from megatune.engine.speaker import Gather, Speaker, speaking
 from megatune.engine.world import World
 from megatune.model.build import BuiltModel
-from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments
+from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments, row_losses_of_batch
 
 
 class InferenceEngine:
@@ -22,6 +22,10 @@ class InferenceEngine:
     def loss(self, batch: TokenBatch) -> torch.Tensor:
         """See `Engine.loss`."""
         return loss_of_batch(self.built.model, self.built, batch, self.world.device)
+
+    def row_losses(self, batch: TokenBatch) -> torch.Tensor:
+        """See `RowPredictor.row_losses`."""
+        return row_losses_of_batch(self.built, batch, self.world.device)
 
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """See `Engine.logits`."""

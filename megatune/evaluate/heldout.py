@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megatune.data.batches import evaluation_batches
+from megatune.data.batches import Batch, evaluation_batches
 from megatune.data.prepared import PreparedSet
-from megatune.engine.base import Predictor
+from megatune.engine.base import Predictor, RowPredictor
+from megatune.engine.world import World
 from megatune.evaluate.answered import Answered
 from megatune.evaluate.text_size import exp
+from megatune.model.loss import IGNORED
 from megatune.tasks.metrics.bootstrap import bootstrap
 from megatune.tasks.scores import Interval
 
@@ -80,6 +82,7 @@ def held_out_loss(
     """
     world = engine.world
     totals = torch.zeros(2, dtype=torch.float64, device=world.device)
+    rows: list[tuple[float, int]] | None = [] if _tells_rows(engine) else None
     batches = evaluation_batches(
         prepared,
         micro_batch=micro_batch,
@@ -89,7 +92,7 @@ def held_out_loss(
     )
     with engine.evaluating():
         for number, batch in enumerate(batches, start=1):
-            totals[0] += engine.loss(batch)
+            totals[0] += engine.loss(batch) if rows is None else _added(engine, batch, rows)
             totals[1] += batch.num_targets
             if number % _BATCHES_BETWEEN_LOOKS == 0 and is_given_up():
                 return None
@@ -98,4 +101,24 @@ def held_out_loss(
         loss=loss_sum / targets if targets else None,
         target_tokens=round(targets),
         num_rows=prepared.num_examples_in(max_rows),
+        interval=None if rows is None else _interval_of_all(world, rows),
     )
+
+
+def _tells_rows(engine: Predictor) -> bool:
+    return isinstance(engine, RowPredictor) and engine.built.source.head is None
+
+
+def _added(engine: Predictor, batch: Batch, rows: list[tuple[float, int]]) -> float:
+    """The loss of a batch; puts the loss and the targets of each of its rows beside the others."""
+    assert isinstance(engine, RowPredictor), "asked before"
+    losses = engine.row_losses(batch).tolist()
+    rows += zip(losses, (batch.labels != IGNORED).sum(dim=1).tolist(), strict=True)
+    return math.fsum(losses)
+
+
+def _interval_of_all(world: World, rows: Sequence[tuple[float, int]]) -> Interval | None:
+    """Of the rows of all ranks, in an order that does not depend on who has which."""
+    parts = world.gather_objects(list(rows) if world.tensor_rank == 0 else [])
+    every = sorted(row for part in parts for row in part)
+    return _interval([loss for loss, _ in every], [number for _, number in every])

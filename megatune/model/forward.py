@@ -12,7 +12,7 @@ from megatune.model.build import BuiltModel
 from megatune.model.collectives import TensorGroup
 from megatune.model.head_loss import HeadLoss, HeadSettings, post_of
 from megatune.model.heads import head_loss_sum
-from megatune.model.loss import IGNORED, token_loss_sum
+from megatune.model.loss import IGNORED, token_loss_sum, token_losses
 
 
 class TokenBatch(Protocol):
@@ -46,13 +46,27 @@ def loss_of_batch(
     spec = built.source.head
     if spec is not None:
         return head_loss_sum(head_logits(call(**arguments)), labels, spec)
+    return token_loss_sum(*_logits_at_targets(call, built, arguments, labels))
+
+
+def row_losses_of_batch(built: BuiltModel, batch: TokenBatch, device: torch.device) -> torch.Tensor:
+    """The same for each row, (batch,) in fp32, of a language-model head; without a gradient."""
+    arguments = model_arguments(built.model, batch.input_ids.to(device), batch.position_ids.to(device))
+    return token_losses(*_logits_at_targets(built.model, built, arguments, batch.labels.to(device))).sum(
+        dim=1
+    )
+
+
+def _logits_at_targets(
+    call: Any, built: BuiltModel, arguments: dict[str, Any], labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, Any, int]:
+    """What `token_loss_sum` takes."""
     kept = _target_positions(labels)
     if accepts(built.model, "logits_to_keep"):
         arguments["logits_to_keep"] = kept
         labels = labels[:, kept]
     logits = call(**arguments).logits
-    group = getattr(built.head, "group", None)
-    return token_loss_sum(logits, labels, group, built.first_token)
+    return logits, labels, getattr(built.head, "group", None), built.first_token
 
 
 def head_logits(output: Any) -> torch.Tensor:

@@ -32,17 +32,34 @@ def token_loss_sum(
     return loss
 
 
+def token_losses(
+    logits: torch.Tensor, labels: torch.Tensor, group: TensorGroup | None = None, first_token: int = 0
+) -> torch.Tensor:
+    """The losses that `token_loss_sum` adds up, shaped as `labels`; 0 where none is taken. Without a gradient."""
+    flat, wanted = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    losses, *_ = _losses(flat, wanted, group or TensorGroup(), first_token)
+    return losses.reshape(labels.shape)
+
+
+def _losses(
+    logits: torch.Tensor, labels: torch.Tensor, group: TensorGroup, first_token: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(losses, the label in this rank's part, whether it is there, log of the normalizer), (tokens,) each."""
+    local = labels - first_token
+    here = (local >= 0) & (local < logits.shape[-1]) & (labels != IGNORED)
+    local = local.masked_fill(~here, 0)
+    log_normalizer, target_logit = _normalizer(logits, local, here, group)
+    return (log_normalizer - target_logit) * (labels != IGNORED), local, here, log_normalizer
+
+
 class _TokenLossSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, logits: torch.Tensor, labels: torch.Tensor, group: TensorGroup, first_token: int
     ) -> torch.Tensor:
-        local = labels - first_token
-        here = (local >= 0) & (local < logits.shape[-1]) & (labels != IGNORED)
-        local = local.masked_fill(~here, 0)
-        log_normalizer, target_logit = _normalizer(logits, local, here, group)
+        losses, local, here, log_normalizer = _losses(logits, labels, group, first_token)
         ctx.save_for_backward(logits, local, here, labels != IGNORED, log_normalizer)
-        return ((log_normalizer - target_logit) * (labels != IGNORED)).sum()
+        return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:

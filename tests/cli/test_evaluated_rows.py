@@ -1,15 +1,18 @@
 """Which rows the scores of `megatune evaluate` are over, and what is said where that is not all of them."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from command_line import megatune, write_model
 
 from megatune.cli.evaluate import EvaluateOptions, evaluate_model
 from megatune.errors import DataError
+from megatune.tasks.metrics.bootstrap import bootstrap
 
 LONG = {"context": "word " * 80, "question": "q?", "answers": ["word"]}
 SHORT = {"question": "q?", "answers": ["word"]}
@@ -151,3 +154,20 @@ def test_rows_without_anything_to_answer_and_prompts_that_are_cut_are_told(score
         notice.startswith("prompts without their beginning") and notice.endswith("1 of 2")
         for notice in notices
     )
+
+
+def test_the_loss_of_prepared_rows_has_an_interval_and_each_row_counts_once(score: Any) -> None:
+    rows = [{"text": "word " * (1 + n % 5) + str(n)} for n in range(12)]
+
+    alone = [score([row], task="text") for row in rows]
+    found = score(rows, "evaluate.per_device_eval_batch_size=5", task="text")
+
+    targets = [one["target_tokens"] for one in alone]
+    losses = [one["metrics"]["loss"] * number for one, number in zip(alone, targets, strict=True)]
+    assert found["metrics"]["loss"] == pytest.approx(sum(losses) / sum(targets), rel=1e-5)
+    statistics = np.array(sorted(zip(losses, targets, strict=True)))
+    low, high = bootstrap(statistics, lambda sums: {"loss": sums[:, 0] / sums[:, 1]})["loss"]
+    assert found["intervals"]["loss"] == pytest.approx([low, high], rel=1e-5)
+    assert found["intervals"]["perplexity"] == pytest.approx([math.exp(low), math.exp(high)], rel=1e-4)
+    assert low < found["metrics"]["loss"] < high
+    assert "loss" not in alone[0]["intervals"]
