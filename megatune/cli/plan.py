@@ -160,10 +160,8 @@ def _machine(run: Run, options: PlanOptions) -> Machine:
     gpus = options.gpus_per_node
     if gpus is None and slurm is not None:
         gpus = slurm.gpus_per_node
-    # launch.nproc_per_node counts ranks: whether they have GPUs, only the machine they run on can say.
     ranks = None if run.launch.nproc_per_node == "auto" else run.launch.nproc_per_node
-    is_here = nodes == 1 and slurm is None
-    on_gpus = gpus > 0 if gpus is not None else bool(count_gpus()) if is_here or ranks is None else True
+    on_gpus = _on_gpus(gpus, is_here=ranks is None or (nodes == 1 and slurm is None))
     accelerator = _accelerator(options.gpu, on_gpus=on_gpus)
     asked = ranks if gpus is None else gpus
     per_node = asked or (count_gpus() if accelerator else 0) or max(1, count_cpus())
@@ -178,6 +176,13 @@ def _machine(run: Run, options: PlanOptions) -> Machine:
         host_memory_bytes=memory,
         measured=measured_for(run, device=accelerator.name if accelerator else "cpu"),
     )
+
+
+def _on_gpus(gpus: int | None, *, is_here: bool) -> bool:
+    """Do ranks have GPUs? launch.nproc_per_node does not tell: of this machine the driver does, elsewhere they may."""
+    if gpus is not None:
+        return gpus > 0
+    return count_gpus() > 0 if is_here else True
 
 
 def _accelerator(name: str | None, *, on_gpus: bool) -> Accelerator | None:

@@ -1,5 +1,6 @@
 """What `megatune plan` prints for people."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -33,21 +34,11 @@ def plan_views(
         f"whole run: {format_duration(ahead['total_s'])}, jobs {ahead['num_jobs'] or 'n/a'}, GPU-hours "
         f"{_short(ahead['gpu_hours'])}, energy {_short(ahead['energy_kwh'])} kWh, cost {_short(ahead['cost'])}",
     ]
-    rows = [{"component": k, "bytes": format_bytes(v)} for k, v in ledger.device.items() if v]
-    rows.append(
-        {
-            "component": f"total, of {format_bytes(ledger.device_limit)}",
-            "bytes": format_bytes(ledger.device_total),
-        }
-    )
-    host = [{"component": k, "bytes": format_bytes(v)} for k, v in ledger.host.items() if v]
-    host.append(
-        {
-            "component": f"total, of {format_bytes(ledger.host_limit)}",
-            "bytes": format_bytes(ledger.host_total),
-        }
-    )
     peaks = ", ".join(f"{name} {format_bytes(size)}" for name, size in ledger.host_peaks.items())
+    memory = [_bytes_table(f"one device, at the {ledger.moment}", ledger.device, ledger.device_limit)]
+    if ledger.host:
+        title = f"host memory of one node (at its most: {peaks})"
+        memory.append(_bytes_table(title, ledger.host, ledger.host_limit))
     phases = answer["time"]["by_phase"] or {}
     front = [
         {
@@ -60,12 +51,7 @@ def plan_views(
     rejected = [{"layout": one.words, "reason": one.reason} for one in found.rejected_beside(chosen)]
     return [
         *map(Text, head),
-        render_table(rows, title=f"one device, at the {ledger.moment}"),
-        *(
-            [render_table(host, title=f"host memory of one node (at its most: {peaks})")]
-            if ledger.host
-            else []
-        ),
+        *memory,
         *(
             [render_table([{"phase": k, "seconds": v} for k, v in phases.items()], title="one step")]
             if phases
@@ -77,6 +63,12 @@ def plan_views(
             rejected[:_SHOWN], title=f"rejected: {len(rejected)}, of which {_SHOWN} here (--json has all)"
         ),
     ]
+
+
+def _bytes_table(title: str, sizes: Mapping[str, int], limit: int | None) -> Table:
+    rows = [{"component": name, "bytes": format_bytes(size)} for name, size in sizes.items() if size]
+    total = {"component": f"total, of {format_bytes(limit)}", "bytes": format_bytes(sum(sizes.values()))}
+    return render_table([*rows, total], title=title)
 
 
 def seconds_text(seconds: float | None) -> str:

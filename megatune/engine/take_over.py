@@ -81,6 +81,7 @@ def _step_gradients_where_they_are(zero: Any) -> None:
         zero.fp32_partitioned_groups_flat[sub_group].grad = parts[sub_group]
         zero.averaged_gradients[sub_group] = None
 
+    assert hasattr(zero, "_prepare_fp32_grad_for_sub_group"), "DeepSpeed has renamed it, and would copy again"
     zero._prepare_fp32_grad_for_sub_group = prepare
 
 

@@ -11,7 +11,6 @@ from megatune.launch.measurements import measured_for
 from megatune.plan.answer import plan_answer
 from megatune.plan.assess import Assessment, Question, assess
 from megatune.plan.auto import Choice, fill_auto
-from megatune.plan.buckets import sizes_of
 from megatune.plan.ds_config import read_policy
 from megatune.plan.forecast import forecast
 from megatune.plan.hardware import find_accelerator
@@ -33,11 +32,6 @@ class PlannedRun:
     """The layout that runs."""
     why_not: str
     """Why the planner says nothing of it; "" when it does."""
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """What "auto" means for the bucket sizes of a policy; {} for a model that the planner does not know."""
-        return sizes_of(self.question.work.model) if self.question else {}
 
     def as_object(self) -> dict[str, Any]:
         """What plan.json holds."""

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatune.errors import ModelError, PlanError
 from megatune.plan.layout import Layout
 from megatune.plan.states import GRADIENT_BYTES
-from megatune.plan.weights import ModelWeights
+from megatune.plan.weights import ModelWeights, count_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,14 @@ def sizes_of(model: ModelWeights) -> dict[str, int]:
         _KEYS["prefetch"]: min(block, Buckets.max_live),
         _KEYS["persistence"]: max(vectors, default=0),
     }
+
+
+def sizes_for(config: Mapping[str, Any]) -> dict[str, int]:
+    """`sizes_of` the model of a config.json; {}, which are DeepSpeed's, of one whose tensors nobody has counted."""
+    try:
+        return sizes_of(count_model(config))
+    except (ModelError, PlanError):
+        return {}
 
 
 def set_sizes(zero: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:

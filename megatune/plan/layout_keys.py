@@ -53,6 +53,12 @@ def batch_of(layout: Layout) -> BatchShape:
     )
 
 
+def differing(one: Layout, other: Layout) -> list[str]:
+    """The settings that differ, without those that follow from the others."""
+    mine, theirs = one.to_json(), other.to_json()
+    return [key for key in mine if mine[key] != theirs[key] and key not in ("dp", "accumulation")]
+
+
 def shown(value: object) -> str:
     """A value as the run file and the command line have it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

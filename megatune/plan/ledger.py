@@ -96,8 +96,8 @@ class Ledger:
     host: dict[str, int]
     disk_bytes: int
     """Of the local disk of one node: what offload puts there."""
-    host_passing: dict[str, int]
-    """Of the host memory of one node, what passes: at `load`, at the optimizer's `start` and at `save`."""
+    host_peaks: dict[str, int]
+    """Bytes of one node's host memory while it loads, starts the optimizer, trains and saves; {} without GPUs."""
     moment: str
     device_limit: int | None
     host_limit: int | None
@@ -112,22 +112,8 @@ class Ledger:
 
     @property
     def host_total(self) -> int:
+        """Of the fullest of the `host_peaks`."""
         return sum(self.host.values())
-
-    @property
-    def host_peaks(self) -> dict[str, int]:
-        """Bytes of one node's host memory while it loads, starts, trains and saves; {} without GPUs."""
-        if not self.host:
-            return {}
-        kept = self.host_total - self.host["load_or_save"]
-        later = ("offloaded_gradients", "offloaded_optimizer", "pinned_rounding", "snapshot")
-        loading = kept - sum(self.host.get(name, 0) for name in later)
-        return {
-            "load": loading + self.host_passing["load"],
-            "start": kept - self.host.get("snapshot", 0) + self.host_passing["start"],
-            "train": kept,
-            "save": kept + self.host_passing["save"],
-        }
 
     @property
     def missing_bytes(self) -> int:
@@ -174,18 +160,21 @@ def make_ledger(work: Workload, layout: Layout, place: Place) -> Ledger:
     unused = _HEAP_FRAGMENTATION if place.on_cpu else _FRAGMENTATION
     margin = {"fragmentation": int(unused * sum(at_peak.values()))}
     device = fixed | at_peak | margin | _framework_bytes(layout, place)
-    mapped = _mapped_bytes(work, layout)
-    host = {} if place.on_cpu else _host_bytes(states, place, passing, mapped)
+    host = {} if place.on_cpu else _host_bytes(states, place, _mapped_bytes(work, layout))
     holder, limit = (device, place.device_limit_bytes) if place.on_cpu else (host, place.host_limit_bytes)
     snapshot = _snapshot_bytes(work, layout, place)
-    behind = _saves_behind(work.snapshots, snapshot, sum(holder.values()), limit)
+    others = sum(holder.values()) + (0 if place.on_cpu else passing["save"])
+    behind = _saves_behind(work.snapshots, snapshot, others, limit)
     if behind:
         holder["snapshot"] = snapshot
+    peaks = {} if place.on_cpu else _host_peaks(host, passing)
+    if peaks:
+        host["passing"] = max(peaks.values()) - peaks["train"]
     return Ledger(
         device=device,
         host=host,
         disk_bytes=place.ranks_per_node * states.disk_optimizer,
-        host_passing=passing,
+        host_peaks=peaks,
         moment=moment,
         device_limit=place.device_limit_bytes,
         host_limit=None if place.on_cpu else place.host_limit_bytes,
@@ -341,10 +330,8 @@ def _framework_bytes(layout: Layout, place: Place) -> dict[str, int]:
     return {"nccl": groups * _NCCL_BYTES_A_GROUP, "framework": _CUDA_BYTES}
 
 
-def _host_bytes(
-    layout_states: States, place: Place, passing: Mapping[str, int], mapped: int
-) -> dict[str, int]:
-    """One node: libraries, offloaded states, and the larger of the peaks at load and at save."""
+def _host_bytes(layout_states: States, place: Place, mapped: int) -> dict[str, int]:
+    """What one node holds while it trains: libraries and offloaded states."""
     ranks = place.ranks_per_node
     return {
         "framework": ranks * place.framework_bytes,
@@ -353,7 +340,19 @@ def _host_bytes(
         "offloaded_optimizer": ranks * layout_states.host_optimizer,
         "pinned_rounding": ranks * sum(pinned_bytes(size) - size for size in layout_states.host_pinned),
         "mapped_states": ranks * mapped,
-        "load_or_save": max(passing.values()),
+    }
+
+
+def _host_peaks(training: Mapping[str, int], passing: Mapping[str, int]) -> dict[str, int]:
+    """Of `training` a node holds the weights alone while it loads, and no snapshot before it has saved."""
+    kept, snapshot = sum(training.values()), training.get("snapshot", 0)
+    later = ("offloaded_gradients", "offloaded_optimizer", "pinned_rounding")
+    loading = kept - snapshot - sum(training[name] for name in later)
+    return {
+        "load": loading + passing["load"],
+        "start": kept - snapshot + passing["start"],
+        "train": kept,
+        "save": kept + passing["save"],
     }
 
 

@@ -2,7 +2,7 @@
 
 from megatune.errors import PlanError
 from megatune.plan.assess import Assessment, Question
-from megatune.plan.layout import Layout
+from megatune.plan.layout_keys import differing
 from megatune.plan.search import Found, order_of, why_too_big
 from megatune.units import format_bytes
 
@@ -11,7 +11,7 @@ _NUM_TOLD = 3
 
 def refuse_too_big(asked: Assessment, found: Found) -> PlanError:
     """The error for a layout that does not fit, with the three nearest that do."""
-    nearest = sorted(found.fitting, key=lambda a: (_distance(a.layout, asked.layout), *order_of(a)))
+    nearest = sorted(found.fitting, key=lambda a: (len(differing(a.layout, asked.layout)), *order_of(a)))
     lines = [f"{asked.layout}: {why_too_big(asked)}."]
     if nearest:
         lines.append("Nearest layouts that fit:")
@@ -34,13 +34,7 @@ def refuse_all(question: Question, found: Found) -> PlanError:
     lines = [f"no layout of {question.num_devices} device(s) can be trained.", *(f"  {one}" for one in told)]
     if len(found.impossible) > len(told):
         lines.append(f"  and {len(found.impossible) - len(told)} more")
-    return PlanError("\n".join([*lines, _with_another_batch(question, found)]))
-
-
-def _distance(one: Layout, other: Layout) -> int:
-    """How many settings differ."""
-    mine, theirs = one.to_json(), other.to_json()
-    return sum(mine[key] != theirs[key] for key in mine if key not in ("dp", "accumulation"))
+    return PlanError("\n".join([*lines, *_with_other_degrees(question, found)]))
 
 
 def _versus(judged: Assessment, asked: Assessment) -> str:
@@ -53,6 +47,11 @@ def _with_more_room() -> str:
         "Use more devices, devices with more memory, or a smaller data.max_seq_length; a policy with smaller buckets "
         "(ds_configs/zero3_low_memory.json) helps where gradient buckets or gathered weights are the most."
     )
+
+
+def _with_other_degrees(question: Question, found: Found) -> list[str]:
+    """What to change where it is degrees that cannot be trained; other reasons name what mends them."""
+    return [_with_another_batch(question, found)] if any(one.is_of_degree for one in found.impossible) else []
 
 
 def _with_another_batch(question: Question, found: Found) -> str:

@@ -32,7 +32,12 @@ class Rejected:
     @property
     def words(self) -> str:
         """The layout as `--layout` and messages have it: `tp=1 dp=8`."""
-        return " ".join(f"{key}={shown(value)}" for key, value in self.layout.items())
+        return " ".join(f"{key}={shown(value)}" for key, value in self.layout.items()) or "every layout"
+
+    @property
+    def is_of_degree(self) -> bool:
+        """A tensor-parallel degree cannot be had, whatever the rest of the layout."""
+        return bool(self.layout) and self.layout.keys() <= {"tp", "dp"}
 
     def __str__(self) -> str:
         return f"{self.words}: {self.reason}"
@@ -79,7 +84,7 @@ class Found:
         """Why each layout but `taken` was not."""
         others = [a for a in (*self.too_big, *self.fitting) if taken is None or a.layout != taken.layout]
         judged = [Rejected(a.layout.to_json(), _why_not(a, taken)) for a in others]
-        degrees = [one for one in self.impossible if one.layout.keys() <= {"tp", "dp"}]
+        degrees = [one for one in self.impossible if one.is_of_degree or not one.layout]
         return [*degrees, *judged, *(one for one in self.impossible if one not in degrees)]
 
 

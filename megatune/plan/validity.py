@@ -1,4 +1,7 @@
-"""Whether a layout can be trained at all: one answer for the search, for `megatune plan --layout` and for a start."""
+"""Whether a layout can be trained at all: one answer for searches, `plan --layout`, `submit`, `tune` and `train`.
+
+Ranks that srun or torchrun start meet the same rules where they are enforced: ds_config.py, and the model's build.
+"""
 
 from collections.abc import Mapping
 from typing import Any

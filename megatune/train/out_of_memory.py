@@ -14,8 +14,7 @@ from megatune.engine.accounting import HeldBytes
 from megatune.errors import MemoryExhaustedError
 from megatune.launch.planned_run import PlannedRun
 from megatune.plan.assess import Assessment, Question
-from megatune.plan.layout import Layout
-from megatune.plan.layout_keys import overrides_for
+from megatune.plan.layout_keys import differing, overrides_for
 from megatune.plan.search import search
 from megatune.train.memory import MemoryMeter
 from megatune.units import format_bytes
@@ -116,20 +115,15 @@ def cheapest_changes(question: Question, asked: Assessment) -> list[Assessment]:
     smaller = [one for one in search(question).fitting if one.ledger.device_total <= most]
     kinds: dict[frozenset[str], Assessment] = {}
     for one in smaller:  # the fastest first
-        kinds.setdefault(frozenset(_changed(one.layout, asked.layout)), one)
+        kinds.setdefault(frozenset(differing(one.layout, asked.layout)), one)
     found = sorted(
         kinds.values(),
         key=lambda one: (
             math.inf if one.step_s is None else one.step_s,
-            len(_changed(one.layout, asked.layout)),
+            len(differing(one.layout, asked.layout)),
         ),
     )
     return found[:_NUM_PROPOSED]
-
-
-def _changed(layout: Layout, asked: Layout) -> list[str]:
-    mine, theirs = layout.to_json(), asked.to_json()
-    return [key for key in mine if mine[key] != theirs[key] and key not in ("dp", "accumulation")]
 
 
 def _price(one: Assessment, asked: Assessment, kind: str) -> str:

@@ -29,6 +29,7 @@ from megatune.launch.run_folder import RunFolder
 from megatune.launch.time_limit import JobEnd
 from megatune.model.quiet import quiet_libraries
 from megatune.plan.answer import saves_notes
+from megatune.plan.buckets import sizes_for
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.report.metrics import read_metrics
 from megatune.report.records import PlanRecord, RunRecord
@@ -73,7 +74,9 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
         record_collectives(folder.heartbeats)
     try:
         device = enter(rank, timeout_s=run.launch.timeout_s)
-        loaded, sizes = share_object(planned and (planned.loaded, planned.sizes))
+        loaded, sizes = share_object(
+            planned and prepared and (planned.loaded, sizes_for(prepared.source.config_dict()))
+        )
         run = loaded.run
         batch, ds_config = lay_out(run, rank.world_size, sizes)
         if planned is not None:

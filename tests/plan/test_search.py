@@ -208,7 +208,7 @@ def test_the_forecast_counts_jobs_hours_energy_and_money() -> None:
     assert (unknown.total_s, unknown.num_jobs, unknown.cost) == (None, None, None)
 
 
-def test_a_run_file_that_leaves_nothing_open_is_judged_as_it_stands() -> None:
+def test_a_run_file_that_leaves_nothing_open_gives_its_layout() -> None:
     full = run_of(
         model={"gradient_checkpointing": True},
         parallel={"tp_size": 2, "offload": "none"},

@@ -8,6 +8,7 @@ from plan_questions import GPT2_XL, LLAMA_70B, layout, machine, question
 from megatune.config import resolve_batch
 from megatune.plan.layout_keys import with_layout
 from megatune.plan.question import layout_of
+from megatune.plan.refusal import refuse_all
 from megatune.plan.search import Space, search
 from megatune.plan.validity import problems_of, start_problems
 
@@ -62,6 +63,19 @@ def test_what_is_refused_for_one_reason_is_told_once() -> None:
     reasons = [one.reason for one in search(question(GPT2_XL, machine(2), NEIGHBOURS)).impossible]
     assert len(reasons) == len(set(reasons))
     assert sum("mix the ranks" in reason and "tp_size is 2" in reason for reason in reasons) >= 1
+
+
+def test_what_no_layout_mends_is_told_of_all_and_without_advice_on_degrees() -> None:
+    low = question(precision="fp32", policy={"bf16": {"enabled": True}})
+    found = search(low)
+    assert found.nearest is None
+    error = str(refuse_all(low, found))
+    assert "every layout: bf16.enabled is true in the policy file" in error
+    assert "number of devices" not in error
+
+    odd = question(train={"global_batch_size": 7})
+    error = str(refuse_all(odd, search(odd)))
+    assert "Batches that divide: train.global_batch_size = " in error
 
 
 def test_weights_kept_whole_leave_no_layout_with_offload() -> None:

@@ -21,7 +21,7 @@ from megatune.plan.refusal import refuse_too_big
 from megatune.plan.search import Found, search
 from megatune.plan.validity import refuse_untrainable
 
-_HELD_ON_CPU = ("weights", "gradients", "optimizer", "framework", "snapshot")
+_HELD_ON_CPU = ("weights", "gradients", "optimizer", "shared_memory", "framework", "snapshot")
 """What a rank without a GPU holds at the very least; the rest of its ledger is of one moment."""
 
 

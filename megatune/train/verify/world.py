@@ -21,6 +21,7 @@ from megatune.model.build import build_model
 from megatune.model.heads import HeadSpec
 from megatune.model.quiet import quiet_libraries
 from megatune.model.source import ModelSource, open_source
+from megatune.plan.buckets import sizes_for
 from megatune.plan.ds_config import make_ds_config, read_policy
 from megatune.train.meters import peak_memory_bytes
 from megatune.train.schedule import learning_rate_at
@@ -65,7 +66,8 @@ def _plain_engine(run: Run, source: ModelSource) -> PlainEngine:
 
 def _own_engine(run: Run, source: ModelSource, batch: BatchShape, rank: RankInfo) -> Engine:
     world = join(rank, tensor_parallel=run.parallel.tp_size, timeout_s=run.launch.timeout_s)
-    return make_engine(run, source, world, make_ds_config(run, batch, read_policy(run.deepspeed)))
+    sizes = sizes_for(source.config_dict())
+    return make_engine(run, source, world, make_ds_config(run, batch, read_policy(run.deepspeed), sizes))
 
 
 def _record(engine: Engine, run: Run, task: WorldTask) -> None:
