@@ -209,7 +209,7 @@ def test_one_run_of_an_array_that_does_not_fit_stops_it(slurm, run_file, on_a100
 
 
 def test_without_another_time_the_chain_uses_the_forecast(slurm, run_file, on_a100):
-    arguments = (on_a100, "train.max_steps=1000000", "slurm.time=12:00:00", "--dry-run", "--json")
+    arguments = (on_a100, "train.max_steps=5000000", "slurm.time=12:00:00", "--dry-run", "--json")
     answer = json.loads(submit(slurm, run_file, *arguments, "--chain", "auto").out)
     alone = json.loads(submit(slurm, run_file, *arguments).out)
 
