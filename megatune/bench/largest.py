@@ -14,6 +14,7 @@ from megatune.plan.ds_config import read_policy
 from megatune.plan.ledger import Ledger
 from megatune.plan.model_config import read_config
 from megatune.plan.question import Machine, layout_of, make_question
+from megatune.plan.validity import problems_of
 from megatune.plan.weights import count_model
 from megatune.units import format_bytes
 
@@ -44,30 +45,37 @@ def choose_largest(
     models: Path = MODELS,
     machine_of: MachineOf = here,
 ) -> Chosen:
-    """`work` with the largest model of `models` that fits beside what `overrides` say of the layout.
+    """`work` with the largest model of `models` that fits, and that a start takes, beside what `overrides` say.
 
-    Raises LaunchError where none fits, or where nobody knows how much memory there is.
+    Raises LaunchError where there is none, or where nobody knows how much memory there is; ConfigError or ModelError
+    for overrides that are none, and for a config.json that cannot be planned.
     """
     sizes = {
         folder: count_model(read_config(folder / "config.json")).num_params for folder in models.iterdir()
     }
-    least = None
+    last = None
     for folder in sorted(sizes, key=lambda folder: -sizes[folder]):
         tried = work.model_copy(update={"model": folder.name})
         ledger = _ledger(tried, folder, overrides, scratch, machine_of)
-        if ledger.fits:
+        if isinstance(ledger, str):
+            last = f"{folder.name} is refused: {ledger}"
+        elif ledger.fits:
             return Chosen(work=tried, num_params=sizes[folder], planned_peak_bytes=ledger.device_total)
-        least = f"{folder.name} needs {format_bytes(ledger.device_total)} a device"
-    raise LaunchError(f"model = {LARGEST}: none of {models} fits; {least or 'it is empty'}")
+        else:
+            last = f"{folder.name} needs {format_bytes(ledger.device_total)} a device"
+    raise LaunchError(f"model = {LARGEST}: none of {models} fits; {last or 'it is empty'}")
 
 
 def _ledger(
     work: Work, model: Path, overrides: Sequence[str], scratch: Path, machine_of: MachineOf
-) -> Ledger:
+) -> Ledger | str:
+    """The plan's, or why a start would refuse this layout for this model."""
     run_file = write_run(work, model, scratch / "rows.jsonl", scratch / "planned.yaml", packing=False)
     run = load_run(run_file, list(overrides)).run
     machine = machine_of(run, work.ranks)
     question = make_question(run, read_config(model / "config.json"), machine, read_policy(run.deepspeed))
     if question.place.device_limit_bytes is None:
         raise LaunchError(f"model = {LARGEST}: how much memory this device has is not known")
-    return assess(question, layout_of(run, machine.num_devices)).ledger
+    layout = layout_of(run, machine.num_devices)
+    problems = problems_of(question, layout)
+    return " ".join(problems) if problems else assess(question, layout).ledger

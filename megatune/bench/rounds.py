@@ -13,7 +13,7 @@ from megatune.bench.inputs import Inputs, write_inputs
 from megatune.bench.largest import Chosen, MachineOf, choose_largest, here
 from megatune.bench.measure import Measurement, measure, run_program
 from megatune.bench.suite import LARGEST, Case, Suite, Work
-from megatune.errors import LaunchError
+from megatune.errors import LaunchError, MegatuneError
 from megatune.launch.slurm.places import Here, Place
 
 
@@ -118,7 +118,7 @@ class _Running:
             return
         try:
             self._run(result, limit_s)
-        except LaunchError as error:
+        except MegatuneError as error:  # a layout or a model may be refused here too, not by the ranks alone
             result.failure = str(error)
         seconds = time.monotonic() - started
         self.limits.note(seconds)

@@ -1,6 +1,7 @@
 """The largest model that fits is the largest that the planner says fits, and it trains."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,44 @@ def test_a_folder_of_models_is_the_table(tmp_path: Path):
     chosen = choose_largest(WORK, [], tmp_path, models=tmp_path / "models", machine_of=gpu(80, 500))
     assert chosen.work.model == "tiny"
     assert len(list(MODELS.iterdir())) > 5
+
+
+def test_a_model_that_a_start_would_refuse_in_this_layout_is_not_taken(tmp_path: Path):
+    model_type, config = TINY["llama"]
+    shapes = {"small": (model_type, 64), "large": ("granite", 128)}
+    for name, (kind, hidden_size) in shapes.items():
+        (tmp_path / "models" / name).mkdir(parents=True)
+        shape = {**config, "model_type": kind, "hidden_size": hidden_size}
+        (tmp_path / "models" / name / "config.json").write_text(json.dumps(shape))
+    work = WORK.model_copy(update={"ranks": 2})
+
+    def taken(tensor_parallel: int) -> str:
+        overrides = [f"parallel.tp_size={tensor_parallel}"]
+        models = tmp_path / "models"
+        return choose_largest(work, overrides, tmp_path, models=models, machine_of=gpu(80, 500)).work.model
+
+    assert taken(1) == "large"
+    assert taken(2) == "small", "a granite model cannot be cut"
+    shutil.rmtree(tmp_path / "models/small")
+    with pytest.raises(LaunchError, match=r"large is refused: .*'granite'"):
+        taken(2)
+
+
+@pytest.mark.parametrize("override", ["parallel.zero_stag=1", "parallel.offload=moon", "deepspeed=none.json"])
+def test_a_layout_that_cannot_be_asked_for_fails_its_case_alone(tmp_path: Path, override: str):
+    program = tmp_path / "quick.py"
+    program.write_text("print('{}')")
+    suite = Suite(
+        about="x",
+        work=WORK,
+        cases=(
+            Case(name="wrong", train=(override,)),
+            Case(name="quick", program=(str(program),)),
+        ),
+    )
+    wrong, quick = run_rounds(suite, suite.cases, rounds=2, timeout_s=60, note=lambda _: None)
+    assert override.partition("=")[0].rpartition(".")[2] in str(wrong.failure)
+    assert (quick.failure, quick.programs) == (None, [[{}], [{}]])
 
 
 @pytest.mark.world
