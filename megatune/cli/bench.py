@@ -17,7 +17,7 @@ from megatune.bench.inputs import model_folder
 from megatune.bench.on_cluster import Asked, BenchFolder, collect, load_job, submit_suite, take_round
 from megatune.bench.record import engine_of, machine, make_record, peak_words, read_record, save_record
 from megatune.bench.regressions import Verdict, compare_records, obstacles
-from megatune.bench.rounds import name_of, run_rounds
+from megatune.bench.rounds import Result, name_of, run_rounds
 from megatune.bench.suite import LARGEST, Case, Suite, Work, load_suite
 from megatune.config import LoadedRun
 from megatune.errors import ConfigError
@@ -55,23 +55,25 @@ def bench_suite(name: str, options: BenchOptions) -> int:
         refuse_incomparable(before, machine(), suite, cases)
     rounds = options.rounds or suite.rounds
     stem = Path(name).stem
-    with CutOffSignals() as signals:
-        results = run_rounds(
-            suite,
-            cases,
-            rounds=rounds,
-            timeout_s=options.timeout_s,
-            budget_s=options.budget_s,
-            note=lambda text: print(text, file=sys.stderr),
-        )
-        try:
+    results: list[Result] = []
+    signals = CutOffSignals()
+    try:
+        with signals:
+            results = run_rounds(
+                suite,
+                cases,
+                rounds=rounds,
+                timeout_s=options.timeout_s,
+                budget_s=options.budget_s,
+                note=lambda text: print(text, file=sys.stderr),
+            )
             record = make_record(stem, suite, results, rounds, cut_off=signals.received)
-        except CutOff:  # while the peaks were measured: all cases are there
-            record = make_record(stem, suite, results, rounds, cut_off=signals.received)
-        if signals.received is not None and not any(result.has_run for result in results):
-            print("megatune: no run of a case had ended: there is no record", file=sys.stderr)
-            return 1
-        return _show_record(record, before, options)
+    except CutOff:  # while the peaks were measured: all cases are there
+        record = make_record(stem, suite, results, rounds, cut_off=signals.received)
+    if signals.received is not None and not any(result.has_run for result in results):
+        print("megatune: no run of a case had ended: there is no record", file=sys.stderr)
+        return 1
+    return _show_record(record, before, options)  # all is measured: signals do what they do in any command
 
 
 def hand_in_suite(name: str, options: BenchOptions) -> int:

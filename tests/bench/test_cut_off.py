@@ -14,6 +14,10 @@ QUICK = """
 import json
 print(json.dumps({"seconds": 1.5}))
 """
+LONG = """
+import json
+print(json.dumps({"words": "x" * 200_000}))
+"""
 ENDLESS = """
 import os, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -24,16 +28,19 @@ time.sleep(600)
 """
 
 
-def start(folder: Path, *cases: str) -> subprocess.Popen[str]:
+def start(folder: Path, *cases: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """`megatune bench` of these programs, in two rounds; its temporary files go into `folder`/tmp."""
     (folder / "tmp").mkdir()
     (folder / "quick.py").write_text(QUICK)
+    (folder / "long.py").write_text(LONG)
     (folder / "endless.py").write_text(ENDLESS)
-    programs = {"quick": [f"{folder}/quick.py"], "endless": [f"{folder}/endless.py", f"{folder}/pids"]}
+    programs = {name: [f"{folder}/{name}.py"] for name in ("quick", "long")}
+    programs["endless"] = [f"{folder}/endless.py", f"{folder}/pids"]
     listed = [{"name": name, "program": programs[name]} for name in cases]
     (folder / "s.yaml").write_text(json.dumps({"about": "programs", "rounds": 2, "cases": listed}))
     return subprocess.Popen(
-        [sys.executable, "-m", "megatune", "bench", str(folder / "s.yaml"), "--results", str(folder / "results")],
+        [sys.executable, "-m", "megatune", "bench", str(folder / "s.yaml"), "--results", str(folder / "results"),
+         *options],
         env={**os.environ, "TMPDIR": str(folder / "tmp")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -48,6 +55,15 @@ def pids_in(path: Path, timeout_s: float = 60.0) -> list[int]:
         assert time.monotonic() < until, "the program did not start"
         time.sleep(0.05)
     return [int(pid) for pid in path.read_text().split()]
+
+
+def until_one_lies_in(folder: Path, timeout_s: float = 60.0) -> Path:
+    """The first record that is written there, whole."""
+    until = time.monotonic() + timeout_s
+    while not (found := list(folder.glob("*.json"))):
+        assert time.monotonic() < until, "no record was written"
+        time.sleep(0.05)
+    return found[0]
 
 
 def is_running(pid: int) -> bool:
@@ -88,3 +104,18 @@ def test_without_a_finished_case_there_is_no_record(tmp_path: Path):
     assert "there is no record" in told
     assert not (tmp_path / "results").exists()
     assert not any(is_running(pid) for pid in pids)
+
+
+def test_ctrl_c_while_the_record_is_printed_leaves_the_record_whole_and_no_traceback(tmp_path: Path):
+    bench = start(tmp_path, "long", options=("--json",))
+    path = until_one_lies_in(tmp_path / "results")
+    time.sleep(1.0)  # it is printing: nobody reads, and a pipe holds 64 KiB of the 400
+    assert bench.poll() is None
+    bench.send_signal(signal.SIGINT)
+    _, told = bench.communicate(timeout=60)
+
+    assert bench.returncode not in (0, None)
+    assert "Traceback" not in told
+    record = json.loads(path.read_text())
+    assert record["cut_off"] is None
+    assert len(record["cases"][0]["printed"]) == 2
