@@ -1,6 +1,6 @@
 """A suite file: the cases that are timed side by side."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -121,9 +121,12 @@ class Suite(_Strict):
         """
         if num_devices is None and any(case.ranks for case in self.cases):
             num_devices = count_gpus() or max(2, count_cpus())
-        cases = tuple(one for case in self.cases for one in case.over_ranks(num_devices or 1))
+        return self.over_matrix([one for case in self.cases for one in case.over_ranks(num_devices or 1)])
+
+    def over_matrix(self, cases: Sequence[Case]) -> tuple[Case, ...]:
+        """`cases` for every combination of the matrix, a group each."""
         if not self.matrix:
-            return cases
+            return tuple(cases)
         found = []
         for values in product(*self.matrix.values()):
             changes = dict(zip(self.matrix, values, strict=True))
@@ -190,7 +193,8 @@ def _faults(suite: Suite) -> list[str]:
             problems.append(
                 f"case {case.name!r} has rows_a_step, which belongs to `ranks`; give work.micro_batch."
             )
-        problems += _faults_of_models(suite, case)
+    of_models = [fault for case in suite.over_matrix(suite.cases) for fault in _faults_of_models(suite, case)]
+    problems += dict.fromkeys(of_models)  # a fault of several combinations is told once
     places = [(case.group, case.name) for case in suite.expanded()]
     problems += [
         f"two cases are called {name!r}."

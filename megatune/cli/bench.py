@@ -3,7 +3,7 @@
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -48,9 +48,8 @@ def bench_suite(name: str, options: BenchOptions) -> int:
     suite = load_suite(name)
     before = read_record(options.compare) if options.compare else None
     cases = chosen(suite, options.only)
-    for work in works_of(suite, cases).values():
-        if work is not None and work.model != LARGEST:
-            model_folder(work)  # sooner than after the cases before it
+    if missing := missing_models(works_of(suite, cases)):  # sooner than after the cases before it
+        raise ConfigError(missing, source="the suite")
     if before is not None:
         refuse_incomparable(before, machine(), suite, cases)
     rounds = options.rounds or suite.rounds
@@ -79,10 +78,11 @@ def bench_suite(name: str, options: BenchOptions) -> int:
 def hand_in_suite(name: str, options: BenchOptions) -> int:
     """Hand the suite to Slurm, a task of an array for each round."""
     suite = load_suite(name)
-    _refuse_one_machine(suite)
+    cases = chosen(suite, options.only)
+    _refuse_what_no_job_takes(suite, works_of(suite, cases))
     asked = Asked(
         suite_name=Path(name).stem,
-        suite=suite.model_copy(update={"cases": tuple(chosen(suite, options.only)), "matrix": {}}),
+        suite=suite.model_copy(update={"cases": tuple(cases), "matrix": {}}),
         rounds=options.rounds or suite.rounds,
         timeout_s=options.timeout_s,
     )
@@ -98,18 +98,30 @@ def hand_in_suite(name: str, options: BenchOptions) -> int:
     return 0
 
 
-def _refuse_one_machine(suite: Suite) -> None:
-    """Raise ConfigError for what is worked out on the machine itself, which a job's nodes are not."""
+def _refuse_what_no_job_takes(suite: Suite, works: Mapping[str, Work | None]) -> None:
+    """Raise ConfigError for what is worked out on the machine itself, and for models that are not there."""
     problems = [
         f"case {case.name!r} counts the devices of one machine (`ranks`): on nodes of a job a case has all their ranks."
         for case in suite.cases
         if case.ranks is not None
     ]
-    models = {suite.work and suite.work.model, *(case.work.get("model") for case in suite.cases)}
-    if LARGEST in models:
+    if any(work is not None and work.model == LARGEST for work in works.values()):
         problems.append(f"work.model = {LARGEST} is chosen on one machine: name a model.")
+    problems += missing_models(works)
     if problems:
         raise ConfigError(problems, source="megatune bench --slurm")
+
+
+def missing_models(works: Mapping[str, Work | None]) -> list[str]:
+    """What is wrong with the models of `works` that are named, each once."""
+    problems: dict[str, None] = {}
+    for work in works.values():
+        if work is not None and work.model != LARGEST:
+            try:
+                model_folder(work)
+            except ConfigError as error:
+                problems.update(dict.fromkeys(error.problems))
+    return list(problems)
 
 
 def collect_suite(name: str, options: BenchOptions) -> int:

@@ -124,6 +124,9 @@ def test_a_matrix_gives_every_combination_a_group_of_its_own(tmp_path: Path):
          ["case 'a' has `ranks`: its name must hold {ranks}", "case 'b' has rows_a_step, which belongs to `ranks`"]),
         ("about: x\nwork: {model: largest-that-fits, initialize: random}\ncases: [{name: a, peer: ddp}]",
          ["leave out work.initialize", "work.model = largest-that-fits is for `train`"]),
+        ("about: x\nwork: {model: m}\nmatrix: {model: [m, largest-that-fits], initialize: [random, pretrained]}\n"
+         "cases: [{name: a, peer: ddp}]",
+         ["s.yaml has 2 problems", "leave out work.initialize", "work.model = largest-that-fits is for `train`"]),
         ("about: x\nrounds: 0\nwork: {model: m, spead: 3}\ncases: []", ["rounds", "work.spead"]),
     ],
 )  # fmt: skip
@@ -153,6 +156,22 @@ def test_a_model_that_is_not_there_is_told_before_any_case_runs(tmp_path: Path):
     )
     with pytest.raises(ConfigError, match=r"work.model = llama-9z: no folder with a config.json.*llama-17m"):
         bench_suite(str(path), BenchOptions(results=tmp_path / "results"))
+
+
+def test_models_that_are_not_there_are_told_before_a_job_is_queued(tmp_path: Path):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "about: x\nwork: {model: m}\nmatrix: {model: [llama-9z, largest-that-fits, llama-8z], ranks: [1, 2]}\n"
+        "cases: [{name: a, train: []}]\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        hand_in_suite(str(path), BenchOptions(slurm=tmp_path / "run.yaml"))
+    largest, *missing = error.value.problems
+    assert "largest-that-fits is chosen on one machine" in largest
+    assert [problem.partition(":")[0] for problem in missing] == [
+        "work.model = llama-9z",
+        "work.model = llama-8z",
+    ]
 
 
 def test_what_is_worked_out_on_one_machine_is_not_handed_to_slurm(tmp_path: Path):
