@@ -77,20 +77,23 @@ def test_layouts_has_every_stage_and_what_tensor_parallelism_goes_with():
         assert overrides in asked
 
 
-@pytest.mark.parametrize("name", ["peers", "peers-135m"])
+@pytest.mark.parametrize("name", ["peers-intel-r-xeon-r-processor.json", "peers-135m-amd-epyc.json"])
 def test_all_that_communicate_take_the_same_steps_and_the_floor_does_not(name: str):
-    suite = load_suite(name)
-    records = [read_record(path) for path in (SUITES.parent / "results").glob(f"{name}-*.json")]
-    (record,) = (one for one in records if one["suite"] == name)
-    losses = {case["name"]: case["runs"][0]["losses"] for case in record["cases"]}
-    apart = set()
+    record = read_record(SUITES.parent / "results" / name)
+    suite = load_suite(record["suite"])
+    losses = {case["name"]: case["runs"][0]["losses"] for case in record["cases"] if case.get("runs")}
+    apart, measured = set(), set()
     for case in suite.expanded():
         group = f" ({case.group})"
         precision = suite.work_of(case).precision
-        theirs = losses[f"{suite.losses_of}{group}"]
-        if first_difference(theirs, losses[case.name + group], precision) is not None:
+        theirs, ours = losses.get(f"{suite.losses_of}{group}"), losses.get(case.name + group)
+        if theirs is None or ours is None:  # `make bench` leaves out what its time is too short for
+            continue
+        measured.add((case.name, precision))
+        if first_difference(theirs, ours, precision) is not None:
             apart.add((case.name, precision))
-    assert apart == {("floor", "fp32")}, (
+    assert len(measured) > 2, "the record shows nothing"
+    assert apart == {("floor", "fp32")} & measured, (
         "in bf16 the tolerance is wider than what the exchange of gradients changes"
     )
     assert {case.name for case in suite.cases if case.same_loss != "all"} == {"floor"}
