@@ -84,8 +84,8 @@ def _verdict(
         return Verdict(case=name, kind="left out", words=absent)
     assert old is not None, "absent otherwise"
     refused = apart or _work_difference(old["work"], new["work"]) or _loss_difference(old, new)
-    if refused is None and min(_num_samples(old), _num_samples(new)) < 2:
-        refused = "one step of one round has no spread: give --rounds 2"
+    if refused is None:
+        refused = _without_spread(new, "this record") or _without_spread(old, "the other record")
     if refused is not None:
         return Verdict(case=name, kind="refused", words=refused)
     return _timed(name, old["runs"], new["runs"], on_gpu)
@@ -121,8 +121,11 @@ def _loss_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | No
     return None
 
 
-def _num_samples(case: Mapping[str, Any]) -> int:
-    return max(len(case["runs"]), len(case["runs"][0]["tokens"]))
+def _without_spread(case: Mapping[str, Any], where: str) -> str | None:
+    """Why what `where` has of a case shows no spread: neither of rounds nor of steps."""
+    if max(len(case["runs"]), len(case["runs"][0]["tokens"])) > 1:
+        return None
+    return f"{where} has one step of one round, which has no spread: make it with --rounds 2"
 
 
 def _timed(

@@ -61,9 +61,14 @@ def test_one_round_is_held_to_the_scatter_of_its_steps():
     assert (verdict.kind, code) == ("slower", 1)
 
 
-def test_one_step_of_one_round_can_show_nothing():
-    verdict, code = compared(case([1.0]), case([9.0]))
+@pytest.mark.parametrize(
+    ("old", "new", "short"),
+    [([1.0], [9.0], "this"), ([1.0, 1.1], [9.0], "this"), ([1.0], [9.0, 9.1], "the other")],
+)
+def test_one_step_of_one_round_can_show_nothing(old: list[float], new: list[float], short: str):
+    verdict, code = compared(case(old), case(new))
     assert (verdict.kind, code) == ("refused", 2)
+    assert verdict.words.startswith(f"{short} record has one step of one round")
     assert "--rounds 2" in verdict.words
 
 
