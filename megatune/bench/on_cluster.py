@@ -170,10 +170,7 @@ def collect(folder: BenchFolder) -> tuple[dict[str, Any], Asked]:
         for index, case in enumerate(asked.suite.cases)
     ]
     first = next(iter(records.values()))
-    measured = {
-        key: first[key]
-        for key in ("time", "machine", "peaks", "other_peaks", "versions", "commit", "cut_off")
-    }
+    measured = {key: first[key] for key in ("time", "machine", "peaks", "other_peaks", "versions", "commit")}
     return record_of(asked.suite_name, asked.suite, results, len(records), measured), asked
 
 
