@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from megatune.bench.measure import Measurement
 from megatune.bench.rounds import Result
 from megatune.report.losses import first_difference
 
@@ -52,7 +53,6 @@ def ratio_to(baseline: Result, result: Result, reference: Result | None = None) 
         difference = None if other is None else loss_difference(other, result)
         if difference is not None:
             return difference
-    memory = [m.peak_memory_bytes for pair in pairs for m in pair]
     return Ratio(
         tokens_per_second=Spread.of(
             [ours.tokens_per_second / theirs.tokens_per_second for theirs, ours in pairs]
@@ -60,9 +60,34 @@ def ratio_to(baseline: Result, result: Result, reference: Result | None = None) 
         cpu_seconds_per_token=Spread.of(
             [ours.cpu_seconds_per_token / theirs.cpu_seconds_per_token for theirs, ours in pairs]
         ),
-        peak_memory=None
-        if None in memory
-        else median(ours.peak_memory_bytes / theirs.peak_memory_bytes for theirs, ours in pairs),  # type: ignore[operator]
+        peak_memory=_memory_ratio(pairs),
+    )
+
+
+def _memory_ratio(pairs: Sequence[tuple[Measurement, Measurement]]) -> float | None:
+    """None where one round was not measured."""
+    ratios = [
+        ours.peak_memory_bytes / theirs.peak_memory_bytes
+        for theirs, ours in pairs
+        if ours.peak_memory_bytes is not None and theirs.peak_memory_bytes is not None
+    ]
+    return median(ratios) if len(ratios) == len(pairs) else None
+
+
+def loosely_held(baseline: Result, result: Result, reference: Result | None, name: str) -> str | None:
+    """What the losses of `result` are held to in rounds where the case `name`, the reference, has none.
+
+    None where it has all of them. The baseline alone may promise its first step and no more.
+    """
+    num_rounds = len(result.measurements)
+    num_held = 0 if reference is None else min(num_rounds, len(reference.measurements))
+    promises = {baseline.case.same_loss, result.case.same_loss}
+    if "none" in promises or num_held == num_rounds:
+        return None
+    steps = "first step" if "first" in promises else "steps"
+    return (
+        f"losses held to the {steps} of {baseline.case.name} alone in {num_rounds - num_held} of {num_rounds} rounds: "
+        f"{name} was not run there"
     )
 
 

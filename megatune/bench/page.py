@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from megatune.bench.figures import CaseFigures, training_cases
-from megatune.bench.record import engine_of, peak_words
+from megatune.bench.record import peak_words, what_ran
 from megatune.report.tables import format_cell
 from megatune.units import format_bytes, format_ratio
 
@@ -83,7 +83,7 @@ def _row(case: Mapping[str, Any], trained: CaseFigures | None) -> dict[str, str]
         "memory": format_ratio(None if trained.floors is None else trained.floors.memory),
         "links": format_ratio(None if trained.floors is None else trained.floors.links),
         "tokens/s to baseline": trained.refused or against or "",
-        "what": engine_of(case),
+        "what": what_ran(case),
     }
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from megatune.bench.compare import Ratio, Spread, ratio_to
+from megatune.bench.compare import Ratio, Spread, loosely_held, ratio_to
 from megatune.bench.peaks import measure_peaks
 from megatune.bench.roofline import ranks_computing
 from megatune.bench.rounds import Result, name_of
@@ -187,6 +187,13 @@ def engine_of(case: Mapping[str, Any]) -> str:
     return f"{model} ({format_bytes(largest['planned_peak_bytes'])} planned): {case['engine']}"
 
 
+def what_ran(case: Mapping[str, Any]) -> str:
+    """`engine_of`, and how loosely the losses of a case were held to others where that was so."""
+    ratio = case["to_baseline"]
+    loosely = ratio.get("losses") if isinstance(ratio, dict) else None
+    return "; ".join(filter(None, (engine_of(case), loosely)))
+
+
 def _case(suite: Suite, result: Result, results: list[Result]) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": name_of(result.case), "failure": result.failure}
     if result.programs:
@@ -234,6 +241,7 @@ def _to_baseline(suite: Suite, result: Result, results: list[Result]) -> dict[st
         "tokens_per_second": vars(ratio.tokens_per_second),
         "cpu_seconds_per_token": vars(ratio.cpu_seconds_per_token),
         "peak_memory": ratio.peak_memory,
+        "losses": suite.losses_of and loosely_held(baseline, result, reference, suite.losses_of),
     }
 
 

@@ -15,7 +15,7 @@ from megatune.bench.compare import Spread
 from megatune.bench.cut_off import CutOff, CutOffSignals
 from megatune.bench.inputs import model_folder
 from megatune.bench.on_cluster import Asked, BenchFolder, collect, load_job, submit_suite, take_round
-from megatune.bench.record import engine_of, machine, make_record, peak_words, read_record, save_record
+from megatune.bench.record import machine, make_record, peak_words, read_record, save_record, what_ran
 from megatune.bench.regressions import Verdict, compare_records, obstacles
 from megatune.bench.rounds import Result, name_of, run_rounds
 from megatune.bench.suite import LARGEST, Case, Suite, Work, load_suite
@@ -234,7 +234,7 @@ def _rows(record: dict[str, Any], against: str) -> Iterator[dict[str, Any]]:
                 "peak memory": peak_words(case),
                 **({f"tokens/s{against}": _ratio(ratio, "tokens_per_second")} if against else {}),
                 **({f"CPU{against}": _ratio(ratio, "cpu_seconds_per_token")} if against else {}),
-                "engine": engine_of(case) if not isinstance(ratio, str) else ratio,
+                "engine": what_ran(case) if not isinstance(ratio, str) else ratio,
             }
 
 

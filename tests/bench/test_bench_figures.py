@@ -4,8 +4,9 @@ import pytest
 
 from megatune.bench.compare import Ratio, Spread, ratio_to
 from megatune.bench.measure import Measurement
+from megatune.bench.record import record_of, what_ran
 from megatune.bench.rounds import Result, one_machine
-from megatune.bench.suite import Case, Work
+from megatune.bench.suite import Case, Suite, Work
 from megatune.errors import LaunchError
 from megatune.launch.slurm.places import Here
 
@@ -49,6 +50,31 @@ def test_later_losses_are_those_of_a_case_that_communicates_where_the_baseline_d
     other_updates = ratio_to(floor, result(losses=[2.0, 1.95]), ddp)
     assert other_updates == "not compared: the loss of step 2 is 1.95 beside 1.9 of x"
     assert isinstance(ratio_to(floor, result(losses=[2.0, 1.95])), Ratio)
+
+
+@pytest.mark.parametrize(
+    ("ddp_rounds", "told"),
+    [
+        (0, "losses held to the first step of floor alone in 2 of 2 rounds: ddp was not run there"),
+        (1, "losses held to the first step of floor alone in 1 of 2 rounds: ddp was not run there"),
+        (2, None),
+    ],
+)
+def test_what_was_held_to_the_floor_alone_says_so_in_the_record_and_the_table(
+    ddp_rounds: int, told: str | None
+):
+    floor, ours = result(losses=[2.0, 2.1], same_loss="first"), result(losses=[2.0, 1.9])
+    ddp = result(losses=[2.0, 1.9], rounds=ddp_rounds)
+    for name, one in (("floor", floor), ("ddp", ddp), ("ours", ours)):
+        one.case = one.case.model_copy(update={"name": name})
+    suite = Suite(about="x", baseline="floor", losses_of="ddp", cases=(floor.case, ddp.case, ours.case))
+    ddp.failure = None if ddp_rounds == 2 else "it failed"
+    measured = {"machine": {"gpus": [], "cpu": "x", "cpu_cores": 2}}
+    *_, case = record_of("s", suite, [floor, ddp, ours], 2, measured)["cases"]
+    assert case["to_baseline"]["losses"] == told
+    assert what_ran(case) == (f"e; {told}" if told else "e")
+    *_, alone = record_of("s", suite, [floor, ours], 2, measured)["cases"]
+    assert "in 2 of 2 rounds" in alone["to_baseline"]["losses"], "left out by --only"
 
 
 def test_a_case_that_did_not_run_has_no_ratio():
