@@ -17,6 +17,8 @@ SUITES = Path(megatune.__file__).parent.parent / "benchmarks" / "suites"
 
 
 _RANKS = "{ranks}"
+_MOST_RANKS = 1024
+"""More than the devices of any one machine."""
 
 
 class _Strict(BaseModel):
@@ -64,8 +66,8 @@ class Case(_Strict):
     work: dict[str, Any] = Field(default_factory=dict)
     """Keys of the suite's work that this case changes."""
     ranks: Literal["up-to-devices"] | None = None
-    """Run with 1, 2, 4 ... ranks up to the GPUs of this machine, or its cores and at least 2; {ranks} in the name and
-    in arguments is their number. None: as `work` says."""
+    """Run with 1, 2, 4 ... ranks up to the GPUs of this machine, or its cores and at least 2. {ranks} becomes `1 rank`,
+    `2 ranks` ... in the name, and the number alone in `program`. None: as `work` says."""
     min_ranks: int = Field(1, ge=1)
     """Of `ranks`, the first."""
     rows_a_step: int | None = Field(None, ge=1)
@@ -107,7 +109,7 @@ class Suite(_Strict):
     work: Work | None = None
     rounds: int = Field(3, ge=1)
     baseline: str | None = None
-    """The case of each group that the others are compared with."""
+    """The case of each group that the others are compared with; of a case with `ranks`, its name at one number."""
     losses_of: str | None = None
     """The case of each group whose losses the others must have, where the baseline has them only at first."""
     cases: tuple[Case, ...] = ()
@@ -201,12 +203,17 @@ def _faults(suite: Suite) -> list[str]:
         for group, name in sorted(set(places))
         if places.count((group, name)) > 1
     ]
-    names = [case.name for case in suite.cases]
+    return [*problems, *_faults_of_names(suite)]
+
+
+def _faults_of_names(suite: Suite) -> Iterator[str]:
+    """A baseline that only a larger machine runs is no fault: a suite file is for all."""
+    known = {case.name for case in suite.expanded(_MOST_RANKS)}
+    here = dict.fromkeys(case.name for case in suite.expanded())
     for key in ("baseline", "losses_of"):
         name = getattr(suite, key)
-        if name is not None and name not in names:
-            problems.append(f"{key} = {name!r} is none of the cases: {', '.join(names)}.")
-    return problems
+        if name is not None and name not in known:
+            yield f"{key} = {name!r} is none of the cases: {', '.join(map(repr, here))}."
 
 
 def _faults_of_models(suite: Suite, case: Case) -> Iterator[str]:

@@ -123,6 +123,9 @@ def test_a_matrix_gives_every_combination_a_group_of_its_own(tmp_path: Path):
         ("about: x\ncases: [{name: a}, {name: a, train: [], peer: ddp}]",
          ["case 'a' must have one of", "two cases are called 'a'"]),
         ("about: x\nbaseline: b\ncases: [{name: a, train: []}]", ["baseline = 'b' is none of the cases"]),
+        ("about: x\nbaseline: 'a, {ranks}'\nlosses_of: 'a, 3 ranks'\n"
+         "cases: [{name: 'a, {ranks}', train: [], ranks: up-to-devices}]",
+         ["baseline = 'a, {ranks}' is none of the cases: 'a, 1 rank'", "losses_of = 'a, 3 ranks'"]),
         ("about: x\ncases: [{name: a, train: [], ranks: up-to-devices}, {name: b, train: [], rows_a_step: 4}]",
          ["case 'a' has `ranks`: its name must hold {ranks}", "case 'b' has rows_a_step, which belongs to `ranks`"]),
         ("about: x\nwork: {model: largest-that-fits, initialize: random}\ncases: [{name: a, peer: ddp}]",
@@ -140,6 +143,14 @@ def test_a_wrong_suite_is_refused_with_all_that_is_wrong(tmp_path: Path, text: s
         load_suite(str(path))
     for words in told:
         assert words in str(error.value)
+
+
+def test_a_baseline_may_be_a_case_at_one_number_of_ranks_of_a_larger_machine(tmp_path: Path):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "about: x\nbaseline: a, 64 ranks\ncases: [{name: 'a, {ranks}', train: [], ranks: up-to-devices}]\n"
+    )
+    assert "a, 64 ranks" in {case.name for case in load_suite(str(path)).expanded(64)}
 
 
 def test_an_unknown_suite_is_answered_with_the_known_ones():
