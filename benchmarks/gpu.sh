@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Times the suites `single-gpu`, `largest` and `gpu-layouts` on one GPU, unattended and without a network, within 9 minutes.
+# Times the suites `single-gpu`, `largest` and `gpu-layouts` on one GPU, unattended and without a network, within
+# 9 minutes.
 #
 #   benchmarks/gpu.sh [RESULTS_FOLDER]
 #
