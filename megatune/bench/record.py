@@ -232,8 +232,10 @@ def _to_baseline(suite: Suite, result: Result, results: list[Result]) -> dict[st
         )
         for name in (suite.baseline, suite.losses_of)
     )
-    if baseline is None or baseline is result:
+    if suite.baseline is None or baseline is result:
         return None
+    if baseline is None:
+        return f"no {suite.baseline} was run beside it"
     ratio = ratio_to(baseline, result, reference)
     if not isinstance(ratio, Ratio):
         return ratio

@@ -75,6 +75,8 @@ def test_what_was_held_to_the_floor_alone_says_so_in_the_record_and_the_table(
     assert what_ran(case) == (f"e; {told}" if told else "e")
     *_, alone = record_of("s", suite, [floor, ours], 2, measured)["cases"]
     assert "in 2 of 2 rounds" in alone["to_baseline"]["losses"], "left out by --only"
+    (lonely,) = record_of("s", suite, [ours], 2, measured)["cases"]
+    assert lonely["to_baseline"] == "no floor was run beside it"
 
 
 def test_a_case_that_did_not_run_has_no_ratio():
