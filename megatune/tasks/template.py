@@ -7,6 +7,9 @@ from typing import Any
 from megatune.errors import ConfigError
 from megatune.tasks.columns import RowError
 
+_OF_PYTHON = (TypeError, ValueError, ArithmeticError, LookupError, AssertionError)
+"""What the expressions of a template raise, and jinja2's filters: `truncate` asserts its arguments."""
+
 
 def check_template(template: str, names: set[str]) -> None:
     """Raise ConfigError when `template` is no jinja2 text, or reads a name that is not among `names`.
@@ -31,7 +34,7 @@ def render(template: str, values: Mapping[str, object], row: Mapping[str, object
     """The prompt of one row. Raises RowError, to follow the place, for anything the template trips over."""
     import jinja2
 
-    from megatune.tasks.sandbox import TooMuchError
+    from megatune.tasks.growth import TooMuchError
 
     try:
         text: str = _environment().written(_compiled(template), {**values, "row": dict(row)})
@@ -39,7 +42,7 @@ def render(template: str, values: Mapping[str, object], row: Mapping[str, object
         raise RowError(f"cannot be written by data.template: {error}. Make the template smaller") from None
     except RecursionError:
         raise RowError("cannot be written by data.template: a macro of it calls itself without end") from None
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except (jinja2.TemplateError, *_OF_PYTHON) as error:
         raise RowError(f"cannot be written by data.template: {type(error).__name__}: {error}") from None
     if not text.strip():
         raise RowError("gives an empty prompt with data.template")
