@@ -73,7 +73,33 @@ def test_the_first_rows_alone_are_counted_where_only_they_are_scored(score: Any)
     found = score([{"text": f"row {n}"} for n in range(9)], "evaluate.max_eval_rows=4", task="text")
 
     assert (found["rows"], found["loss_rows"]) == (4, 4)
-    assert "evaluate.max_eval_rows takes the first 4 prepared sequences" in found["notices"][0]
+    (notice,) = found["notices"]
+    assert notice.startswith(
+        "the loss is over 4 of 9 rows (evaluate.max_eval_rows takes the first 4 prepared"
+    )
+
+
+def test_rows_that_were_divided_are_all_in_the_loss_of_a_text(score: Any) -> None:
+    rows = [{"text": "word " * 80}, *({"text": f"row {n}"} for n in range(3))]
+
+    whole = score(rows, "data.long_rows=chunk", task="text")
+    first = score(rows, "data.long_rows=chunk", "evaluate.max_eval_rows=2", "data.packing=false", task="text")
+
+    assert whole["loss_rows"] > 4
+    assert whole["notices"] == []
+    (notice,) = first["notices"]
+    assert notice.startswith(f"the loss is over 2 of {whole['loss_rows']} examples (evaluate.max_eval_rows")
+
+
+def test_a_row_too_long_behind_those_that_were_asked_takes_nothing_from_the_loss(score: Any) -> None:
+    limit = ["evaluate.max_eval_rows=2", "data.packing=false"]
+
+    behind = score([SHORT, SHORT, LONG], *limit)
+    before = score([SHORT, LONG, LONG], *limit)
+
+    assert (behind["rows"], behind["loss_rows"], behind["notices"]) == (2, 2, [])
+    assert (before["rows"], before["loss_rows"]) == (2, 1)
+    assert before["notices"][0].startswith("the loss is over 1 of 2 rows (2 too long in the whole split: ")
 
 
 def test_rows_that_are_all_too_long_for_a_loss_are_scored_by_their_answers(score: Any) -> None:
