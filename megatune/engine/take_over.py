@@ -67,8 +67,10 @@ def _step_gradients_where_they_are(zero: Any) -> None:
     Sub-groups lie there one after another (stage3.py, `grad_partitions_flat_buffer` and `set_grad_positions`).
     """
     flat, start, parts = zero.grad_partitions_flat_buffer, 0, []
+    if any(master.device != flat.device for master in zero.fp32_partitioned_groups_flat):
+        return  # a policy leaves a share of the states on the device (`offload_optimizer.ratio`)
     for master in zero.fp32_partitioned_groups_flat:
-        assert flat.dtype == master.dtype and flat.device == master.device
+        assert flat.dtype == master.dtype
         parts.append(flat.narrow(0, start, master.numel()))
         start += master.numel()
     if zero.offload_optimizer:
