@@ -1,6 +1,8 @@
 """The report on prepared data as a picture: lengths, and answers where there are few."""
 
+import contextlib
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,14 @@ from megatune.units import format_ratio
 _MOST_ANSWERS = 15
 _SETS = "Prepared sets"
 """Name of the text in a picture that says what it shows."""
+
+
+def draw_or_tell(sets: Mapping[str, PreparedSet], target: Path) -> None:
+    """`draw_quality`; a picture that cannot be written is told on stderr, for it is no reason not to train."""
+    try:
+        draw_quality(sets, target)
+    except OSError as error:
+        print(f"megatune: the picture of the data is not drawn: {error}", file=sys.stderr, flush=True)
 
 
 def draw_quality(sets: Mapping[str, PreparedSet], target: Path) -> None:
@@ -31,8 +41,13 @@ def draw_quality(sets: Mapping[str, PreparedSet], target: Path) -> None:
             _draw_answers(row[1], name, prepared.report.labels)
     FigureCanvasAgg(figure)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    figure.savefig(scratch, format="png", metadata={_SETS: fingerprints})
-    scratch.replace(target)
+    try:
+        figure.savefig(scratch, format="png", metadata={_SETS: fingerprints})
+        scratch.replace(target)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            scratch.unlink(missing_ok=True)
+        raise
 
 
 def _shows(target: Path, fingerprints: str) -> bool:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from megatune.config import LoadedRun, Run, resolve_batch
-from megatune.data.quality_picture import draw_quality
+from megatune.data.quality_picture import draw_or_tell
 from megatune.engine.accelerator import refuse_unusable_gpus
 from megatune.engine.world import check_degrees
 from megatune.errors import ConfigError
@@ -101,7 +101,7 @@ def prepare_for(
         )  # reads the headers: no weights, or broken files, are found before the data
     folder.create()
     inputs = prepare_inputs(run, folder)
-    draw_quality(inputs.splits, folder.data_picture)
+    draw_or_tell(inputs.splits, folder.data_picture)
     return run, inputs
 
 

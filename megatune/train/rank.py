@@ -8,7 +8,7 @@ from megatune.checkpoint.export import replace_export
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
 from megatune.config.slurm import SlurmSection
 from megatune.data.notices import split_notices
-from megatune.data.quality_picture import draw_quality
+from megatune.data.quality_picture import draw_or_tell
 from megatune.data.sampler import total_steps
 from megatune.engine.base import TrainingEngine
 from megatune.engine.dtypes import DTYPES
@@ -69,7 +69,7 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
     prepared = prepare_inputs(run, folder, may_make=rank.nodes == 1) if rank.rank == 0 else None
     planned = _plan(loaded, rank, prepared) if prepared is not None else None
     if prepared is not None:
-        draw_quality(prepared.splits, folder.data_picture)
+        draw_or_tell(prepared.splits, folder.data_picture)
     if count_gpus():
         record_collectives(folder.heartbeats)
     try:

@@ -8,6 +8,7 @@ from data_sources import preparation
 from megatune.data import jsonfiles
 from megatune.data.notices import shared_notices, split_notices
 from megatune.data.quality import report_lines
+from megatune.data.quality_picture import draw_or_tell
 from megatune.tasks import TaskOptions
 
 
@@ -138,6 +139,28 @@ def test_an_id_in_two_splits_is_named_with_both_places(write_rows, tmp_path, gpt
         f"test: 1 row has the id of a row of validation; the first: {tmp_path / 'c.jsonl'}:2 (row 1), as "
         f"{held_out}:1 (row 1)",
     ]
+
+
+def two_sets(write_rows, tmp_path, tokenizer):
+    train = write_rows([{"id": n, "text": f"t{n}"} for n in range(5)])
+    held_out = write_rows([{"id": n, "text": f"t{n}"} for n in (9, 3, 4)], "b.jsonl")
+    return {
+        name: preparation([path], tokenizer, tmp_path / "p", split_name=name).prepare()
+        for name, path in (("train", train), ("validation", held_out))
+    }
+
+
+def test_a_picture_that_cannot_be_written_is_told_in_a_line(write_rows, tmp_path, gpt2_like, capsys):
+    sets = two_sets(write_rows, tmp_path, gpt2_like)
+    target = tmp_path / "data.png"
+    target.mkdir()
+
+    draw_or_tell(sets, target)
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("megatune: the picture of the data is not drawn: ")
+    assert str(target) in line
+    assert not list(tmp_path.glob(".data.png*"))
 
 
 def test_ids_of_a_divided_set_are_told_on_their_side_with_their_places(write_rows, tmp_path, gpt2_like):
