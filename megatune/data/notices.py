@@ -1,9 +1,8 @@
 """What a user should know of the prepared splits: of the rows of each, and of rows that stand in two of them."""
 
 from collections.abc import Mapping
-from itertools import combinations
 
-from megatune.data.duplicates import first_shared, num_shared
+from megatune.data.overlaps import Overlap, find_overlaps
 from megatune.data.prepared import PreparedSet
 
 _ROWS_OF_A_CLASS = 5
@@ -22,30 +21,26 @@ def split_notices(sets: Mapping[str, PreparedSet]) -> list[str]:
 
 def shared_notices(sets: Mapping[str, PreparedSet]) -> list[str]:
     """Of rows that stand in two splits, and of answers that one lacks."""
-    found = _unlearned(sets)
-    for name, count in num_leaked(sets).items():
+    found, overlaps = _unlearned(sets), find_overlaps(sets)
+    for name, count in _leaked(overlaps).items():
         if count:
             say = "row says" if count == 1 else "rows say"
             found.append(f"{name}: {count} {say} what a training row says: the scores show memory there")
-    pairs = combinations(sets.items(), 2)
     return found + [
-        notice for (earlier, later) in pairs if (notice := _shared_ids(later, earlier)) is not None
+        _shared_ids(sets, later, earlier, overlap)
+        for (later, earlier), overlap in overlaps.items()
+        if overlap.num_ids
     ]
 
 
-def _shared_ids(later: tuple[str, PreparedSet], earlier: tuple[str, PreparedSet]) -> str | None:
+def _shared_ids(sets: Mapping[str, PreparedSet], later: str, earlier: str, overlap: Overlap) -> str:
     """Of rows of one split that have the id of a row of another."""
-    (name, own), (other_name, other) = later, earlier
-    if own.row_ids is None or other.row_ids is None:
-        return None
-    first = first_shared(own.row_ids, other.row_ids)
-    if first is None:
-        return None
-    count = num_shared(own.row_ids, other.row_ids)
-    have = "row has" if count == 1 else "rows have"
+    assert overlap.first_id is not None, "the first of some"
+    have = "row has" if overlap.num_ids == 1 else "rows have"
+    mine, theirs = overlap.first_id
     return (
-        f"{name}: {count} {have} the id of a row of {other_name}; the first: {own.place_of(first[0])}, as "
-        f"{other.place_of(first[1])}"
+        f"{later}: {overlap.num_ids} {have} the id of a row of {earlier}; the first: {sets[later].place_of(mine)}, as "
+        f"{sets[earlier].place_of(theirs)}"
     )
 
 
@@ -65,7 +60,8 @@ def _unlearned(sets: Mapping[str, PreparedSet]) -> list[str]:
 
 def num_leaked(sets: Mapping[str, PreparedSet]) -> dict[str, int]:
     """Rows of each held-out split that are also training rows."""
-    train = sets["train"].row_hashes
-    return {
-        name: num_shared(held_out.row_hashes, train) for name, held_out in sets.items() if name != "train"
-    }
+    return _leaked(find_overlaps(sets))
+
+
+def _leaked(overlaps: Mapping[tuple[str, str], Overlap]) -> dict[str, int]:
+    return {later: overlap.num_rows for (later, earlier), overlap in overlaps.items() if earlier == "train"}

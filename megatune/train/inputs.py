@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from megatune.config import DataSource, Run
 from megatune.data.labelled import head_labels
 from megatune.data.labels import with_labels
+from megatune.data.overlaps import find_overlaps
 from megatune.data.prepare import Preparation, Settings
 from megatune.data.prepared import PreparedSet
 from megatune.data.progress import SILENT, Spoken
@@ -127,6 +128,7 @@ def prepare_inputs(run: Run, folder: RunFolder, team: Team = ALONE, *, may_make:
         if rows is not None and split not in sets:
             sets[split] = splitting.preparation(split, rows, None).prepare()
     _refuse_best_without_loss(run, sets.get("validation"))
+    team.first(lambda: find_overlaps(sets))  # now: no process group waits for it
     asked = team.first(lambda: _questions(run, splitting, sets))
     return Inputs(
         source=with_head(run, source, sets["train"], options),

@@ -68,8 +68,7 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
     # Several nodes are not to wait for that one process: there it only finds what was prepared before.
     prepared = prepare_inputs(run, folder, may_make=rank.nodes == 1) if rank.rank == 0 else None
     planned = _plan(loaded, rank, prepared) if prepared is not None else None
-    if prepared is not None:
-        draw_or_tell(prepared.splits, folder.data_picture)
+    notices = [] if prepared is None else _look_at_data(prepared, folder)
     if count_gpus():
         record_collectives(folder.heartbeats)
     try:
@@ -101,6 +100,7 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
                     heart=heart,
                     memory=MemoryMeter(device),
                     planned=planned,
+                    notices=notices,
                     startup_seconds=startup,
                 )
                 code = _train_or_explain(begun, loaded, rank)
@@ -110,6 +110,12 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
     # Not after an error: leaving waits for the others, who may wait for this rank. The launcher ends them.
     leave()
     return code
+
+
+def _look_at_data(prepared: Inputs, folder: RunFolder) -> list[str]:
+    """What the user should know of the data, which is drawn. Not in a collective: it may read hashes of all rows."""
+    draw_or_tell(prepared.splits, folder.data_picture)
+    return split_notices(prepared.splits)
 
 
 def lay_out(
@@ -156,6 +162,8 @@ class _Start:
     memory: MemoryMeter
     planned: PlannedRun | None
     """The first rank's."""
+    notices: list[str]
+    """What the user should know of the data, on the first rank."""
     startup_seconds: float
 
 
@@ -305,8 +313,7 @@ def _describe(
             f"{prepared.num_tokens} tokens ({prepared.num_targets} targets), "
             f"{prepared.report.fill_ratio:.1%} of the room filled"
         )
-    notices = world.first_rank(lambda: [*split_notices(inputs.splits), *precision_notices(run, inputs)])
-    for notice in notices:
+    for notice in [*start.notices, *precision_notices(run, inputs)]:
         reporter.note(f"note: {notice}")
 
 

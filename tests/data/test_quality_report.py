@@ -6,7 +6,7 @@ import pytest
 from data_sources import preparation
 
 from megatune.data import jsonfiles
-from megatune.data.notices import shared_notices, split_notices
+from megatune.data.notices import num_leaked, shared_notices, split_notices
 from megatune.data.quality import report_lines
 from megatune.data.quality_picture import draw_or_tell
 from megatune.tasks import TaskOptions
@@ -148,6 +148,34 @@ def two_sets(write_rows, tmp_path, tokenizer):
         name: preparation([path], tokenizer, tmp_path / "p", split_name=name).prepare()
         for name, path in (("train", train), ("validation", held_out))
     }
+
+
+def test_rows_in_two_splits_are_looked_for_once(write_rows, tmp_path, gpt2_like, monkeypatch):
+    sets = two_sets(write_rows, tmp_path, gpt2_like)
+    told = split_notices(sets)
+    assert told[0] == "validation: 2 rows say what a training row says: the scores show memory there"
+    assert "2 rows have the id of a row of train" in told[1]
+
+    def read_again(*_):
+        raise AssertionError("the hashes are read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("megatune.data.overlaps.num_shared", read_again)
+        assert split_notices(sets) == told
+        assert num_leaked(sets) == {"validation": 2}
+    sets["train"].verify()
+    sets["validation"].verify()
+    (kept,) = sets["validation"].folder.glob("shared-with-*.json")
+    kept.write_text('{"num_rows": 7')
+    assert split_notices(sets) == told, "a damaged file is none"
+
+
+def test_rows_in_two_splits_are_told_where_nothing_can_be_kept(write_rows, tmp_path, gpt2_like, capsys):
+    sets = two_sets(write_rows, tmp_path, gpt2_like)
+    (sets["validation"].folder / f"shared-with-{sets['train'].fingerprint}.json").mkdir()
+
+    assert num_leaked(sets) == {"validation": 2}
+    assert "looked for again next time" in capsys.readouterr().err
 
 
 def test_a_picture_that_cannot_be_written_is_told_in_a_line(write_rows, tmp_path, gpt2_like, capsys):
