@@ -59,17 +59,20 @@ def lines_of_input() -> list[str]:
     """Each line of standard input that is not blank. Raises ConfigError for what is no UTF-8."""
     raw = sys.stdin.buffer.read().split(b"\n")
     fix = "Pipe it through iconv -f {encoding} -t utf-8"
-    return _not_blank([_text(line, f"standard input, line {n}", fix) for n, line in enumerate(raw, start=1)])
+    return _not_blank(
+        [_text(line, f"standard input, line {n}", fix, n) for n, line in enumerate(raw, start=1)]
+    )
 
 
 def _not_blank(lines: Sequence[str]) -> list[str]:
     return [line.rstrip("\r") for line in lines if line.strip()]
 
 
-def _text(raw: bytes, what: str, fix: str) -> str:
+def _text(raw: bytes, what: str, fix: str, number: int = 1) -> str:
+    """number: of the line; only the first may begin with the mark of an encoding."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        encoding, meant = guessed(1, raw, error.start)
+        encoding, meant = guessed(number, raw, error.start)
         problem = f"{what} is not UTF-8 at byte {error.start} (0x{raw[error.start]:02x}). {meant}. "
         raise ConfigError([problem + fix.format(encoding=encoding)], source=_COMMAND) from None

@@ -1,6 +1,7 @@
 """megatune generate: where prompts come from, how answers are written and shown, and what is refused."""
 
 import builtins
+import io
 import json
 import os
 import pty
@@ -14,7 +15,8 @@ import pytest
 from command_line import assert_refused, megatune, write_model
 
 from megatune.cli.generate import GenerateOptions, generate_answers
-from megatune.errors import UserError
+from megatune.cli.prompts import lines_of_input
+from megatune.errors import ConfigError, UserError
 from megatune.evaluate.decoding import Decoding
 
 
@@ -194,6 +196,15 @@ def test_prompts_that_are_no_utf8_are_refused_with_what_they_may_be(model: Path,
         assert "is not UTF-8" in told
         assert "In cp1252 it would read 'café'" in told
         assert fix in told
+
+
+def test_only_the_first_line_of_the_input_may_begin_with_the_mark_of_an_encoding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for given, encoding in (("é\n".encode("utf-16"), "utf-16"), (b"ok\n\xff\xfe\xe9\n", "cp1252")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        with pytest.raises(ConfigError, match=f"iconv -f {encoding} -t utf-8"):
+            lines_of_input()
 
 
 @pytest.mark.parametrize(
