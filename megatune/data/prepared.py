@@ -17,7 +17,7 @@ from megatune.data.tokenize import Example
 from megatune.errors import DataError
 from megatune.files import hash_file
 
-SCHEMA = 4
+SCHEMA = 5
 """Raised when the files or what is written into them change; older sets are then prepared anew."""
 MANIFEST = "manifest.json"
 ARRAYS = {

@@ -1,7 +1,6 @@
 """What a set of rows looks like: collected while it is written, told before anybody trains on it."""
 
 import heapq
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,8 +57,8 @@ class Report:
     length_counts: list[int]
     """Examples, and rows dropped as too long, by their length before anything was cut: NUM_BINS equal steps up to
     the maximum, and longer ones."""
-    longest: list[tuple[int, str]]
-    """Tokens and place of the longest rows, dropped ones too, before anything was cut."""
+    longest: list[tuple[int, str, int, int | None]]
+    """Tokens, file, row and line of the longest rows, dropped ones too, before anything was cut."""
     labels: dict[str, int] | None
     """How often each answer comes, where they are few and short; None elsewhere."""
 
@@ -97,10 +96,10 @@ class Report:
                 f"{self.num_unknown} tokens are unknown to the tokenizer, and stand for all it cannot write"
             )
         if self.labels and max(self.labels.values()) >= _LOPSIDED * min(self.labels.values()):
-            most, least = (choose(self.labels, key=lambda label: self.labels[label]) for choose in (max, min))  # type: ignore[index]
-            found.append(
-                f"the answers are lopsided: {most!r} comes {self.labels[most]} times, {least!r} {self.labels[least]}"
+            (most, num_most), (least, num_least) = (
+                choose(self.labels.items(), key=lambda one: one[1]) for choose in (max, min)
             )
+            found.append(f"the answers are lopsided: {most!r} comes {num_most} times, {least!r} {num_least}")
         alike = _alike(self.labels or {})
         if alike:
             found.append(
@@ -154,7 +153,7 @@ class Findings:
     first_too_long: str | None = None
     dropped_answers: set[int] = field(default_factory=set)
     """Of rows that were dropped as too long, by their hashes."""
-    _longest: list[tuple[int, int, int, str]] = field(default_factory=list)
+    _longest: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def see(self, block: PoolBlock, chosen: Values) -> None:
         """Count the `chosen` records of a block."""
@@ -194,18 +193,16 @@ class Findings:
         shortest = self._longest[0][0] if len(self._longest) == _NUM_LONGEST else 0
         longer = np.flatnonzero(whole > shortest)
         for at in longer[np.argsort(-whole[longer], kind="stable")[:_NUM_LONGEST]].tolist():
-            where = self._place(block, records[at])
+            row, line = _row_and_line(block, records[at])
             # Of equal ones the first is kept.
-            entry = (int(whole[at]), -block.file, -block.rows_before - int(records["row"][at]), where)
+            entry = (int(whole[at]), -block.file, -row, line or 0)
             if len(self._longest) < _NUM_LONGEST:
                 heapq.heappush(self._longest, entry)
             elif entry > self._longest[0]:
                 heapq.heapreplace(self._longest, entry)
 
     def _place(self, block: PoolBlock, record: Values) -> str:
-        line = int(record["line"])
-        row = block.rows_before + int(record["row"])
-        return place_name(self.labels_of_files[block.file], row, block.lines_before + line if line else None)
+        return place_name(self.labels_of_files[block.file], *_row_and_line(block, record))
 
     def report(
         self,
@@ -237,7 +234,10 @@ class Findings:
             fill_ratio=num_packed_tokens / max(1, num_rows * self.max_seq_length),
             target_ratio=self.num_targets / max(1, self.num_tokens),
             length_counts=self.length_counts.tolist(),
-            longest=[(length, where) for length, _, _, where in longest],
+            longest=[
+                (length, self.labels_of_files[-file], -row, line or None)
+                for length, file, row, line in longest
+            ],
             labels=None if tally.labels is None else self._labels(tally.labels),
         )
 
@@ -257,9 +257,18 @@ class Findings:
         }
 
 
+def _row_and_line(block: PoolBlock, record: Values) -> tuple[int, int | None]:
+    """In the file; None where it has no lines."""
+    line = int(record["line"])
+    return block.rows_before + int(record["row"]), block.lines_before + line if line else None
+
+
 def report_from(fields: Mapping[str, Any]) -> Report:
     """The report that a manifest holds. Raises TypeError where it is none."""
-    longest = [(int(length), str(where)) for length, where in fields["longest"]]
+    longest = [
+        (int(length), str(file), int(row), None if line is None else int(line))
+        for length, file, row, line in fields["longest"]
+    ]
     pair = fields["first_duplicate_id"]
     first = None if pair is None else (str(pair[0]), str(pair[1]))
     return Report(**{**fields, "longest": longest, "first_duplicate_id": first})
@@ -285,12 +294,12 @@ def report_lines(name: str, report: Report, max_seq_length: int) -> list[str]:
     return lines
 
 
-def _places(longest: Sequence[tuple[int, str]]) -> str:
+def _places(longest: Sequence[tuple[int, str, int, int | None]]) -> str:
     """On one line: a file is named where it is another one than before."""
     found, last = [], None
-    for length, where in longest:
-        file, place = re.fullmatch(r"(.*?)((?::\d+)? \(row \d+\))", where, re.DOTALL).groups()  # type: ignore[union-attr]
-        found.append(f"{length} {'' if file == last else file}{place}".replace("  ", " "))
+    for length, file, row, line in longest:
+        place = place_name("", row, line).lstrip() if file == last else place_name(file, row, line)
+        found.append(f"{length} {place}")
         last = file
     return "; ".join(found)
 

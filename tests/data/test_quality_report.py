@@ -37,8 +37,8 @@ def test_the_report_tells_what_the_rows_are_like(tmp_path, gpt2_like, monkeypatc
     assert report.labels == {" even".strip(): 25, "odd": 21}
     assert sum(report.length_counts) == 46
     assert len(report.longest) == 10
-    assert [where.rpartition("/")[2] for _, where in report.longest[:3]] == [
-        f"a.jsonl:{2 * row - 1} (row {row})" for row in (45, 46, 47)
+    assert [place for _, *place in report.longest[:3]] == [
+        [str(path), row, 2 * row - 1] for row in (45, 46, 47)
     ]
     assert any("2 of 47 rows say the same as a row before them" in notice for notice in report.notices(64))
 
@@ -106,7 +106,7 @@ def test_rows_that_were_dropped_are_among_the_lengths_and_the_longest(
     assert (report.num_too_long, report.num_empty, report.length_counts[-1]) == (9, 1, 9)
     assert sum(report.length_counts) == 10
     whole = len(gpt2_like(f"{'word ' * 80} a").input_ids) + 1
-    assert report.longest[:9] == [(whole, f"{path}:{n} (row {n})") for n in range(1, 10)]
+    assert report.longest[:9] == [(whole, str(path), n, n) for n in range(1, 10)]
     lines = report_lines("train", report, 64)
     assert any(line.split()[:3] == ["over", "64", "9"] for line in lines)
     (longest,) = (line for line in lines if "longest" in line)
@@ -121,7 +121,7 @@ def test_dropped_rows_of_a_divided_set_are_told_with_the_training_rows(write_row
     train, validation = (one.report for one in made.prepare_both())
 
     assert (train.length_counts[-1], validation.length_counts[-1]) == (1, 0)
-    assert train.longest[0][1].endswith("(row 11)")
+    assert train.longest[0][2:] == (11, 11)
     assert (train.num_too_long, validation.num_too_long) == (1, 0)
 
 
@@ -139,6 +139,16 @@ def test_an_id_in_two_splits_is_named_with_both_places(write_rows, tmp_path, gpt
         f"test: 1 row has the id of a row of validation; the first: {tmp_path / 'c.jsonl'}:2 (row 1), as "
         f"{held_out}:1 (row 1)",
     ]
+
+
+def test_a_file_whose_name_has_two_blanks_keeps_them(write_rows, tmp_path, gpt2_like):
+    path = write_rows([{"text": "a b c"}, {"text": "a"}], "a  b (row 3).jsonl")
+
+    report = preparation([path], gpt2_like, tmp_path / "p").prepare().report
+
+    (longest,) = (line for line in report_lines("train", report, 64) if "longest" in line)
+    (first, *_), (second, *_) = report.longest
+    assert longest == f"  longest: {first} {path}:1 (row 1); {second} :2 (row 2)"
 
 
 def two_sets(write_rows, tmp_path, tokenizer):
