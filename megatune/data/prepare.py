@@ -235,7 +235,7 @@ class Preparation:
         size = self.settings.val_size
         if size is None:
             return (Side(),)
-        # Nothing that could be divided is told by `build_set`, in the words of a set that is not divided.
+        # Nothing that could be divided is told by `refuse_nothing`, in the words of a set that is not divided.
         return divide(pool, size, self.settings.seed) if tally.num_kept else (Side(), Side())
 
     def _write_set(

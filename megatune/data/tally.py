@@ -86,7 +86,12 @@ def answer_hash(label: str) -> int:
 
 
 def lacks_input(segments: Sequence[Segment]) -> bool:
-    """Whether a row has an answer and nothing to answer."""
+    """Whether a row has an answer that is learned and nothing to answer.
+
+    Only of rows with columns `prompt` and `completion`, in task `text` and in `dialogue` without a chat template:
+    tasks with answers give no segments for a row without input (`Exchange.prompt` is empty), and a chat template
+    writes something before each answer.
+    """
     read = [segment.text for segment in segments if not segment.is_target]
     return len(read) > 0 and len(segments) > 1 and not any(text.strip() for text in read)
 
