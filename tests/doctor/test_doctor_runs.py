@@ -201,10 +201,13 @@ def test_another_version_on_one_node_is_found(ranks, tmp_path):
     done = job.finish(started[0])
 
     assert done.code == 1
-    # On a busy machine the speeds of the three may differ for real, and a slow one is then excluded, too.
-    assert set(done.verdicts("fail")) - {"pairs"} == {"versions"}
+    # On a busy machine the speeds of the three may differ for real: then slow ones are at fault too, and no option
+    # names two nodes of three.
+    failed = set(done.verdicts("fail"))
+    assert failed - {"pairs"} == {"versions"}
     assert "9.9.9 on n2 (rank 1)" in done.rung("versions")["message"]
-    assert "n2" in done.report["exclude"]
+    if "pairs" not in failed:
+        assert done.report["exclude"] == "--exclude=n2"
 
 
 def test_a_clock_five_seconds_ahead_is_found_and_only_warns(ranks, tmp_path):
