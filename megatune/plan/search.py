@@ -75,11 +75,6 @@ class Found:
         """The best; where nothing fits, the one that lacks least; None without a layout."""
         return self.best or next(iter(self.too_big), None)
 
-    @property
-    def rejected(self) -> list[Rejected]:
-        """Why each layout but the best was not taken."""
-        return self.rejected_beside(self.best)
-
     def rejected_beside(self, taken: Assessment | None) -> list[Rejected]:
         """Why each layout but `taken` was not."""
         others = [a for a in (*self.too_big, *self.fitting) if taken is None or a.layout != taken.layout]

@@ -32,11 +32,6 @@ class DataTraffic:
     a_micro_batch: tuple[Pass, ...] = ()
     a_step: tuple[Pass, ...] = ()
 
-    def bytes_a_weight(self, accumulation: int) -> float:
-        """Of a whole step."""
-        passes = self.a_micro_batch * accumulation + self.a_step
-        return sum(one.bytes_a_weight for one in passes)
-
 
 def data_traffic(layout: Layout, practice: Practice) -> DataTraffic:
     """What the layout's ZeRO stage sends (arXiv:1910.02054, section 7, where an engine does no more than it must).
@@ -48,8 +43,9 @@ def data_traffic(layout: Layout, practice: Practice) -> DataTraffic:
     >>> flash = Practice(attention="flash", fused_elementwise=True)
     >>> layouts = [Layout(tensor_parallel=1, data_parallel=8, micro_batch=1, accumulation=4, zero_stage=stage,
     ...                   gradient_checkpointing=False) for stage in range(4)]
-    >>> [data_traffic(layout, flash).bytes_a_weight(accumulation=4) for layout in layouts]
-    [4.0, 4.0, 10.0, 24.0]
+    >>> sent = [data_traffic(layout, flash) for layout in layouts]
+    >>> [(len(passes.a_micro_batch), len(passes.a_step)) for passes in sent]
+    [(0, 2), (0, 2), (1, 1), (3, 0)]
     """
     if layout.data_parallel == 1:
         return DataTraffic()

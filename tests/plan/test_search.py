@@ -15,7 +15,12 @@ from megatune.plan.links import Link, Links
 from megatune.plan.question import Machine, layout_of, make_question
 from megatune.plan.rates import Measured
 from megatune.plan.refusal import refuse_all, refuse_too_big
-from megatune.plan.search import pareto_front, search
+from megatune.plan.search import Found, Rejected, pareto_front, search
+
+
+def rejected(found: Found) -> list[Rejected]:
+    """Why each layout but the best was not taken."""
+    return found.rejected_beside(found.best)
 
 
 def test_every_judged_layout_keeps_the_global_batch_and_the_devices() -> None:
@@ -34,25 +39,25 @@ def test_the_best_is_the_fastest_that_fits() -> None:
 
 def test_every_layout_but_the_best_is_rejected_with_a_reason() -> None:
     found = search(question())
-    whole = [one for one in found.rejected if "micro_batch" in one.layout]
+    whole = [one for one in rejected(found) if "micro_batch" in one.layout]
     assert len(whole) == len(found.fitting) + len(found.too_big) - 1
-    assert all(one.reason for one in found.rejected)
+    assert all(one.reason for one in rejected(found))
 
 
 def test_degrees_that_cannot_be_are_rejected_by_name() -> None:
     reasons = {
         one.layout["tp"]: one.reason
-        for one in search(question(LLAMA_70B, machine(4, "h100-80gb"))).rejected
+        for one in rejected(search(question(LLAMA_70B, machine(4, "h100-80gb"))))
         if one.layout.keys() == {"tp", "dp"}
     }
     assert "several nodes" in reasons[16]
     narrow = {**GPT2_XL, "n_head": 4}
     reasons = {
-        one.layout["tp"]: one.reason for one in search(question(narrow)).rejected if "tp" in one.layout
+        one.layout["tp"]: one.reason for one in rejected(search(question(narrow))) if "tp" in one.layout
     }
     assert "4 key-value head" in reasons[8]
     odd = search(question(train={"global_batch_size": 12}))
-    assert any("12 sequences does not divide over 8" in one.reason for one in odd.rejected)
+    assert any("12 sequences does not divide over 8" in one.reason for one in rejected(odd))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,9 @@ def test_a_step_sends_what_is_planned(
 
     sent = worlds.run(NUM_RANKS, sent_bytes, str(folder), stage, precision, accumulation, kept, reuse)[0]
 
-    planned = data_traffic(shape, practice).bytes_a_weight(accumulation)
+    traffic = data_traffic(shape, practice)
+    passes = (*traffic.a_micro_batch * accumulation, *traffic.a_step)
+    planned = sum(one.bytes_a_weight for one in passes)
     assert sum(sent.values()) / model.num_params == pytest.approx(planned, rel=0.02), sent
 
 
