@@ -5,13 +5,18 @@ test that needs four ranks costs no start of four interpreters. A rank that rais
 its world; the next test gets a new one.
 """
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from megatune.launch.ports import reserve_port
@@ -33,16 +38,16 @@ class TestWorld:
     def __init__(self, num_ranks: int) -> None:
         context = _context()
         self.num_ranks = num_ranks
+        self._held = ExitStack()
         # Kept until the world ends: another world must not be given it before rank 0 has bound it.
-        self._port = ExitStack()
-        port = self._port.enter_context(reserve_port())
+        port = self._held.enter_context(reserve_port())
+        self._stacks = Path(self._held.enter_context(tempfile.TemporaryDirectory()))
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(num_ranks):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(theirs, rank, num_ranks, port, sys.path), daemon=True
-            )
+            served = (theirs, rank, num_ranks, port, sys.path, self._stacks / str(rank))
+            process = context.Process(target=_serve, args=served, daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -57,7 +62,8 @@ class TestWorld:
         while pending:
             ready = wait(list(pending), timeout=timeout_s)
             if not ready:
-                raise AssertionError(f"ranks {sorted(pending.values())} of {function.__name__}{args} hang")
+                hung = sorted(pending.values())
+                raise AssertionError(f"ranks {hung} of {function.__name__}{args} hang:\n{self._where(hung)}")
             for pipe in ready:
                 rank = pending.pop(pipe)  # type: ignore[arg-type,call-overload]
                 try:
@@ -69,20 +75,28 @@ class TestWorld:
                 results[rank] = value
         return [results[rank] for rank in range(self.num_ranks)]
 
+    def _where(self, ranks: list[int]) -> str:
+        """The stacks of `ranks` that do not answer."""
+        for rank in ranks:
+            os.kill(self._processes[rank].pid, signal.SIGUSR1)
+        time.sleep(2)
+        return "\n".join(f"rank {rank}:\n{(self._stacks / str(rank)).read_text()}" for rank in ranks)
+
     def close(self) -> None:
         for process in self._processes:
             process.kill()
         for process in self._processes:
             process.join()
-        self._port.close()
+        self._held.close()
 
 
 class RankError(AssertionError):
     """A rank raised; the message is its traceback."""
 
 
-def _serve(pipe: Connection, rank: int, num_ranks: int, port: int, path: list[str]) -> None:
+def _serve(pipe: Connection, rank: int, num_ranks: int, port: int, path: list[str], stacks: Path) -> None:
     sys.path[:] = path
+    faulthandler.register(signal.SIGUSR1, stacks.open("w"))
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

@@ -16,24 +16,11 @@ from megatune.engine.base import TrainingEngine
 from megatune.errors import CheckpointError
 
 
-def resume_engines(
-    folder: str, tp: int, cases: dict[str, dict[str, Any]], checkpoints: str, extensions: str | None
+def resume_engine(
+    folder: str, tp: int, sections: dict[str, Any], checkpoints: Path, extensions: str
 ) -> dict[str, Any]:
-    """Case -> (losses and norms of steps 3 and 4, the same after a save and load, unequal weights)."""
-    if extensions:
-        os.environ["TORCH_EXTENSIONS_DIR"] = extensions
-    return {
-        name: _resume(folder, tp, sections, Path(checkpoints) / f"tp{tp}-{name}")
-        for name, sections in cases.items()
-    }
-
-
-def _engine(folder: str, tp: int, sections: dict[str, Any]) -> TrainingEngine:
-    world = world_of(tp)
-    return zero_engine(tiny_run(folder, tp, **sections), world, micro=SEQUENCES // world.data_parallel)
-
-
-def _resume(folder: str, tp: int, sections: dict[str, Any], checkpoints: Path) -> dict[str, Any]:
+    """Losses and norms of steps 3 and 4, the same after a save and load, and the weights that differ."""
+    os.environ["TORCH_EXTENSIONS_DIR"] = extensions
     engine = _engine(folder, tp, sections)
     steps = batches(4)
     run_steps(engine, steps[:2], accumulation=1, learning_rate=0.01)
@@ -45,6 +32,11 @@ def _resume(folder: str, tp: int, sections: dict[str, Any], checkpoints: Path) -
     again = run_steps(resumed, steps[2:], accumulation=1, learning_rate=0.01)
     unequal = [name for name, value in _masters(resumed).items() if not torch.equal(value, expected[name])]
     return {"went on": went_on, "resumed": again, "unequal": unequal, "kinds": sorted(state.kinds)}
+
+
+def _engine(folder: str, tp: int, sections: dict[str, Any]) -> TrainingEngine:
+    world = world_of(tp)
+    return zero_engine(tiny_run(folder, tp, **sections), world, micro=SEQUENCES // world.data_parallel)
 
 
 def save(engine: TrainingEngine, checkpoints: Path, step: int) -> Path:

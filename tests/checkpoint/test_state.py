@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from state_cases import resume_engines
+from state_cases import resume_engine
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
@@ -52,11 +52,12 @@ def resumed(
     folder = str(write_tiny_model("llama", session_folder))
     extensions = extension_folder()
     ensure_built([sys.executable, "-m", "megatune.engine.build_ops", "cpu_adam"], extensions)
-    checkpoints = str(tmp_path_factory.mktemp("state"))
+    checkpoints = tmp_path_factory.mktemp("state")
     found = {}
     for tp in (1, 2):
-        ranks = worlds.run(2 * tp, resume_engines, folder, tp, CASES, checkpoints, str(extensions))
-        found |= {(name, tp): [rank[name] for rank in ranks] for name in CASES}
+        for name, sections in CASES.items():
+            saved = checkpoints / f"tp{tp}-{name}"
+            found[name, tp] = worlds.run(2 * tp, resume_engine, folder, tp, sections, saved, str(extensions))
     return found
 
 
