@@ -8,7 +8,7 @@ from parity_steps import plain_engine, tiny_run, world_of, zero_engine
 from tiny_models import VOCABULARY
 
 from megatune.data.batches import Batch, collate
-from megatune.data.tokenize import Example
+from megatune.data.examples import Example
 from megatune.train.step import train_step
 
 NUM_STEPS = 5

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from megatune.data.examples import Example
 from megatune.data.prepared import PreparedSet
 from megatune.data.sampler import Position, RowNumbers, micro_batch_rows, step_rows
-from megatune.data.tokenize import Example
 
 IGNORED = -100
 """The label where no loss is taken, as in torch's cross-entropy."""

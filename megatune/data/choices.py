@@ -29,7 +29,8 @@ def label_tokens(options: TaskOptions, prompt: str, tokenizer: "PreTrainedTokeni
         )
         for label in options.labels
     ]
-    examples = [found.example for (found,) in tokenize(rows, tokenizer, Limit(max_length=_ANY_LENGTH))]
+    found = tokenize(rows, tokenizer, Limit(max_length=_ANY_LENGTH))
+    examples = [found[at] for at in range(len(rows))]
     tokens = [example.input_ids[example.is_target].tolist() for example in examples]
     _refuse_beginnings(tokens, options.labels)
     return tokens

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatune.data.tokenize import Example, Ids, Mask, Tokenized
+from megatune.data.examples import Example, Ids, Mask
 from megatune.errors import DataError
 from megatune.tasks import TASKS, Exchange, RowError, TaskOptions
 from megatune.tasks.qa import read_question
@@ -40,16 +40,19 @@ class LabelledRow:
     word_starts: list[int]
     """The first token of each word, of ner."""
 
-    def tokenized(self, max_length: int) -> Tokenized:
-        """The same as an example of the first `max_length` tokens.
+    def num_beyond(self, max_length: int) -> int:
+        """Tokens that an example of `max_length` leaves out."""
+        return max(0, len(self.input_ids) - max_length)
+
+    def example(self, max_length: int) -> Example:
+        """The first `max_length` tokens.
 
         A text keeps its class; words beyond have no tag, and an answer that is not all there no loss.
         """
         ids, labels = (np.array(part[:max_length], dtype=np.int32) for part in (self.input_ids, self.labels))
-        num_cut = max(0, len(self.input_ids) - max_length)
-        if self._is_text and num_cut:
+        if self._is_text and max_length and self.num_beyond(max_length):
             labels[-1] = self.labels[-1]
-        return Tokenized(Example(ids, self._losses(labels), labels), num_cut=num_cut)
+        return Example(ids, self._losses(labels), labels)
 
     @property
     def _is_text(self) -> bool:

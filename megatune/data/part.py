@@ -5,20 +5,22 @@ A part is written as the rows are read; nothing in memory grows with their numbe
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from megatune.data.arrays import ArrayWriter
+from megatune.data.examples import Examples
 from megatune.data.jsonfiles import RangeRows
 from megatune.data.labelled import labeller
 from megatune.data.read import FileBlock
 from megatune.data.rows import Row
 from megatune.data.segmenting import Segmenting, content_hash, id_hash
 from megatune.data.tally import Tally, lacks_input
-from megatune.data.tokenize import Limit, Tokenized, chat_renderer, end_id, tokenize
+from megatune.data.tokenize import Limit, chat_renderer, end_id, tokenize
 from megatune.errors import DataError
 from megatune.tasks import RenderChat, Segment
 
@@ -153,18 +155,16 @@ def _write_block(
 ) -> None:
     rows = found.block.rows()
     render_chat = chat_renderer(tokenizer)
+    unknown_id = _unknown_id(tokenizer)
     before = [arrays[name].length for name in ("examples", "dropped")]
     segmenting = settings.segmenting[found.source]
     label = None if settings.head == "lm" else labeller(segmenting.task, tokenizer)
     for batch in _batches(rows, segmenting, render_chat):
         if label is None:
-            examples = tokenize([segments for _, segments, _ in batch], tokenizer, settings.limit)
+            examples = tokenize(batch.segments, tokenizer, settings.limit)
         else:
-            examples = [
-                segmenting.labelled(row, label, settings.limit) if segments else []
-                for row, segments, _ in batch
-            ]
-        _write_batch(batch, examples, arrays, tokenizer, settings, tally)
+            examples = segmenting.labelled(batch.rows, batch.segments, label, settings.limit)
+        _write_batch(batch, examples, arrays, settings.vocab_size, unknown_id, tally)
     counted = (rows.num_rows, rows.num_lines) if isinstance(rows, RangeRows) else (0, 0)
     written = [
         arrays[name].length - length for name, length in zip(("examples", "dropped"), before, strict=True)
@@ -172,86 +172,94 @@ def _write_block(
     arrays["blocks"].append(np.array([(found.source, found.file, *written, *counted)], dtype=BLOCK))
 
 
-_Batch = list[tuple[Row, list[Segment], int]]
+@dataclass(frozen=True)
+class _Batch:
+    """Rows that are tokenised at a time, and what is known of each before that."""
+
+    rows: list[Row] = field(default_factory=list)
+    segments: list[list[Segment]] = field(default_factory=list)
+    known: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
+    """As in _KNOWN."""
+
+    def add(self, row: Row, segments: list[Segment]) -> None:
+        """One more row."""
+        self.rows.append(row)
+        self.segments.append(segments)
+        place = row.place.number, row.place.line or 0
+        hashed = content_hash(segments, row)
+        self.known.append((hashed, id_hash(row.values), *place, lacks_input(segments)))
+
+
+_KNOWN = np.dtype([(name, EXAMPLE[name]) for name in ("hash", "id", "row", "line", "no_input")])
 
 
 def _batches(rows: Iterable[Row], segmenting: Segmenting, render_chat: RenderChat | None) -> Iterator[_Batch]:
-    """Rows with their segments and the hash of those, about BATCH_CHARS characters at a time."""
-    batch: _Batch = []
+    """Rows with their segments, about BATCH_CHARS characters at a time."""
+    batch = _Batch()
     num_chars = 0
     for row in rows:
         segments = segmenting.segments(row, render_chat)
-        batch.append((row, segments, content_hash(segments, row)))
-        num_chars += sum(len(segment.text) for segment in segments)
+        batch.add(row, segments)
+        num_chars += sum([len(segment.text) for segment in segments])
         if num_chars >= BATCH_CHARS:
             yield batch
-            batch, num_chars = [], 0
-    if batch:
+            batch, num_chars = _Batch(), 0
+    if batch.rows:
         yield batch
 
 
 def _write_batch(
     batch: _Batch,
-    examples: list[list[Tokenized]],
+    examples: Examples,
     arrays: dict[str, ArrayWriter],
-    tokenizer: "PreTrainedTokenizerBase",
-    settings: PartSettings,
+    vocab_size: int | None,
+    unknown_id: int | None,
     tally: Tally,
 ) -> None:
-    unknown_id = _unknown_id(tokenizer)
-    ids: list[Any] = []
-    masks: list[Any] = []
-    labels: list[Any] = []
-    records, dropped = [], []
-    for (row, segments, hashed), pieces in zip(batch, examples, strict=True):
-        kept = _kept(pieces, tally)
-        place = row.place.number, row.place.line or 0
-        if not kept and any(item.num_cut for item in pieces):
-            dropped.append((_num_tokens(pieces), *place, tally.see_dropped(segments)))
-        answer = tally.see_answer(segments) if kept else 0
-        for piece, item in enumerate(kept):
-            example = item.example
-            ids.append(example.input_ids)
-            masks.append(example.is_target)
-            labels.append(example.labels)
-            largest = int(example.input_ids.max())
-            if largest > tally.max_token_id:
-                tally.max_token_id = largest
-                check_vocabulary(largest, settings.vocab_size, row.where)
-            about = _about(item, unknown_id)
-            no_input = lacks_input(segments)
-            records.append((hashed, id_hash(row.values), answer, *about, *place, piece, no_input))
-    if dropped:
-        arrays["dropped"].append(np.array(dropped, dtype=DROPPED))
-    if records:
-        arrays["tokens"].append(np.concatenate(ids))
-        arrays["is_target"].append(np.concatenate(masks))
-        if LABELS in arrays:
-            arrays[LABELS].append(np.concatenate(labels))
-        arrays["examples"].append(np.array(records, dtype=EXAMPLE))
+    num_rows = len(batch.rows)
+    kept = examples.chosen(examples.count(examples.is_target) > 0)
+    num_cut = np.bincount(examples.rows, weights=examples.num_cut, minlength=num_rows)
+    num_kept = np.bincount(kept.rows, minlength=num_rows)
+    is_dropped = (num_kept == 0) & (num_cut > 0)
+    answers = tally.see(batch.segments, is_kept=num_kept > 0, is_dropped=is_dropped)
+    known = np.array(batch.known, dtype=_KNOWN)
+    if is_dropped.any():
+        lengths = np.bincount(examples.rows, weights=examples.lengths, minlength=num_rows) + num_cut
+        dropped = np.empty(num_rows, dtype=DROPPED)
+        dropped["length"], dropped["answer"] = lengths, answers
+        dropped["row"], dropped["line"] = known["row"], known["line"]
+        arrays["dropped"].append(dropped[is_dropped])
+    if len(kept):
+        _check_tokens(kept, batch, vocab_size, tally)
+        arrays["tokens"].append(kept.input_ids)
+        arrays["is_target"].append(kept.is_target)
+        if kept.labels is not None:
+            arrays[LABELS].append(kept.labels)
+        arrays["examples"].append(_records(kept, known, answers, unknown_id))
 
 
-def _about(item: Tokenized, unknown_id: int | None) -> tuple[int, int, int, int]:
-    """(tokens, tokens cut, targets, unknown tokens) of an example."""
-    ids = item.example.input_ids
-    unknown = 0 if unknown_id is None else int((ids == unknown_id).sum())
-    return len(ids), item.num_cut, int(np.count_nonzero(item.example.is_target)), unknown
+def _records(
+    kept: Examples, known: npt.NDArray[Any], answers: npt.NDArray[np.uint64], unknown_id: int | None
+) -> npt.NDArray[Any]:
+    """What is told of each example, as EXAMPLE."""
+    found = np.empty(len(kept), dtype=EXAMPLE)
+    for name in _KNOWN.names or ():
+        found[name] = known[name][kept.rows]
+    found["answer"] = answers[kept.rows]
+    found["length"], found["cut"], found["piece"] = kept.lengths, kept.num_cut, kept.pieces
+    found["targets"] = kept.count(kept.is_target)
+    found["unknown"] = 0 if unknown_id is None else kept.count(kept.input_ids == unknown_id)
+    return found
 
 
-def _num_tokens(pieces: list[Tokenized]) -> int:
-    """Of a row, before anything was cut."""
-    return sum(len(item.example.input_ids) + item.num_cut for item in pieces)
-
-
-def _kept(pieces: list[Tokenized], tally: Tally) -> list[Tokenized]:
-    """The examples of one row that have something to learn; counts what became of the row."""
-    tally.num_rows += 1
-    kept = [item for item in pieces if item.example.is_target.any()]
-    if not kept and any(item.num_cut for item in pieces):
-        tally.num_too_long += 1
-    elif not kept:
-        tally.num_empty += 1
-    return kept
+def _check_tokens(kept: Examples, batch: _Batch, vocab_size: int | None, tally: Tally) -> None:
+    """Raises DataError with the place of the first row with a token that the model has no embedding for."""
+    largest = int(kept.input_ids.max())
+    tally.max_token_id = max(tally.max_token_id, largest)
+    if vocab_size is not None and largest >= vocab_size:
+        at = int(np.argmax(kept.input_ids >= vocab_size))
+        row = kept.rows[np.searchsorted(np.cumsum(kept.lengths), at, side="right")]
+        check_vocabulary(int(kept.input_ids[at]), vocab_size, batch.rows[row].where)
 
 
 def _unknown_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:

@@ -11,9 +11,9 @@ import xxhash
 
 from megatune.data import row_ids
 from megatune.data.arrays import map_array, sync
+from megatune.data.examples import Example
 from megatune.data.part import LABELS
 from megatune.data.quality import Report, report_from
-from megatune.data.tokenize import Example
 from megatune.errors import DataError
 from megatune.files import hash_file
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
+from megatune.data.examples import Example
 from megatune.data.prepared import PreparedSet
-from megatune.data.tokenize import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

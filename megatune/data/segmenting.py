@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import xxhash
 
+from megatune.data.examples import Examples
 from megatune.data.labelled import Labeller
 from megatune.data.rows import Row
-from megatune.data.tokenize import Limit, Tokenized
+from megatune.data.tokenize import Limit
 from megatune.errors import DataError
 from megatune.tasks import (
     DEFAULTS,
@@ -46,12 +48,22 @@ class Segmenting:
             ),
         )
 
-    def labelled(self, row: Row, label: Labeller, limit: Limit) -> list[Tokenized]:
-        """The example that a classifier head learns from. Raises DataError with the place of `row`."""
-        found = self.located(row, lambda: label(row.values, self.columns, self.options))
-        example = found.tokenized(limit.max_length)
-        is_dropped = example.num_cut > 0 and limit.long_rows == "drop"
-        return [found.tokenized(0) if is_dropped else example]
+    def labelled(
+        self, rows: Sequence[Row], segments: Sequence[Sequence[Segment]], label: Labeller, limit: Limit
+    ) -> Examples:
+        """The examples that a classifier head learns from; none of rows without segments.
+
+        Raises DataError with the place of a row.
+        """
+        places = [at for at, found in enumerate(segments) if found]
+        examples, num_cut = [], []
+        for at in places:
+            found = self.located(rows[at], partial(label, rows[at].values, self.columns, self.options))
+            cut = found.num_beyond(limit.max_length)
+            is_dropped = cut > 0 and limit.long_rows == "drop"
+            examples.append(found.example(0 if is_dropped else limit.max_length))
+            num_cut.append(len(found.input_ids) if is_dropped else cut)
+        return Examples.joined(examples, places, num_cut)
 
     def located(self, row: Row, make: Callable[[], Made]) -> Made:
         """What `make` makes of `row`. Raises DataError, with the place of the row, for what RowError says."""

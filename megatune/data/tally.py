@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from megatune.tasks import Segment
@@ -48,13 +50,31 @@ class Tally:
         labels = fields["labels"]
         return cls(**{**fields, "labels": None if labels is None else Counter(labels)})
 
-    def see_answer(self, segments: Sequence[Segment]) -> int:
-        """Count the answer of a row that has one behind something that is only read; gives its hash, 0 for none.
+    def see(
+        self,
+        rows: Sequence[Sequence[Segment]],
+        *,
+        is_kept: npt.NDArray[np.bool_],
+        is_dropped: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.uint64]:
+        """Count the rows of a batch and their answers; gives (rows,): a hash of each answer, 0 for none.
 
+        is_kept: rows that became examples. is_dropped: rows that were too long for that.
         Which of the answers belong to one side of a divided pool is counted by their hashes.
         """
-        if self.labels is None:
-            return 0
+        self.num_rows += len(rows)
+        self.num_too_long += int(is_dropped.sum())
+        self.num_empty += len(rows) - int((is_kept | is_dropped).sum())
+        found = np.zeros(len(rows), dtype=np.uint64)
+        for at in np.flatnonzero(is_kept | is_dropped).tolist():
+            if self.labels is None:
+                break
+            found[at] = self._see_answer(rows[at]) if is_kept[at] else self._see_dropped(rows[at])
+        return found
+
+    def _see_answer(self, segments: Sequence[Segment]) -> int:
+        """The hash of the answer of a row that has one behind something that is only read."""
+        assert self.labels is not None, "see asks"
         if not segments or all(segment.is_target for segment in segments):
             self.labels = None
             return 0
@@ -63,13 +83,14 @@ class Tally:
         self.labels = _few(self.labels) if len(label) <= _LONGEST_LABEL_CHARS else None
         return answer_hash(label)
 
-    def see_dropped(self, segments: Sequence[Segment]) -> int:
+    def _see_dropped(self, segments: Sequence[Segment]) -> int:
         """The hash of the answer of a row that is left out; it may be the only row that has it.
 
         One that is no class says nothing of the others.
         """
+        assert self.labels is not None, "see asks"
         label = _answer(segments)
-        if self.labels is None or all(one.is_target for one in segments) or len(label) > _LONGEST_LABEL_CHARS:
+        if all(one.is_target for one in segments) or len(label) > _LONGEST_LABEL_CHARS:
             return 0
         self.labels[label] += 1
         self.labels = _few(self.labels)
@@ -92,8 +113,10 @@ def lacks_input(segments: Sequence[Segment]) -> bool:
     tasks with answers give no segments for a row without input (`Exchange.prompt` is empty), and a chat template
     writes something before each answer.
     """
+    if len(segments) < 2:
+        return False
     read = [segment.text for segment in segments if not segment.is_target]
-    return len(read) > 0 and len(segments) > 1 and not any(text.strip() for text in read)
+    return len(read) > 0 and not any(text.strip() for text in read)
 
 
 def _few(labels: Counter[str]) -> Counter[str] | None:

@@ -1,43 +1,18 @@
 """Text segments -> token ids with their loss mask."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 import numpy as np
-import numpy.typing as npt
 
+from megatune.data.examples import Examples, Mask
 from megatune.errors import DataError
 from megatune.tasks import RenderChat, RowError, Segment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Ids = npt.NDArray[np.int32]
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One document, ready to be trained on."""
-
-    input_ids: Ids
-    """(length,), int32."""
-    is_target: Mask
-    """(length,). Never true for the first token, which nothing predicts: its sum is the number of losses."""
-    labels: Ids | None = None
-    """(length,), for a classifier head: see `labelled.py`. Then `is_target` counts losses and no more."""
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """An example and how much of its row it had to leave out."""
-
-    example: Example
-    num_cut: int
-    """Tokens of the row that are in no example."""
-
 
 LongRows = Literal["truncate", "chunk", "drop"]
 Side = Literal["left", "right"]
@@ -90,10 +65,8 @@ def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return found if isinstance(found, int) else end_id(tokenizer)
 
 
-def tokenize(
-    rows: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", limit: Limit
-) -> list[list[Tokenized]]:
-    """The examples of each row of segments: one, several of a row that is divided, none of one without segments.
+def tokenize(rows: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", limit: Limit) -> Examples:
+    """The examples of rows of segments: one, several of a row that is divided, none of one without segments.
 
     The text of a row is tokenised as a whole, as the model will meet it: tokenised piece by piece,
     " Paris" after "is" becomes other tokens than "is Paris". A token belongs to the segment of its
@@ -102,50 +75,68 @@ def tokenize(
     BOS is added as the tokenizer does to plain text, EOS at the end, trained like the text before
     it; neither where the chat template wrote the text, because it has written its own.
     """
-    encoded = _fast if tokenizer.is_fast else _piece_by_piece
+    places = [at for at, row in enumerate(rows) if row]
+    texts = [row for row in rows if row]
+    ids, targets, lengths = (_fast if tokenizer.is_fast else _piece_by_piece)(texts, tokenizer)
+    whole = Examples(
+        input_ids=np.array(ids, dtype=np.int32),
+        is_target=targets,
+        lengths=np.array(lengths, dtype=np.int64),
+        rows=np.array(places, dtype=np.int64),
+        num_cut=np.zeros(len(places), dtype=np.int64),
+    )
     # Asked once: transformers looks special tokens up anew each time, which takes as long as a short row.
-    eos, bos_id = np.array([end_id(tokenizer)], dtype=np.int32), tokenizer.bos_token_id
-    found: list[list[Tokenized]] = [[] for _ in rows]
-    for plain in (True, False):
-        chosen = [i for i, row in enumerate(rows) if row and row[0].templated is not plain]
-        batch = [rows[i] for i in chosen]
-        for i, (ids, targets) in zip(chosen, encoded(batch, tokenizer, plain), strict=True):
-            found[i] = _fitted(*_ended(ids, targets, rows[i][-1], eos), limit, bos_id)
+    found = _fitted(_ended(whole, texts, end_id(tokenizer)), limit, tokenizer.bos_token_id)
+    first = (np.cumsum(found.lengths) - found.lengths)[found.lengths > 0]
+    found.is_target[first] = False
     return found
 
 
-_Encoded = tuple[Ids, Mask]
+_Rows = Sequence[list[Segment]]
+_Encoded = tuple[list[int], Mask, list[int]]
+"""The ids of all rows, which of them are learned, and how many each row has."""
 
 
-def _fast(
-    rows: list[list[Segment]], tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool
-) -> Iterator[_Encoded]:
+def _fast(rows: _Rows, tokenizer: "PreTrainedTokenizerBase") -> _Encoded:
     """By the library below the tokenizer: what transformers puts on top takes longer than the tokens."""
     library: Any = tokenizer.backend_tokenizer
     library.no_truncation()
     library.no_padding()
-    texts = ["".join(segment.text for segment in row) for row in rows]
-    whole = [row[0].is_target if len({segment.is_target for segment in row}) == 1 else None for row in rows]
-    # Where all of a row is alike no offsets are needed, and without them it goes faster.
-    simple = iter(_encodings(library, texts, whole, add_special_tokens, needs_offsets=False))
-    mixed = iter(_encodings(library, texts, whole, add_special_tokens, needs_offsets=True))
+    alike = [len(row) == 1 or len({segment.is_target for segment in row}) == 1 for row in rows]
+    ids: list[int] = []
+    special: list[int] = []
+    lengths: list[int] = []
+    offsets: dict[int, list[tuple[int, int]]] = {}
     # Lists of the library become arrays slowly: this one only where there can be something in it.
-    adds_tokens = add_special_tokens and library.num_special_tokens_to_add(False) > 0
-    for row, is_target in zip(rows, whole, strict=True):
-        encoding = next(mixed if is_target is None else simple)
-        ids = np.array(encoding.ids, dtype=np.int32)
-        targets = np.full(len(ids), is_target) if is_target is not None else _targets(row, encoding.offsets)
+    adds_tokens = library.num_special_tokens_to_add(False) > 0
+    for at, encoding in enumerate(_encodings(library, rows, alike)):
+        found = encoding.ids
+        ids += found
+        lengths.append(len(found))
         if adds_tokens:
-            targets &= ~np.array(encoding.special_tokens_mask, dtype=np.bool_)
-        yield ids, targets
+            special += [0] * len(found) if rows[at][0].templated else encoding.special_tokens_mask
+        if not alike[at]:
+            offsets[at] = encoding.offsets
+    targets = np.repeat(np.array([row[0].is_target for row in rows], dtype=np.bool_), lengths)
+    stops = np.cumsum(lengths)
+    for at, pairs in offsets.items():
+        targets[stops[at] - lengths[at] : stops[at]] = _targets(rows[at], pairs)
+    if adds_tokens:
+        targets &= ~np.array(special, dtype=np.bool_)
+    return ids, targets, lengths
 
 
-def _encodings(
-    library: Any, texts: list[str], whole: list[bool | None], add_special_tokens: bool, *, needs_offsets: bool
-) -> list[Any]:
-    encode = library.encode_batch if needs_offsets else library.encode_batch_fast
-    chosen = [text for text, alike in zip(texts, whole, strict=True) if (alike is None) is needs_offsets]
-    found: list[Any] = encode(chosen, add_special_tokens=add_special_tokens) if chosen else []
+def _encodings(library: Any, rows: _Rows, alike: list[bool]) -> list[Any]:
+    """The library's encoding of each row."""
+    found: list[Any] = [None] * len(rows)
+    kinds = [(row[0].templated, same) for row, same in zip(rows, alike, strict=True)]
+    for templated, same in set(kinds):
+        chosen = [at for at, kind in enumerate(kinds) if kind == (templated, same)]
+        texts = ["".join([segment.text for segment in rows[at]]) for at in chosen]
+        # Where all of a row is alike no offsets are needed, and without them it goes faster.
+        encode = library.encode_batch_fast if same else library.encode_batch
+        for at, encoding in zip(chosen, encode(texts, add_special_tokens=not templated), strict=True):
+            found[at] = encoding
     return found
 
 
@@ -162,24 +153,26 @@ def _targets(row: list[Segment], offsets: list[tuple[int, int]]) -> Mask:
     return found
 
 
-def _piece_by_piece(
-    rows: list[list[Segment]], tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool
-) -> Iterator[_Encoded]:
+def _piece_by_piece(rows: _Rows, tokenizer: "PreTrainedTokenizerBase") -> _Encoded:
+    ids: list[int] = []
+    targets: list[bool] = []
+    lengths: list[int] = []
     for row in rows:
-        ids, targets = _pieces(row, tokenizer, add_special_tokens)
-        yield np.array(ids, dtype=np.int32), np.array(targets, dtype=np.bool_)
+        found, learned = _pieces(row, tokenizer)
+        ids += found
+        targets += learned
+        lengths.append(len(found))
+    return ids, np.array(targets, dtype=np.bool_), lengths
 
 
-def _pieces(
-    row: list[Segment], tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool
-) -> tuple[list[int], list[bool]]:
+def _pieces(row: list[Segment], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[bool]]:
     ids: list[int] = []
     targets: list[bool] = []
     for segment in row:
         piece: list[int] = tokenizer.encode(segment.text, add_special_tokens=False, verbose=False)
         ids += piece
         targets += [segment.is_target] * len(piece)
-    if not add_special_tokens:
+    if row[0].templated:
         return ids, targets
     whole: list[int] = list(tokenizer.build_inputs_with_special_tokens(ids))
     before = next(n for n in range(len(whole)) if whole[n : n + len(ids)] == ids)
@@ -187,38 +180,54 @@ def _pieces(
     return whole, [False] * before + targets + [False] * after
 
 
-_ONE_MORE = np.zeros(1, dtype=np.bool_)
+def _ended(whole: Examples, rows: _Rows, eos: int) -> Examples:
+    """Rows of plain text closed with EOS, trained as the text before it, unless it is there already."""
+    closes = np.array([not row[-1].templated for row in rows], dtype=np.bool_)
+    stops = np.cumsum(whole.lengths)
+    lacks = closes.copy()
+    some = whole.lengths > 0
+    lacks[some] &= whole.input_ids[stops[some] - 1] != eos
+    lengths = whole.lengths + lacks
+    ids = np.insert(whole.input_ids, stops[lacks], eos)
+    targets = np.insert(whole.is_target, stops[lacks], False)
+    learns = np.array([row[-1].is_target for row in rows], dtype=np.bool_)
+    targets[np.cumsum(lengths)[closes] - 1] = learns[closes]
+    return replace(whole, input_ids=ids, is_target=targets, lengths=lengths)
 
 
-def _ended(ids: Ids, targets: Mask, last: Segment, eos: Ids) -> _Encoded:
-    """A row of plain text closed with EOS, trained as the text before it, unless it is there already."""
-    if last.templated:
-        return ids, targets
-    if not len(ids) or ids[-1] != eos[0]:
-        ids, targets = np.concatenate((ids, eos)), np.concatenate((targets, _ONE_MORE))
-    targets[-1] = last.is_target
-    return ids, targets
+def _fitted(whole: Examples, limit: Limit, bos_id: object) -> Examples:
+    """The examples of rows that may be too long.
+
+    What is cut at the left is the text: BOS stays in front of what is left.
+    """
+    is_long = whole.lengths > limit.max_length
+    if not is_long.any():
+        return whole
+    starts = np.cumsum(whole.lengths) - whole.lengths
+    short = np.stack((whole.rows, starts, whole.lengths, whole.num_cut))[:, ~is_long]
+    long = [
+        (int(whole.rows[at]), *piece)
+        for at in np.flatnonzero(is_long)
+        for piece in _divided(whole, int(starts[at]), int(whole.lengths[at]), limit, bos_id)
+    ]
+    pieces = np.concatenate((short, np.array(long, dtype=np.int64).T), axis=1)
+    rows, starts, lengths, num_cut = pieces[:, np.argsort(pieces[0], kind="stable")]
+    return whole.cut(starts, lengths, rows, num_cut)
 
 
-def _fitted(ids: Ids, targets: Mask, limit: Limit, bos_id: object) -> list[Tokenized]:
-    """The examples of a row. What is cut at the left is the text: BOS stays in front of what is left."""
-    too_many = len(ids) - limit.max_length
-    if too_many <= 0:
-        return [_example(ids, targets, 0)]
+def _divided(
+    whole: Examples, start: int, length: int, limit: Limit, bos_id: object
+) -> list[tuple[int, int, int]]:
+    """(start, length, tokens cut) of the examples of the row at `start`; may put a BOS where one begins."""
+    most = limit.max_length
     if limit.long_rows == "drop":
-        return [Tokenized(Example(ids[:0], targets[:0]), num_cut=len(ids))]
-    has_bos = bool(ids[0] == bos_id)
-    if limit.long_rows == "chunk" and targets[has_bos:].all():
-        starts = range(0, len(ids), limit.max_length)
-        pieces = [slice(start, start + limit.max_length) for start in starts]
-        return [_example(ids[piece], targets[piece], 0) for piece in pieces]
+        return [(start, 0, length)]
+    has_bos = bool(whole.input_ids[start] == bos_id)
+    if limit.long_rows == "chunk" and whole.is_target[start + has_bos : start + length].all():
+        return [(start + at, min(most, length - at), 0) for at in range(0, length, most)]
     if limit.side == "right":
-        return [_example(ids[: limit.max_length], targets[: limit.max_length], too_many)]
-    kept = np.r_[0:has_bos, too_many + has_bos : len(ids)]
-    return [_example(ids[kept], targets[kept], too_many)]
-
-
-def _example(ids: Ids, targets: Mask, num_cut: int) -> Tokenized:
-    targets = targets.copy()  # pieces of one row are views of it
-    targets[:1] = False
-    return Tokenized(Example(ids, targets), num_cut)
+        return [(start, most, length - most)]
+    kept = start + length - most
+    if has_bos:
+        whole.input_ids[kept] = whole.input_ids[start]
+    return [(kept, most, length - most)]

@@ -37,7 +37,7 @@ def classify(
     def answer(numbers: list[int], batch: int) -> list[Answered]:
         del batch
         chosen = [rows[number] for number in numbers]
-        examples = [row.tokenized(max_length).example for row in chosen]
+        examples = [row.example(max_length) for row in chosen]
         read = collate([[example] for example in examples], pad_id=spec.pad_id, pad_to_multiple_of=1)
         arguments = model_arguments(
             speaker.model, read.input_ids.to(world.device), read.position_ids.to(world.device)

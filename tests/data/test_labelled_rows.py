@@ -20,7 +20,7 @@ def test_the_last_token_of_a_text_has_its_class_however_short_it_is_cut(tokenize
     row = labeller("classification", tokenizer)({"text": "Once upon a time", "label": "b"}, {}, TOPIC)
 
     for length in (100, 3):
-        example = row.tokenized(length).example
+        example = row.example(length)
         assert example.labels.tolist()[-1] == 1
         assert set(example.labels.tolist()[:-1]) == {IGNORED}
         assert example.is_target.sum() == 1
@@ -31,7 +31,7 @@ def test_several_labels_are_the_bits_of_a_number(tokenizer):
     label = labeller("classification", tokenizer)
 
     assert label({"text": "x", "labels": ["a", "c"]}, {}, options).labels[-1] == 0b101
-    assert label({"text": "x", "labels": []}, {}, options).tokenized(9).example.is_target.sum() == 1
+    assert label({"text": "x", "labels": []}, {}, options).example(9).is_target.sum() == 1
 
 
 def test_the_first_token_of_each_word_has_its_tag_and_the_others_none(tokenizer):
@@ -46,7 +46,7 @@ def test_the_first_token_of_each_word_has_its_tag_and_the_others_none(tokenizer)
     tagged = [label for label in found.labels if label != IGNORED]
     assert tagged == [3, 0, 1], "O, B-LOC, I-LOC, B-PER, I-PER"
     assert len(found.labels) > 3
-    cut = found.tokenized(found.word_starts[1] + 1).example
+    cut = found.example(found.word_starts[1] + 1)
     assert cut.is_target.sum() == 2, "the third word is beyond"
 
 
@@ -61,8 +61,8 @@ def test_a_span_is_marked_where_it_begins_and_ends_inside_the_context(tokenizer)
     text = found.exchange.prompt
     assert text[found.offsets[starts[0]][0] : found.offsets[ends[0]][1]].strip() == "Italy"
     assert found.labels[0] == IGNORED, "the question is no answer"
-    assert found.tokenized(100).example.is_target.sum() == 1
-    assert found.tokenized(ends[0]).example.is_target.sum() == 0, "the answer is cut off"
+    assert found.example(100).is_target.sum() == 1
+    assert found.example(ends[0]).is_target.sum() == 0, "the answer is cut off"
 
 
 @pytest.mark.parametrize(

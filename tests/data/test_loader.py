@@ -5,9 +5,9 @@ import threading
 import pytest
 
 from megatune.data.batches import Batch, collate
+from megatune.data.examples import Example
 from megatune.data.loader import StepLoader
 from megatune.data.sampler import Position, next_position
-from megatune.data.tokenize import Example
 
 NUM_ROWS, GLOBAL_ROWS = 10, 4
 

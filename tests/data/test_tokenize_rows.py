@@ -13,7 +13,7 @@ ASKED, ANSWERED = Segment("The capital of France is", False), Segment(" Paris.",
 
 
 def one(segments, tokenizer, max_length=1000):
-    return tokenize([segments], tokenizer, Limit(max_length=max_length))[0][0].example
+    return tokenize([segments], tokenizer, Limit(max_length=max_length))[0]
 
 
 def learned(example, tokenizer):
@@ -81,15 +81,16 @@ def test_a_chat_template_writes_its_own_bos(llama_like):
 
 def test_a_row_that_is_too_long_is_cut_at_the_right_and_the_cut_is_counted(gpt2_like):
     full = one([ASKED, ANSWERED], gpt2_like).input_ids
-    ((found,),) = tokenize([[ASKED, ANSWERED]], gpt2_like, Limit(max_length=4))
-    assert found.example.input_ids.tolist() == full[:4].tolist()
-    assert found.num_cut == len(full) - 4
+    found = tokenize([[ASKED, ANSWERED]], gpt2_like, Limit(max_length=4))
+    assert found.input_ids.tolist() == full[:4].tolist()
+    assert found.num_cut.tolist() == [len(full) - 4]
 
 
 def test_rows_keep_their_order_whether_plain_templated_or_empty(gpt2_like):
     templated = dialogue([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], gpt2_like)
     found = tokenize([[ASKED, ANSWERED], templated, [], [ANSWERED]], gpt2_like, Limit(max_length=1000))
-    texts = [gpt2_like.decode(item.example.input_ids.tolist()) for row in found for item in row]
+    texts = [gpt2_like.decode(found[at].input_ids.tolist()) for at in range(len(found))]
+    assert found.rows.tolist() == [0, 1, 3]
     assert texts == [
         "The capital of France is Paris.<|im_end|>",
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n",
