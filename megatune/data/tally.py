@@ -44,9 +44,13 @@ class Tally:
         if self.labels is not None:
             self.labels = None if other.labels is None else _few(self.labels + other.labels)
 
+    def as_fields(self) -> dict[str, object]:
+        """What goes through JSON. Not `asdict`, which makes a counter of the pairs in a counter."""
+        return {**vars(self), "labels": None if self.labels is None else dict(self.labels)}
+
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Tally":
-        """The tally whose fields went through JSON."""
+        """The tally whose `as_fields` these are."""
         labels = fields["labels"]
         return cls(**{**fields, "labels": None if labels is None else Counter(labels)})
 

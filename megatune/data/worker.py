@@ -48,8 +48,7 @@ def main() -> None:
     guard = partial(writing_prepared, job.scratch)
     result = write_share(job, Share(index=index, count=count), saying, guard)
     saying.say()
-    name = "problem" if isinstance(result, Problem) else "tally"
-    _say({name: asdict(result)})
+    _say({"problem": asdict(result)} if isinstance(result, Problem) else {"tally": result.as_fields()})
 
 
 if __name__ == "__main__":

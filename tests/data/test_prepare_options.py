@@ -1,5 +1,6 @@
 """What the settings of `data` do to the sets: mixtures, validation rows, long rows, worker processes."""
 
+import itertools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from megatune.data import crew
 from megatune.data.mixture import Mixture
 from megatune.errors import DataError, LaunchError
+from megatune.tasks import TaskOptions
 
 
 @pytest.fixture
@@ -257,6 +259,38 @@ def test_workers_make_the_set_of_one_process(many, tmp_path, gpt2_like):
     together = preparation(many, gpt2_like, tmp_path / "2", num_workers=2).prepare()
     assert files_of(together) == files_of(alone)
     assert [path.name for path in (tmp_path / "2").iterdir()] == [alone.fingerprint]
+
+
+ROWS_OF_TASKS = {
+    "dialogue": {"messages": [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]},
+    "classification": {"text": "2 + 2 = 4", "label": "b"},
+    "ner": {"tokens": ["Paris", "is"], "tags": ["B-LOC", "O"]},
+    "qa": {"question": "Where is it?", "context": "Paris is in France.", "answer": "France"},
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [("dialogue", "lm"), *itertools.product(("classification", "ner", "qa"), ("lm", "classifier"))],
+)
+def test_workers_read_each_task_as_one_process_does(tmp_path, gpt2_like, task, head):
+    options = TaskOptions(labels={"classification": ("a", "b"), "ner": ("LOC",)}.get(task, ()))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({**ROWS_OF_TASKS[task], "id": at}) + "\n" for at in range(50)))
+    alone, together = (
+        preparation(
+            [path],
+            gpt2_like,
+            tmp_path / str(workers),
+            task=task,
+            head=head,
+            options=options,
+            num_workers=workers,
+        ).prepare()
+        for workers in (1, 2)
+    )
+    assert files_of(together) == files_of(alone)
+    assert together.report == alone.report
 
 
 def test_the_first_problem_of_workers_is_that_of_one_process(tmp_path, gpt2_like):
