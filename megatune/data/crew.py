@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
+from megatune.data.handed_tokenizer import handed
 from megatune.data.shared import Job, Problem, tallies_of
 from megatune.data.tally import Tally
 from megatune.errors import LaunchError
@@ -58,7 +59,7 @@ def work_together(job: Job, num_workers: int, on_progress: OnProgress) -> list[T
 
     Call it from the main thread only. Raises LaunchError when a worker dies.
     """
-    payload = pickle.dumps(job)
+    payload = pickle.dumps(replace(job, tokenizer=handed(job.tokenizer)))
     workers: list[_Worker] = []
     try:
         for index in range(num_workers):
