@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
@@ -38,6 +38,9 @@ class Predictor(Protocol):
     def loss(self, batch: TokenBatch) -> torch.Tensor:
         """Sum of the token losses of this rank's micro-batch: fp32 scalar, with graph in training mode."""
 
+    def row_losses(self, batch: TokenBatch) -> torch.Tensor:
+        """The same of each row of a language-model head, (batch,) in fp32; call it inside `evaluating`."""
+
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Logits of every position, (batch, seq, this rank's vocabulary); call it inside `evaluating`."""
 
@@ -49,14 +52,6 @@ class Predictor(Protocol):
 
         `auto`: once where every rank has the memory, else per token.
         """
-
-
-@runtime_checkable
-class RowPredictor(Protocol):
-    """A predictor that can tell the loss of each row."""
-
-    def row_losses(self, batch: TokenBatch) -> torch.Tensor:
-        """Sum of the token losses of each row of a language-model head, (batch,) in fp32; inside `evaluating`."""
 
 
 class Engine(Predictor, Protocol):

@@ -9,23 +9,28 @@ from megatune.engine.speaker import Gather, Speaker, speaking
 from megatune.engine.world import World
 from megatune.model.build import BuiltModel
 from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments, row_losses_of_batch
+from megatune.model.head_loss import HeadLoss
 
 
 class InferenceEngine:
     """Every rank of a tensor-parallel group holds its share of the weights, every group a copy of the model."""
 
-    def __init__(self, built: BuiltModel, world: World) -> None:
+    def __init__(self, built: BuiltModel, world: World, head_loss: HeadLoss | None = None) -> None:
+        """Without `head_loss` losses come from whole logits."""
         self.built, self.world = built, world
+        self._head_loss, self.chunked_loss = head_loss, head_loss is not None
         built.model.to(world.device)  # type: ignore[arg-type]
         built.model.eval()
 
     def loss(self, batch: TokenBatch) -> torch.Tensor:
         """See `Engine.loss`."""
-        return loss_of_batch(self.built.model, self.built, batch, self.world.device)
+        head_loss = self._head_loss if self.chunked_loss else None
+        return loss_of_batch(self.built.model, self.built, batch, self.world.device, head_loss)
 
     def row_losses(self, batch: TokenBatch) -> torch.Tensor:
-        """See `RowPredictor.row_losses`."""
-        return row_losses_of_batch(self.built, batch, self.world.device)
+        """See `Predictor.row_losses`."""
+        head_loss = self._head_loss if self.chunked_loss else None
+        return row_losses_of_batch(self.built.model, self.built, batch, self.world.device, head_loss)
 
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """See `Engine.logits`."""

@@ -19,7 +19,6 @@ from megatune.engine.state import RankState, SavedState, export_state, load_on_a
 from megatune.engine.whole import whole_weights
 from megatune.engine.world import World
 from megatune.model.build import BuiltModel
-from megatune.model.forward import TokenBatch, loss_of_batch
 from megatune.model.head_loss import HeadLoss
 from megatune.plan.shards import Division, divide_evenly
 
@@ -41,9 +40,8 @@ class PlainEngine(InferenceEngine):
     ) -> None:
         """`loss_scaler`: for fp16, whose gradients would vanish without. Without `head_loss` the loss comes
         from whole logits: the reference takes it so."""
-        super().__init__(built, world)
+        super().__init__(built, world, head_loss)
         self._train, self.loss_scaler = train, loss_scaler
-        self._head_loss, self.chunked_loss = head_loss, head_loss is not None
         built.model.train()
         self._parameters = dict(built.model.named_parameters())
         self._masters = {
@@ -71,10 +69,6 @@ class PlainEngine(InferenceEngine):
     @property
     def is_replicated(self) -> bool:
         return True
-
-    def loss(self, batch: TokenBatch) -> torch.Tensor:
-        head_loss = self._head_loss if self.chunked_loss else None
-        return loss_of_batch(self.built.model, self.built, batch, self.world.device, head_loss)
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         (loss if self.loss_scaler is None else loss * self.loss_scaler.cur_scale).backward()

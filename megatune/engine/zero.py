@@ -31,7 +31,13 @@ from megatune.engine.world import World
 from megatune.errors import ConfigError, MegatuneError
 from megatune.model.build import BuiltModel, build_model
 from megatune.model.compiled import compile_blocks
-from megatune.model.forward import TokenBatch, loss_of_batch, make_head_loss, model_arguments
+from megatune.model.forward import (
+    TokenBatch,
+    loss_of_batch,
+    make_head_loss,
+    model_arguments,
+    row_losses_of_batch,
+)
 from megatune.model.source import ModelSource
 from megatune.model.twin import empty_twin, fill
 from megatune.plan.shards import Division
@@ -178,6 +184,10 @@ class ZeroEngine:
     def loss(self, batch: TokenBatch) -> torch.Tensor:
         head_loss = self._head_loss if self.chunked_loss else None
         return loss_of_batch(self._engine, self.built, batch, self.world.device, head_loss)
+
+    def row_losses(self, batch: TokenBatch) -> torch.Tensor:
+        head_loss = self._head_loss if self.chunked_loss else None
+        return row_losses_of_batch(self._engine, self.built, batch, self.world.device, head_loss)
 
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         device = self.world.device

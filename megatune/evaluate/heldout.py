@@ -9,7 +9,7 @@ import torch
 
 from megatune.data.batches import Batch, evaluation_batches
 from megatune.data.prepared import PreparedSet
-from megatune.engine.base import Predictor, RowPredictor
+from megatune.engine.base import Predictor
 from megatune.engine.world import World
 from megatune.evaluate.answered import Answered
 from megatune.evaluate.text_size import exp
@@ -60,7 +60,7 @@ def loss_of_answers(found: Sequence[Answered]) -> HeldOutLoss | None:
     )
 
 
-def _interval(losses: Sequence[float], targets: Sequence[int]) -> Interval | None:
+def _interval(losses: Sequence[float], targets: Sequence[float]) -> Interval | None:
     """Of the token-weighted mean, when the rows are drawn again."""
     rows = [(loss, number) for loss, number in zip(losses, targets, strict=True) if number]
     statistics = np.array(rows, dtype=np.float64).reshape(-1, 2)
@@ -82,7 +82,9 @@ def held_out_loss(
     """
     world = engine.world
     totals = torch.zeros(2, dtype=torch.float64, device=world.device)
-    rows: list[tuple[float, int]] | None = [] if _tells_rows(engine) else None
+    rows: list[torch.Tensor] = []
+    # The answers of another head come with its losses, and those have an interval: `loss_of_answers`.
+    tells_rows = engine.built.source.head is None
     batches = evaluation_batches(
         prepared,
         micro_batch=micro_batch,
@@ -92,7 +94,11 @@ def held_out_loss(
     )
     with engine.evaluating():
         for number, batch in enumerate(batches, start=1):
-            totals[0] += engine.loss(batch) if rows is None else _added(engine, batch, rows)
+            if tells_rows:
+                rows.append(_of_rows(engine, batch))
+                totals[0] += rows[-1][:, 0].sum()
+            else:
+                totals[0] += engine.loss(batch)
             totals[1] += batch.num_targets
             if number % _BATCHES_BETWEEN_LOOKS == 0 and is_given_up():
                 return None
@@ -101,24 +107,20 @@ def held_out_loss(
         loss=loss_sum / targets if targets else None,
         target_tokens=round(targets),
         num_rows=prepared.num_examples_in(max_rows),
-        interval=None if rows is None else _interval_of_all(world, rows),
+        interval=_interval_of_all(world, rows) if tells_rows else None,
     )
 
 
-def _tells_rows(engine: Predictor) -> bool:
-    return isinstance(engine, RowPredictor) and engine.built.source.head is None
+def _of_rows(engine: Predictor, batch: Batch) -> torch.Tensor:
+    """(batch, 2): the loss and the number of targets of each row. On the device, which nothing waits for here."""
+    losses = engine.row_losses(batch).double()
+    targets = (batch.labels != IGNORED).sum(dim=1).to(losses, non_blocking=True)
+    return torch.stack([losses, targets], dim=1)
 
 
-def _added(engine: Predictor, batch: Batch, rows: list[tuple[float, int]]) -> float:
-    """The loss of a batch; puts the loss and the targets of each of its rows beside the others."""
-    assert isinstance(engine, RowPredictor), "asked before"
-    losses = engine.row_losses(batch).tolist()
-    rows += zip(losses, (batch.labels != IGNORED).sum(dim=1).tolist(), strict=True)
-    return math.fsum(losses)
-
-
-def _interval_of_all(world: World, rows: Sequence[tuple[float, int]]) -> Interval | None:
+def _interval_of_all(world: World, rows: Sequence[torch.Tensor]) -> Interval | None:
     """Of the rows of all ranks, in an order that does not depend on who has which."""
-    parts = world.gather_objects(list(rows) if world.tensor_rank == 0 else [])
+    own = torch.cat([torch.empty(0, 2, dtype=torch.float64), *(some.cpu() for some in rows)]).tolist()
+    parts = world.gather_objects(own if world.tensor_rank == 0 else [])
     every = sorted(row for part in parts for row in part)
     return _interval([loss for loss, _ in every], [number for _, number in every])

@@ -49,12 +49,18 @@ def loss_of_batch(
     return token_loss_sum(*_logits_at_targets(call, built, arguments, labels))
 
 
-def row_losses_of_batch(built: BuiltModel, batch: TokenBatch, device: torch.device) -> torch.Tensor:
+def row_losses_of_batch(
+    call: Any,
+    built: BuiltModel,
+    batch: TokenBatch,
+    device: torch.device,
+    head_loss: HeadLoss | None = None,
+) -> torch.Tensor:
     """The same for each row, (batch,) in fp32, of a language-model head; without a gradient."""
     arguments = model_arguments(built.model, batch.input_ids.to(device), batch.position_ids.to(device))
-    return token_losses(*_logits_at_targets(built.model, built, arguments, batch.labels.to(device))).sum(
-        dim=1
-    )
+    if head_loss is not None:
+        return head_loss.token_losses_of(call, arguments, batch.labels).sum(dim=1)
+    return token_losses(*_logits_at_targets(call, built, arguments, batch.labels.to(device))).sum(dim=1)
 
 
 def _logits_at_targets(

@@ -7,7 +7,7 @@ plain sum, so backward has only to scale what is there. Nothing is computed twic
 It happens inside the head because there ZeRO-3 has gathered the weight.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,16 +82,56 @@ def chunked_loss_sum(
     taken: those tokens never reach the head. weight: (this rank's vocabulary, hidden). Softmax, sums and the
     gradient of the weight are fp32. Collective over the tensor-parallel group: one small exchange a chunk.
     """
-    labels = labels.reshape(-1)
-    rows = (labels != IGNORED).nonzero()[:, 0]
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    targets = labels[rows].to(hidden.device, non_blocking=True)
-    if len(rows) != len(labels):
-        flat = flat[rows.to(hidden.device, non_blocking=True)]
+    flat, targets, _ = _at_targets(hidden, labels)
     loss: torch.Tensor = _HeadLossSum.apply(  # type: ignore[no-untyped-call]
         settings.group.enter(flat), weight, bias, targets, settings, torch.is_grad_enabled()
     )
     return loss
+
+
+@torch.no_grad()
+def chunked_token_losses(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    settings: HeadSettings,
+) -> torch.Tensor:
+    """The losses that `chunked_loss_sum` adds up, shaped as `labels`, in fp32; 0 where none is taken. No gradient."""
+    flat, targets, rows = _at_targets(hidden, labels)
+    flat, weight, bias = _widened(flat, weight, bias, settings)
+    losses = flat.new_zeros(labels.numel(), dtype=torch.float32)
+    for chunk in _chunks(len(targets), weight, settings):
+        losses[rows[chunk]], _ = _chunk(flat[chunk], weight, bias, targets[chunk], settings)
+    return losses.reshape(labels.shape)
+
+
+def _at_targets(
+    hidden: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states that have a target, (tokens, hidden), those targets, and where they are; beside `hidden`."""
+    labels = labels.reshape(-1)
+    rows = (labels != IGNORED).nonzero()[:, 0]
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    targets = labels[rows].to(hidden.device, non_blocking=True)
+    is_whole = len(rows) == len(labels)
+    rows = rows.to(hidden.device, non_blocking=True)
+    return flat if is_whole else flat[rows], targets, rows
+
+
+def _widened(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, settings: HeadSettings
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    if not settings.widen:
+        return hidden, weight, bias
+    return hidden.float(), weight.float(), None if bias is None else bias.float()
+
+
+def _chunks(num_tokens: int, weight: torch.Tensor, settings: HeadSettings) -> Iterator[slice]:
+    """Which tokens are taken at a time."""
+    step = settings.chunk_rows or loss_chunk_rows(weight.shape[0], on_cpu=weight.device.type == "cpu")
+    for start in range(0, num_tokens, step):
+        yield slice(start, start + step)
 
 
 class _HeadLossSum(torch.autograd.Function):
@@ -107,19 +147,15 @@ class _HeadLossSum(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
         wanted = [needs_gradient and needed for needed in ctx.needs_input_grad[:3]]
-        if settings.widen:
-            hidden, weight = hidden.float(), weight.float()
-            bias = None if bias is None else bias.float()
+        hidden, weight, bias = _widened(hidden, weight, bias, settings)
         loss = hidden.new_zeros((), dtype=torch.float32)
         gradients = [
             _sum_for(tensor) if want else None
             for tensor, want in zip((hidden, weight, bias), wanted, strict=True)
         ]
-        step = settings.chunk_rows or loss_chunk_rows(weight.shape[0], on_cpu=weight.device.type == "cpu")
-        for start in range(0, hidden.shape[0], step):
-            rows = slice(start, start + step)
-            part, logits_grad = _chunk(hidden[rows], weight, bias, targets[rows], settings)
-            loss += part
+        for rows in _chunks(len(targets), weight, settings):
+            losses, logits_grad = _chunk(hidden[rows], weight, bias, targets[rows], settings)
+            loss += losses.sum()
             if any(wanted):
                 _add_gradients(gradients, logits_grad.to(weight.dtype), hidden[rows], weight, rows)
             del logits_grad  # or two chunks would be alive at once
@@ -149,7 +185,8 @@ def _chunk(
     targets: torch.Tensor,
     settings: HeadSettings,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of some tokens and the gradient of their logits, (tokens, this rank's vocabulary), fp32 both."""
+    """Losses of some tokens, (tokens,), and the gradient of their sum to the logits, (tokens, this rank's
+    vocabulary); fp32 both."""
     logits = torch.addmm(bias, hidden, weight.t()) if bias is not None else hidden @ weight.t()
     logits = logits.float()
     slope = settings.post.apply_(logits)
@@ -162,7 +199,7 @@ def _chunk(
     log_normalizer, target_logit = _over_ranks(largest, softmax.sum(dim=-1), target_logit, settings.group)
     softmax.mul_((largest - log_normalizer).exp_()[:, None])
     softmax.scatter_add_(1, local[:, None], -here[:, None].float())
-    return (log_normalizer - target_logit).sum(), softmax if slope is None else softmax.mul_(slope)
+    return log_normalizer - target_logit, softmax if slope is None else softmax.mul_(slope)
 
 
 def _over_ranks(
@@ -202,6 +239,7 @@ class HeadLoss:
     def __init__(self, head: nn.Module, settings: HeadSettings) -> None:
         self._head, self._settings = head, settings
         self._labels: torch.Tensor | None = None
+        self._take: Callable[..., torch.Tensor] = chunked_loss_sum
         self._loss: torch.Tensor | None = None
         self._usual: Callable[[torch.Tensor], torch.Tensor] = head.forward
         head.forward = self._forward
@@ -212,7 +250,22 @@ class HeadLoss:
         self, call: Callable[..., Any], arguments: dict[str, Any], labels: torch.Tensor
     ) -> torch.Tensor:
         """Sum of the token losses of a batch, by way of `call(**arguments)`, the model or the engine around it."""
-        self._labels = labels
+        return self._taken(chunked_loss_sum, call, arguments, labels)
+
+    def token_losses_of(
+        self, call: Callable[..., Any], arguments: dict[str, Any], labels: torch.Tensor
+    ) -> torch.Tensor:
+        """The same for each token, shaped as `labels`, without a gradient."""
+        return self._taken(chunked_token_losses, call, arguments, labels)
+
+    def _taken(
+        self,
+        take: Callable[..., torch.Tensor],
+        call: Callable[..., Any],
+        arguments: dict[str, Any],
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        self._take, self._labels = take, labels
         try:
             call(**arguments)
             assert self._loss is not None, "the model ran without its output head"
@@ -224,7 +277,7 @@ class HeadLoss:
         if self._labels is None:
             return self._usual(hidden)
         head: Any = self._head
-        return chunked_loss_sum(hidden, head.weight, head.bias, self._labels, self._settings)
+        return self._take(hidden, head.weight, head.bias, self._labels, self._settings)
 
     def _keep(self, _: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> None:
         if self._labels is not None:

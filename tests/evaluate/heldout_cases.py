@@ -66,9 +66,12 @@ def _only(rows: PreparedSet, number: int) -> PreparedSet:
     return replace(rows, num_rows=1, arrays={**arrays, "row_offsets": np.arange(2)})
 
 
-def held_out_losses(folder: str, tp: int, settings: list[dict[str, Any]]) -> list[tuple[float | None, int]]:
-    """(loss, targets) for each setting: num_rows, micro_batch, max_rows."""
+def held_out_losses(
+    folder: str, tp: int, settings: list[dict[str, Any]], *, chunked: bool = True
+) -> list[tuple[float | None, int, tuple[float, float] | None]]:
+    """(loss, targets, interval) for each setting: num_rows, micro_batch, max_rows."""
     engine = zero_engine(tiny_run(folder, tp), world_of(tp))
+    engine.chunked_loss = chunked
     found = []
     for setting in settings:
         part = held_out_loss(
@@ -77,5 +80,5 @@ def held_out_losses(folder: str, tp: int, settings: list[dict[str, Any]]) -> lis
             micro_batch=setting["micro_batch"],
             max_rows=setting["max_rows"],
         )
-        found.append((part.loss, part.target_tokens))
+        found.append((part.loss, part.target_tokens, part.interval))
     return found

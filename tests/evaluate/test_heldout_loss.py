@@ -1,6 +1,7 @@
 """Every held-out token counts once, whatever batches and ranks the rows fall into."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ def losses(worlds: Worlds, session_folder: Path) -> dict[str, Any]:
         "dp=2": worlds.run(2, held_out_losses, folder, 1, SETTINGS),
         "dp=2 x tp=2": worlds.run(4, held_out_losses, folder, 2, SETTINGS),
         "dp=4": worlds.run(4, held_out_losses, folder, 1, SETTINGS),
+        "whole logits": worlds.run(2, partial(held_out_losses, chunked=False), folder, 2, SETTINGS),
     }
 
 
 @pytest.mark.world
-@pytest.mark.parametrize("layout", ["dp=2", "dp=2 x tp=2", "dp=4"])
+@pytest.mark.parametrize("layout", ["dp=2", "dp=2 x tp=2", "dp=4", "whole logits"])
 def test_every_row_counts_once_for_row_counts_that_no_batch_divides(
     losses: dict[str, Any], layout: str
 ) -> None:
@@ -40,10 +42,13 @@ def test_every_row_counts_once_for_row_counts_that_no_batch_divides(
         counted = losses["rows"][: min(setting["num_rows"], setting["max_rows"] or NUM_ROWS)]
         targets = sum(number for _, number in counted)
         mean = sum(loss for loss, _ in counted) / targets
+        alone = loss_of_answers([Answered(loss=loss, num_targets=number) for loss, number in sorted(counted)])
+        assert alone is not None
         for rank in losses[layout]:
-            loss, found_targets = rank[index]
+            loss, found_targets, interval = rank[index]
             assert found_targets == targets, setting
             assert loss == pytest.approx(mean, rel=1e-6), setting
+            assert interval == (alone.interval and pytest.approx(alone.interval, rel=1e-6)), setting
 
 
 def test_perplexity_is_infinite_where_it_overflows() -> None:

@@ -271,6 +271,16 @@ def test_the_interval_of_a_share_is_as_wide_as_the_binomial_one() -> None:
     assert high == pytest.approx(0.75 + half, abs=0.01)
 
 
+def test_many_rows_that_are_drawn_in_groups_have_the_same_interval() -> None:
+    rows = np.array([[1.0, 1.0]] * 15_000 + [[0.0, 1.0]] * 5_000)
+
+    low, high = bootstrap(rows, lambda sums: {"share": sums[:, 0] / sums[:, 1]})["share"]
+
+    half = 1.96 * (0.75 * 0.25 / 20_000) ** 0.5
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert (high + low) / 2 == pytest.approx(0.75, abs=half / 4)
+
+
 def test_one_row_has_a_score_and_no_interval() -> None:
     scores = squad_scores([["4"]], ["4"])
 
