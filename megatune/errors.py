@@ -55,6 +55,10 @@ class PromptError(UserError):
     """A prompt that this model cannot answer: it has no token, or more than there is room for."""
 
 
+class VersionError(UserError):
+    """An installed package is none that megatune can work with."""
+
+
 class PlanError(UserError):
     """No layout satisfies what was asked."""
 

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch.profiler import record_function
 
+from megatune.engine.replacing import method_of, replace_method
+
 
 def annotate(zero: Any) -> None:
     """Put ranges around the gathers and reductions of DeepSpeed's stage-3 optimizer."""
@@ -15,4 +17,4 @@ def annotate(zero: Any) -> None:
 
 
 def _name(owner: Any, method: str, phase: str) -> None:
-    setattr(owner, method, record_function(f"megatune::{phase}")(getattr(owner, method)))
+    replace_method(owner, method, record_function(f"megatune::{phase}")(method_of(owner, method)))

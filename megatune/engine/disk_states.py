@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
+from megatune.engine.replacing import method_of, replace_method
 from megatune.errors import ConfigError, MegatuneError
 from megatune.files import IN_MEMORY, file_system_type
 from megatune.units import format_bytes
@@ -114,7 +115,7 @@ class DiskStates:
 
     def follow(self, zero: Any) -> None:
         """Read each sub-group ahead of its turn in the steps of `zero`, and write it back after."""
-        prepare, release = zero._prepare_sub_group, zero._release_sub_group
+        prepare, release = method_of(zero, "_prepare_sub_group"), method_of(zero, "_release_sub_group")
 
         def prepared(group: int, timers: Any) -> None:
             if group + 1 < len(self.groups):
@@ -126,7 +127,8 @@ class DiskStates:
             self._wait()  # no more than two sub-groups wait to be written
             self._writing = self._writer.submit(self.groups[group].write_back)
 
-        zero._prepare_sub_group, zero._release_sub_group = prepared, released
+        replace_method(zero, "_prepare_sub_group", prepared)
+        replace_method(zero, "_release_sub_group", released)
 
     def write_back(self) -> None:
         """Write all that has changed outside of a step."""

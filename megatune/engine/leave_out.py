@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
+from megatune.engine.replacing import replace_method
+
 
 @contextmanager
 def overflowing(optimizer: Any) -> Iterator[None]:
     """Inside, the next step of `optimizer` takes the gradients for overflowed."""
     name, replacement = _where_it_looks(optimizer)
     checks_bf16 = getattr(optimizer, "check_grad_overflow", None)
-    setattr(optimizer, name, replacement)
+    replace_method(optimizer, name, replacement)
     if checks_bf16 is not None:
         optimizer.check_grad_overflow = True
     try:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch.profiler import record_function
 
+from megatune.engine.replacing import method_of, replace_method
 from megatune.engine.shared_memory import SharedMemory, share
 
 # Its name from torch 2.13 on; the older one is announced to go.
@@ -106,15 +107,16 @@ class LiveWeights:
 
     def _replace_gathering(self) -> None:
         """What DeepSpeed does before and after its optimizer: empty all weights, gather the persistent ones."""
-        zero, after_step = self._zero, self._zero._post_step
+        zero = self._zero
+        after_step = method_of(zero, "_post_step")
         zero.persistent_parameters = []
-        zero._partition_all_parameters = lambda: None
+        replace_method(zero, "_partition_all_parameters", lambda: None)
 
         def then_publish(*args: Any, **kwargs: Any) -> None:
             after_step(*args, **kwargs)
             self.publish()
 
-        zero._post_step = then_publish
+        replace_method(zero, "_post_step", then_publish)
 
 
 def _partitions(parameters: Sequence[Any]) -> list[torch.Tensor]:

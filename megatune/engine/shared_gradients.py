@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from megatune.engine.replacing import method_of, replace_method
 from megatune.engine.shared_memory import SharedMemory, profiled, share
 
+_AVG_SCATTER = "_DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads"
 _ADDED_AT_A_TIME = 2**18
 """Elements: 1 MiB of sums, which stay in a core's cache until they are done."""
 
@@ -34,7 +36,7 @@ def keep_own_gradients(zero: Any) -> None:
 
 
 def _scatter_by(zero: Any, function: Callable[..., list[torch.Tensor]]) -> None:
-    zero._DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads = function
+    replace_method(zero, _AVG_SCATTER, function)
     zero.contiguous_gradients = False  # another copy, into a bucket
     for bucket in zero.ipg_buckets.values():
         bucket.buffer = None
@@ -48,7 +50,7 @@ class SharedGradients:
         self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
         # (writer, reader, elements)
         self._memory = shared.memory.view(zero.dtype).view(self._size, self._size, -1)
-        self._usual = zero._DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads
+        self._usual = method_of(zero, _AVG_SCATTER)
         self._dtype = zero.gradient_accumulation_dtype
         _scatter_by(zero, self.average_and_scatter)
 

@@ -11,6 +11,7 @@ from deepspeed.runtime.zero.utils import get_norm_dtype
 
 from megatune.config import Run
 from megatune.engine.live_weights import LiveWeights
+from megatune.engine.replacing import method_of, replace_method
 from megatune.engine.shared_gradients import SharedGradients, keep_own_gradients
 from megatune.engine.world import World
 from megatune.plan.buckets import buckets_of, keeps_gathered
@@ -83,8 +84,7 @@ def _step_gradients_where_they_are(zero: Any) -> None:
         zero.fp32_partitioned_groups_flat[sub_group].grad = parts[sub_group]
         zero.averaged_gradients[sub_group] = None
 
-    assert hasattr(zero, "_prepare_fp32_grad_for_sub_group"), "DeepSpeed has renamed it, and would copy again"
-    zero._prepare_fp32_grad_for_sub_group = prepare
+    replace_method(zero, "_prepare_fp32_grad_for_sub_group", prepare)
 
 
 def _release_host_cache() -> None:
@@ -100,7 +100,7 @@ def _take_norms_together(zero: Any, most_groups: int) -> None:
     DeepSpeed sums the norm of each sub-group over all ranks. Where heads or the vocabulary do not divide, shares
     differ, and with them the number of sub-groups: one rank would wait for ever (stage3.py, `_get_norm_groups`).
     """
-    own, missing = zero._get_norm_groups, most_groups - len(zero.fp16_groups)
+    own, missing = method_of(zero, "_get_norm_groups"), most_groups - len(zero.fp16_groups)
     dtype = torch.float32 if zero.offload_optimizer else get_norm_dtype()
 
     def norms() -> list[torch.Tensor]:
@@ -116,4 +116,4 @@ def _take_norms_together(zero: Any, most_groups: int) -> None:
         return found  # type: ignore[no-any-return]
 
     if missing:
-        zero._get_norm_groups = norms
+        replace_method(zero, "_get_norm_groups", norms)
