@@ -1,5 +1,5 @@
-"""A tune beside the exhaustive grid: `python benchmarks/tune.py [--model llama-1m] [--rounds 3] [--out FOLDER]
-[--try KEY=V1,V2]...`.
+"""A tune beside the exhaustive grid: `python benchmarks/tune.py [--model llama-1m] [--seed 42] [--rounds 3]
+[--out FOLDER] [--try KEY=V1,V2]...`.
 
 1. `megatune tune` chooses among the candidates with a quarter of their number as trials, each in processes of its own.
 2. Every candidate of the same tune is trained once for as many steps (the grid), in the same two ranks one after
@@ -7,8 +7,8 @@
 3. The grid's best two and the tune's choice are trained in turn, round after round, with twice the steps.
 
 The record says how far the tune's choice is from the grid's best, in the grid and in the rounds. Processor time of
-the ranks is compared, since others use the machine. Seeds: the run's own, 42, decides weights, rows and their order;
-nothing in a tune is drawn.
+the ranks is compared, since others use the machine. The seed decides weights, rows and their order; nothing in a tune
+is drawn.
 """
 
 import argparse
@@ -57,6 +57,7 @@ STEPS, WARMUP = 8, 2
 OWN = "train.per_device_train_batch_size=1"
 """The run's own layout is a poor one, so that keeping it is no success."""
 RANKS = 2
+SEED = 42
 
 
 def main() -> None:
@@ -66,16 +67,16 @@ def main() -> None:
         work = Work(model=asked.model, max_seq_length=128, micro_batch=4, ranks=RANKS, precision="bf16",
                     warmup_steps=WARMUP, steps=4 * STEPS)  # fmt: skip
         run_file = write_inputs(work, Path(scratch)).run_file
-        found = tune(run_file, asked.knobs, trials=1000, dry_run=True)
+        found = tune(run_file, asked, trials=1000, dry_run=True)
         num_candidates = len(found["candidates"])
-        answer = tune(run_file, asked.knobs, trials=max(2, num_candidates // SHARE))
+        answer = tune(run_file, asked, trials=max(2, num_candidates // SHARE))
         folder = TuneFolder(Path(answer["folder"]))
         definition = read_definition(folder)
         assert definition is not None, "the tune has just written it"
         grid = measure_grid(folder, definition)
         record = {**head(asked), "tune": answer, **compare(folder, definition, grid, answer, asked.rounds)}
     asked.out.mkdir(parents=True, exist_ok=True)
-    path = asked.out / f"tune-{asked.model}.json"
+    path = asked.out / f"tune-{asked.model}{'' if asked.seed == SEED else f'-seed-{asked.seed}'}.json"
     write_text_atomic(path, json.dumps(record) + "\n")
     print(json.dumps(record["verdict"], indent=1))
     print(f"record: {path}")
@@ -84,6 +85,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A tune beside the exhaustive grid.")
     parser.add_argument("--model", default="llama-1m", help="a folder of benchmarks/models")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the run")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the last comparison")
     parser.add_argument(
         "--try",
@@ -106,19 +108,20 @@ def head(asked: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(),
         "commit": source_commit(),
         "model": asked.model,
-        "seed": 42,
+        "seed": asked.seed,
         "knobs": asked.knobs,
     }
 
 
-def tune(run_file: Path, knobs: list[str], *, trials: int, dry_run: bool = False) -> dict[str, Any]:
-    """The answer of `megatune tune` over `knobs`; the others stay as they are."""
-    tried = {knob.partition("=")[0] for knob in knobs}
+def tune(run_file: Path, asked: argparse.Namespace, *, trials: int, dry_run: bool = False) -> dict[str, Any]:
+    """The answer of `megatune tune` over the knobs; the others stay as they are."""
+    tried = {knob.partition("=")[0] for knob in asked.knobs}
     kept = [key for key in (*FIXED, *(knob.partition("=")[0] for knob in KNOBS)) if key not in tried]
-    options = [word for knob in knobs for word in ("--try", knob)]
+    options = [word for knob in asked.knobs for word in ("--try", knob)]
     options += [word for key in kept for word in ("--fix", key)]
     options += ["--trials", str(trials), "--steps", str(STEPS), "--warmup", str(WARMUP), "--clock", "cpu"]
-    command = [sys.executable, "-m", "megatune", "tune", str(run_file), OWN, *options, "--json"]
+    command = [sys.executable, "-m", "megatune", "tune", str(run_file), OWN, f"train.seed={asked.seed}"]
+    command += [*options, "--json"]
     command += ["--dry-run"] * dry_run
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     answer = json.loads(done.stdout)
