@@ -3,6 +3,7 @@
 It says how far it is on standard output, a JSON object a line, and its result in the last.
 """
 
+import gc
 import json
 import pickle
 import sys
@@ -46,6 +47,7 @@ def main() -> None:
     job: Job = pickle.load(sys.stdin.buffer)  # from the process that started this one, and nobody else
     saying = _Saying()
     guard = partial(writing_prepared, job.scratch)
+    gc.freeze()  # what is imported stays: a collection need not look through it each time
     result = write_share(job, Share(index=index, count=count), saying, guard)
     saying.say()
     _say({"problem": asdict(result)} if isinstance(result, Problem) else {"tally": result.as_fields()})

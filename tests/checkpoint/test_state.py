@@ -35,6 +35,16 @@ CASES: dict[str, dict[str, Any]] = {
     "offload optimizer": {**ADAMW, "parallel": {"offload": "optimizer"}, "precision": "bf16"},
     "offload all": {**ADAMW, "parallel": {"offload": "all"}, "precision": "bf16"},
 }
+WITH_TENSOR_PARALLELISM = (
+    "adamw",
+    "adagrad",
+    "bf16",
+    "stage 0 bf16",
+    "stage 1 bf16",
+    "stage 2",
+    "offload all",
+)
+LAYOUTS = [*((case, 1) for case in CASES), *((case, 2) for case in WITH_TENSOR_PARALLELISM)]
 KINDS = {
     "adagrad": ["sum", "weight"],
     "stage 2 adagrad": ["sum", "weight"],
@@ -54,15 +64,13 @@ def resumed(
     ensure_built([sys.executable, "-m", "megatune.engine.build_ops", "cpu_adam"], extensions)
     checkpoints = tmp_path_factory.mktemp("state")
     found = {}
-    for tp in (1, 2):
-        for name, sections in CASES.items():
-            saved = checkpoints / f"tp{tp}-{name}"
-            found[name, tp] = worlds.run(2 * tp, resume_engine, folder, tp, sections, saved, str(extensions))
+    for name, tp in LAYOUTS:
+        saved = checkpoints / f"tp{tp}-{name}"
+        found[name, tp] = worlds.run(2 * tp, resume_engine, folder, tp, CASES[name], saved, str(extensions))
     return found
 
 
-@pytest.mark.parametrize("tp", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "tp"), LAYOUTS)
 def test_a_loaded_engine_goes_on_bit_for_bit(
     resumed: dict[tuple[str, int], list[dict[str, Any]]], case: str, tp: int
 ) -> None:

@@ -80,7 +80,7 @@ class Cluster:
         self.lab.wait(f"end of job {job}", lambda: self.state(job) in ENDED, timeout_s=timeout_s)
         return self.state(job)
 
-    def wait_for_step(self, output_dir: Path, step: int, timeout_s: float = 120) -> None:
+    def wait_for_step(self, output_dir: Path, step: int, timeout_s: float = 240) -> None:
         """Wait until a run has taken `step` steps."""
         self.wait(f"step {step} of {output_dir}", lambda: steps_taken(output_dir) >= step, timeout_s)
 

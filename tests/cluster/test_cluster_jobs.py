@@ -11,15 +11,17 @@ from tiny_runs import metrics_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-LONG = {"max_steps": 120}
-BROKEN = {"train": {"max_steps": 60}, "checkpoint": {"save_steps": 5}}
+SMALL = {"launch": {"nproc_per_node": 1}, "parallel": {"tp_size": 1}}
+"""One rank on each of the two nodes, for tests that start again and again: most of a start is imports of each rank."""
+LONG = {**SMALL, "train": {"max_steps": 120}}
+BROKEN = {**SMALL, "train": {"max_steps": 60}, "checkpoint": {"save_steps": 5}}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(lab: Lab, session_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of the BROKEN run with local ranks that nothing happens to."""
     cluster = Cluster(lab, tmp_path_factory.mktemp("undisturbed"), session_folder)
-    return losses(train_here(cluster.run_file(**BROKEN)))
+    return losses(train_here(cluster.run_file(**BROKEN), num_ranks=2))
 
 
 def test_a_job_over_two_nodes_trains_like_one_process(cluster: Cluster):
@@ -57,7 +59,7 @@ def test_processes_that_do_not_meet_over_mpi_leave_the_data_to_one_node(cluster:
 
 
 def test_preempted_five_times_a_run_ends_with_the_same_bits(cluster: Cluster):
-    run_file = cluster.run_file(train=LONG, checkpoint={"save_steps": 50})
+    run_file = cluster.run_file(**LONG, checkpoint={"save_steps": 50})
     output_dir = run_file.parent / "run"
 
     job = cluster.submit(run_file)
@@ -73,7 +75,7 @@ def test_preempted_five_times_a_run_ends_with_the_same_bits(cluster: Cluster):
         cluster.wait_until_ended(preempting)
     assert cluster.wait_until_ended(job, timeout_s=300) == "COMPLETED"
 
-    here = train_here(run_file)
+    here = train_here(run_file, num_ranks=2)
     assert losses(output_dir) == losses(here)
     assert same_weights(output_dir, here)
     assert metrics_of(output_dir, "run")[-1]["restart_count"] == 5
@@ -81,7 +83,7 @@ def test_preempted_five_times_a_run_ends_with_the_same_bits(cluster: Cluster):
 
 
 def test_a_run_stops_before_its_time_limit_is_queued_again_and_goes_on(cluster: Cluster):
-    run_file = cluster.run_file(train={"max_steps": 3000}, slurm={"signal_delay_s": 100})
+    run_file = cluster.run_file(**SMALL, train={"max_steps": 3000}, slurm={"signal_delay_s": 100})
     output_dir = run_file.parent / "run"
 
     job = cluster.submit(run_file)
@@ -136,7 +138,7 @@ def test_a_cut_cable_leads_to_a_restart_and_the_same_losses(cluster: Cluster, un
 
 
 def test_a_cancelled_run_saves_and_is_not_queued_again(cluster: Cluster):
-    run_file = cluster.run_file(train=LONG)
+    run_file = cluster.run_file(**LONG)
     output_dir = run_file.parent / "run"
 
     job = cluster.submit(run_file)
