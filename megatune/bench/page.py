@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from megatune.bench.figures import CaseFigures, training_cases
+from megatune.bench.printed import printed_tables
 from megatune.bench.record import peak_words, what_ran
 from megatune.report.tables import format_cell
 from megatune.units import format_bytes, format_ratio
@@ -32,9 +33,9 @@ def render_page(records: Sequence[tuple[Mapping[str, Any], Mapping[str, bytes]]]
 
 
 def case_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a case, for tables of any kind."""
+    """A row a case that trained or failed, for tables of any kind; `printed_tables` has the others."""
     trained = {case.name: case for case in training_cases(record)}
-    return [_row(case, trained.get(case["name"])) for case in record["cases"]]
+    return [_row(case, trained.get(case["name"])) for case in record["cases"] if "printed" not in case]
 
 
 def _record(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Iterator[str]:
@@ -42,6 +43,8 @@ def _record(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Iterato
     gpus = ", ".join(gpu["name"] for gpu in machine["gpus"]) or "none"
     yield f"<h2>{_text(record['suite'])}</h2><p>{_text(record['about'])}</p>"
     yield _table(case_rows(record))
+    for case, rows in printed_tables(record):
+        yield f"<h3>{_text(case)}</h3>{_table(rows)}"
     for name, png in pictures.items():
         encoded = base64.b64encode(png).decode()
         yield f'<h3>{_TITLES[name]}</h3><img alt="{_TITLES[name]}" src="data:image/png;base64,{encoded}">'
@@ -66,12 +69,7 @@ def _measured(peaks: Mapping[str, Any]) -> str:
 def _row(case: Mapping[str, Any], trained: CaseFigures | None) -> dict[str, str]:
     if case.get("failure"):
         return {"case": case["name"], "what": f"failed: {case['failure'].splitlines()[0]}"}
-    if trained is None:
-        printed = case["printed"][-1]
-        shown = "; ".join(
-            ", ".join(f"{key} {format_cell(value)}" for key, value in one.items()) for one in printed
-        )
-        return {"case": case["name"], "what": shown}
+    assert trained is not None, "what ran and did not fail has trained"
     ratio = case["to_baseline"]
     against = "" if not isinstance(ratio, dict) else f"{ratio['tokens_per_second']['median']:.2f}"
     return {
@@ -88,6 +86,8 @@ def _row(case: Mapping[str, Any], trained: CaseFigures | None) -> dict[str, str]
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    if not rows:
+        return ""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f"<th>{_text(name)}</th>" for name in columns)
     body = "".join(

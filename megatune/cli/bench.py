@@ -15,6 +15,7 @@ from megatune.bench.compare import Spread
 from megatune.bench.cut_off import CutOff, CutOffSignals
 from megatune.bench.inputs import model_folder
 from megatune.bench.on_cluster import Asked, BenchFolder, collect, load_job, submit_suite, take_round
+from megatune.bench.printed import printed_tables
 from megatune.bench.record import machine, make_record, peak_words, read_record, save_record, what_ran
 from megatune.bench.regressions import Verdict, compare_records, obstacles
 from megatune.bench.rounds import Result, name_of, run_rounds
@@ -150,7 +151,7 @@ def _show_record(record: dict[str, Any], before: dict[str, Any] | None, options:
     path = save_record(record, options.results)
     verdicts = [] if before is None else compare_records(before, record)
     compared = {} if before is None else {"compared": [asdict(verdict) for verdict in verdicts]}
-    show({**record, **compared}, table(record), as_json=options.as_json)
+    show({**record, **compared}, *tables(record), as_json=options.as_json)
     part = f" (of what was finished when {record['cut_off']} came)" if record["cut_off"] else ""
     print(f"record: {path}{part}", file=sys.stderr)
     for verdict in verdicts:
@@ -211,10 +212,14 @@ def chosen(suite: Suite, patterns: tuple[str, ...]) -> list[Case]:
     return found
 
 
-def table(record: dict[str, Any]) -> Any:
-    """A row a case, with its ratio to the baseline."""
+def tables(record: dict[str, Any]) -> Iterator[Any]:
+    """A row a case that trained, with its ratio to the baseline; and what programs printed."""
     against = f" / {record['baseline']}" if record["baseline"] else ""
-    return render_table(list(_rows(record, against)), title=record["about"])
+    rows = list(_rows(record, against))
+    if rows:
+        yield render_table(rows, title=record["about"])
+    for case, printed in printed_tables(record):
+        yield render_table(printed, title=f"{record['suite']}: {case}")
 
 
 def _rows(record: dict[str, Any], against: str) -> Iterator[dict[str, Any]]:
@@ -222,10 +227,7 @@ def _rows(record: dict[str, Any], against: str) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"case": case["name"]}
         if case["failure"]:
             yield {**row, "engine": f"failed: {case['failure'].splitlines()[0]}"}
-        elif "printed" in case:
-            for entry in case["printed"][-1]:
-                yield {**row, "engine": ", ".join(f"{key} {value}" for key, value in entry.items())}
-        else:
+        elif "printed" not in case:
             ratio = case["to_baseline"]
             yield {
                 **row,

@@ -1,13 +1,15 @@
 """`megatune report`: of a run, or of bench records."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
 from megatune.bench.page import case_rows, render_page
 from megatune.bench.pictures import draw_record
+from megatune.bench.printed import printed_tables
 from megatune.bench.record import read_record
 from megatune.errors import ConfigError, DataError
 from megatune.files import write_text_atomic
@@ -60,6 +62,13 @@ def report_paths(paths: Sequence[Path], *, as_json: bool, picture: Path | None =
         )
 
 
+def _tables(record: Mapping[str, Any]) -> Iterator[Any]:
+    if rows := case_rows(record):
+        yield render_table(rows, title=record["about"])
+    for case, printed in printed_tables(record):
+        yield render_table(printed, title=f"{record['suite']}: {case}")
+
+
 def report_records(paths: Sequence[Path], *, as_json: bool) -> None:
     """Print the records' tables; write their pictures beside them, and one page of all beside the first."""
     records = [read_record(path) for path in paths]
@@ -76,9 +85,16 @@ def report_records(paths: Sequence[Path], *, as_json: bool) -> None:
         "schema": 1,
         "page": str(page),
         "pictures": pictures,
-        "records": [{"suite": record["suite"], "cases": case_rows(record)} for record in records],
+        "records": [
+            {
+                "suite": record["suite"],
+                "cases": case_rows(record),
+                "printed": [{"case": case, "rows": rows} for case, rows in printed_tables(record)],
+            }
+            for record in records
+        ],
     }
-    tables = [render_table(case_rows(record), title=record["about"]) for record in records]
+    tables = [table for record in records for table in _tables(record)]
     show(
         answer,
         *tables,

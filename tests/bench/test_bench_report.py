@@ -61,11 +61,20 @@ def record(tmp_path: Path) -> Path:
             case("strong, 2 ranks", 900.0, to_baseline={"tokens_per_second": {"median": 1.8, "low": 1.7, "high": 1.9}}),
             case("elsewhere", 700.0, to_baseline=other),
             {"name": "broken", "failure": "broken ended with exit code 1:\nlong"},
-            {"name": "links", "failure": None, "program": ["links.py"], "printed": [[{"bytes": 4096, "s": 0.1}]]},
+            {"name": "links", "failure": None, "program": ["links.py"], "printed": [PRINTED]},
         ],
     }  # fmt: skip
     path.write_text(json.dumps(content))
     return path
+
+
+PRINTED = [
+    {"cpu": "x", "python": "3.11"},
+    {"bytes": 4096, "median_s": 0.08341, "range_s": [0.08, 1.5], "bytes_per_s": 2**31},
+    {"bytes": 65536, "median_s": None, "range_s": [2.0, 3.0], "bytes_per_s": 2**30},
+    {"machine": {"cpu": "x"}, "wall_s": {"bare": [5.0, 6.0]}, "examples_per_cpu_s": 801010, "done": True},
+]
+"""A line of where it was measured, two that belong to one table, one of another."""
 
 
 class _Images(HTMLParser):
@@ -94,8 +103,22 @@ def test_a_record_becomes_tables_pictures_and_one_page_that_fetches_nothing(reco
     assert "failed: broken ended with exit code 1:" in page
     assert "1.80" in page
     assert [row["case"] for row in found["records"][0]["cases"]] == [
-        "strong, 1 rank", "strong, 2 ranks", "elsewhere", "broken", "links"
+        "strong, 1 rank", "strong, 2 ranks", "elsewhere", "broken"
     ]  # fmt: skip
+    assert found["records"][0]["printed"] == [
+        {
+            "case": "links",
+            "rows": [
+                {"bytes": "4.00 KiB", "median": "83.4 ms", "range": "80 ms .. 1.5 s", "rate": "2.00 GiB/s"},
+                {"bytes": "64.00 KiB", "median": "n/a", "range": "2 s .. 3 s", "rate": "1.00 GiB/s"},
+            ],
+        },
+        {
+            "case": "links",
+            "rows": [{"wall, bare": "5 s, 6 s", "examples per cpu s": "8.01e+05", "done": "yes"}],
+        },
+    ]
+    assert '<td class="n">83.4 ms</td>' in page
 
 
 @pytest.mark.parametrize(
