@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,8 @@ def _write_examples(
             examples_of_source[block.source] += len(chosen)
             if not len(chosen):
                 continue
-            is_token = np.repeat(is_chosen, block.records["length"])
+            # Of a pool that is not divided, every token: a slice does not copy them.
+            is_token = slice(None) if is_chosen.all() else np.repeat(is_chosen, block.records["length"])
             writers["tokens"].append(block.tokens[is_token])
             writers["is_target"].append(block.is_target[is_token])
             if block.labels is not None:
@@ -143,7 +145,8 @@ def _write_rows(folder: Path, mixture: Mixture, num_examples: int, settings: Set
                     copies_of=mixture.copies_of,
                 )
                 pages = (
-                    (np.concatenate([np.array(r) for r in rows]), [len(r) for r in rows]) for rows in windows
+                    (np.fromiter(chain.from_iterable(rows), dtype=np.int64), [len(row) for row in rows])
+                    for rows in windows
                 )
             else:
                 pages = ((page, [1] * len(page)) for page in _one_each(mixture, num_examples))

@@ -110,15 +110,17 @@ def tokenizer_identity(tokenizer: "PreTrainedTokenizerBase") -> str:
         "class": type(tokenizer).__name__,
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "chat_template": tokenizer.chat_template,
-        "model": _backend(tokenizer) if tokenizer.is_fast else _vocabulary(tokenizer),
+        "model": _backend_hash(tokenizer) if tokenizer.is_fast else _vocabulary(tokenizer),
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(described, sort_keys=True).encode())
 
 
-def _backend(tokenizer: "PreTrainedTokenizerBase") -> object:
-    """The tokenizer.json of a fast tokenizer, but for padding and truncation: using it sets them."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {key: value for key, value in backend.items() if key not in ("padding", "truncation")}
+def _backend_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Of the tokenizer.json of a fast tokenizer, without padding and truncation: whoever uses it sets them anew."""
+    library: Any = tokenizer.backend_tokenizer
+    library.no_padding()
+    library.no_truncation()
+    return xxhash.xxh3_128_hexdigest(library.to_str().encode())
 
 
 def _vocabulary(tokenizer: "PreTrainedTokenizerBase") -> object:
