@@ -85,6 +85,9 @@ def main() -> None:
     given = dict(enumerate(sys.argv[1:]))
     model, texts = given.get(0, "assets/smollm2-135m"), Path(given.get(1, "assets/dialogues/train.jsonl"))
     size_mb, rounds = int(given.get(2, "64")), int(given.get(3, "3"))
+    missing = [str(path) for path in (Path(model) / "tokenizer.json", texts) if not path.is_file()]
+    if missing:
+        sys.exit(f"prepare.py: not there: {', '.join(missing)}. `megatune fetch demo` brings them, here")
     packages = ("megatune", "tokenizers", "transformers")
     print(
         json.dumps(
