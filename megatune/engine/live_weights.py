@@ -8,6 +8,7 @@ nothing is sent. The only rank of a data-parallel group computes with its partit
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,67 +27,112 @@ _SENT_AT_A_TIME = 2**26
 """Elements of one all-gather: its buffer comes on top of the weights."""
 
 
-class LiveWeights:
-    """Keeps the parameters of a ZeRO-3 engine whole on every rank. Collective: every rank makes one."""
+class LiveWeights(ABC):
+    """The parameters of a ZeRO-3 engine, whole on every rank. Collective: every rank makes one, of the same class."""
 
-    def __init__(self, zero: Any, parameters: Sequence[Any], group: dist.ProcessGroup) -> None:
-        self._zero, self._group, self._parameters = zero, group, list(parameters)
-        self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
-        self._shared: SharedMemory | None = None
-        self._whole = _partitions(self._parameters) if self._size == 1 else self._made_room()
-        self.publish()
-        for parameter, whole in zip(self._parameters, self._whole, strict=True):
-            _keep(parameter, whole)
-        self._replace_gathering()
+    is_shared = False
+    """There is one copy of the weights on this host."""
 
-    def _made_room(self) -> list[torch.Tensor]:
-        """A place for each weight, flat; in shared memory where there is some."""
-        first = self._parameters[0]
-        device, dtype = first.ds_tensor.device, first.ds_tensor.dtype
-        starts, end = _starts([int(p.ds_numel) for p in self._parameters])
-        if device.type == "cpu":
-            self._shared = share(end * dtype.itemsize, self._group)
-        flat = (
-            torch.empty(end, dtype=dtype, device=device)
-            if self._shared is None
-            else self._shared.memory.view(dtype)
-        )
-        return [flat[s : s + int(p.ds_numel)] for s, p in zip(starts, self._parameters, strict=True)]
+    def __init__(self, parameters: Sequence[Any]) -> None:
+        self.parameters = list(parameters)
 
     @property
-    def is_shared(self) -> bool:
-        """There is one copy of the weights on this host."""
-        return self._shared is not None
+    @abstractmethod
+    def whole(self) -> list[torch.Tensor]:
+        """The place of each weight, flat."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Bring what the optimizer has written into this rank's partitions to all ranks. Collective."""
+
+
+def keep_live(zero: Any, parameters: Sequence[Any], group: dist.ProcessGroup) -> LiveWeights:
+    """Keep `parameters` of the optimizer `zero` whole from here on. Collective: every rank calls it."""
+    if dist.get_world_size(group) == 1:
+        live: LiveWeights = _OwnPartitions(parameters)
+    else:
+        starts, end = _starts([int(p.ds_numel) for p in parameters])
+        like = parameters[0].ds_tensor
+        shared = share(end * like.dtype.itemsize, group) if like.device.type == "cpu" else None
+        memory = torch.empty(end, dtype=like.dtype, device=like.device) if shared is None else shared.memory
+        flat = memory.view(like.dtype)
+        room = [flat[s : s + int(p.ds_numel)] for s, p in zip(starts, parameters, strict=True)]
+        live = (
+            _Gathered(parameters, room, group) if shared is None else _Shared(parameters, room, shared, group)
+        )
+    live.publish()
+    for parameter, whole in zip(live.parameters, live.whole, strict=True):
+        _keep(parameter, whole)
+    _replace_gathering(zero, live)
+    return live
+
+
+class _OwnPartitions(LiveWeights):
+    """Of the only rank of a data-parallel group: its partition of a weight is the weight."""
+
+    @property
+    def whole(self) -> list[torch.Tensor]:
+        return [p.ds_tensor.data[: int(p.ds_numel)] for p in self.parameters]
 
     @record_function("megatune::gather")
     def publish(self) -> None:
-        """Bring what the optimizer has written into this rank's partitions to all ranks. Collective."""
-        if self._size == 1:
-            for parameter, partition in zip(self._parameters, _partitions(self._parameters), strict=True):
-                parameter.data = partition.view(parameter.ds_shape)  # DeepSpeed may have moved it
-            return
-        if self._shared is None:
-            self._gather()
-            return
-        # No rank may still be computing with the old weights: the norm of the gradients has met all of them, but a
-        # run may clip nothing and take none.
-        self._shared.meet()
-        own = [
-            self._piece(p, whole, self._rank) for p, whole in zip(self._parameters, self._whole, strict=True)
-        ]
-        torch._foreach_copy_(
-            own, [p.ds_tensor.data[: o.numel()] for p, o in zip(self._parameters, own, strict=True)]
-        )
-        self._shared.meet()
+        for parameter, partition in zip(self.parameters, self.whole, strict=True):
+            parameter.data = partition.view(parameter.ds_shape)  # DeepSpeed may have moved it
+
+
+class _InRoom(LiveWeights):
+    """Of several ranks: each weight has room of its own, beside the partitions."""
+
+    def __init__(self, parameters: Sequence[Any], room: list[torch.Tensor], group: dist.ProcessGroup) -> None:
+        super().__init__(parameters)
+        self._room, self._group = room, group
+        self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
+
+    @property
+    def whole(self) -> list[torch.Tensor]:
+        return self._room
 
     def _piece(self, parameter: Any, whole: torch.Tensor, rank: int) -> torch.Tensor:
         length = int(parameter.ds_tensor.ds_numel)  # padded on the last ranks
         start = min(rank * length, whole.numel())
         return whole[start : start + length]
 
-    def _gather(self) -> None:
+
+class _Shared(_InRoom):
+    """The ranks of one host write their pieces into memory that all of them read."""
+
+    is_shared = True
+
+    def __init__(
+        self,
+        parameters: Sequence[Any],
+        room: list[torch.Tensor],
+        shared: SharedMemory,
+        group: dist.ProcessGroup,
+    ) -> None:
+        super().__init__(parameters, room, group)
+        self._shared = shared
+
+    @record_function("megatune::gather")
+    def publish(self) -> None:
+        # No rank may still be computing with the old weights: the norm of the gradients has met all of them, but a
+        # run may clip nothing and take none.
+        self._shared.meet()
+        own = [
+            self._piece(p, whole, self._rank) for p, whole in zip(self.parameters, self._room, strict=True)
+        ]
+        written = [p.ds_tensor.data[: piece.numel()] for p, piece in zip(self.parameters, own, strict=True)]
+        torch._foreach_copy_(own, written)
+        self._shared.meet()
+
+
+class _Gathered(_InRoom):
+    """Every rank has a copy: the pieces are sent."""
+
+    @record_function("megatune::gather")
+    def publish(self) -> None:
         """In all-gathers of many weights each: a rank's pieces side by side, padded to the same length on all ranks."""
-        pairs = list(zip(self._parameters, self._whole, strict=True))
+        pairs = list(zip(self.parameters, self._room, strict=True))
         while pairs:
             count, length = _how_many(
                 [int(p.ds_tensor.ds_numel) for p, _ in pairs], _SENT_AT_A_TIME // self._size
@@ -105,23 +151,18 @@ class LiveWeights:
                     offset += int(parameter.ds_tensor.ds_numel)
             torch._foreach_copy_(targets, sources)
 
-    def _replace_gathering(self) -> None:
-        """What DeepSpeed does before and after its optimizer: empty all weights, gather the persistent ones."""
-        zero = self._zero
-        after_step = method_of(zero, "_post_step")
-        zero.persistent_parameters = []
-        replace_method(zero, "_partition_all_parameters", lambda: None)
 
-        def then_publish(*args: Any, **kwargs: Any) -> None:
-            after_step(*args, **kwargs)
-            self.publish()
+def _replace_gathering(zero: Any, live: LiveWeights) -> None:
+    """What DeepSpeed does before and after its optimizer: empty all weights, gather the persistent ones."""
+    after_step = method_of(zero, "_post_step")
+    zero.persistent_parameters = []
+    replace_method(zero, "_partition_all_parameters", lambda: None)
 
-        replace_method(zero, "_post_step", then_publish)
+    def then_publish(*args: Any, **kwargs: Any) -> None:
+        after_step(*args, **kwargs)
+        live.publish()
 
-
-def _partitions(parameters: Sequence[Any]) -> list[torch.Tensor]:
-    """Of the only rank: all of each weight."""
-    return [p.ds_tensor.data[: int(p.ds_numel)] for p in parameters]
+    replace_method(zero, "_post_step", then_publish)
 
 
 def _keep(parameter: Any, whole: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.utils import get_norm_dtype
 
 from megatune.config import Run
-from megatune.engine.live_weights import LiveWeights
+from megatune.engine.live_weights import LiveWeights, keep_live
 from megatune.engine.replacing import method_of, replace_method
 from megatune.engine.shared_gradients import SharedGradients, keep_own_gradients
 from megatune.engine.world import World
@@ -52,7 +52,7 @@ def take_over(
     is_quantized = any(hasattr(parameter.ds_tensor, "ds_quant_scale") for parameter in parameters)
     may_keep = run.parallel.offload == "none" and not is_quantized
     is_kept = may_keep and keeps_gathered(sum(sizes), buckets, data_parallel=world.data_parallel)
-    weights = LiveWeights(zero, parameters, world.data_group) if is_kept else None
+    weights = keep_live(zero, parameters, world.data_group) if is_kept else None
     if world.device.type != "cpu":
         return TakenOver(weights)
     if world.data_parallel == 1:
