@@ -1,7 +1,6 @@
 """What the programs of a suite print, as tables: lines that hold the same figures stand under each other."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from megatune.report.tables import format_cell
@@ -18,10 +17,12 @@ def printed_tables(record: Mapping[str, Any]) -> Iterator[tuple[str, Rows]]:
     for case in record["cases"]:
         if case["failure"] or "printed" not in case:
             continue
-        lines = [dict(_figures(line)) for line in case["printed"][-1] if "python" not in line]
-        for names, alike in groupby(lines, key=tuple):
-            if names:
-                yield case["name"], list(alike)
+        by_names: dict[tuple[str, ...], Rows] = {}
+        for line in case["printed"][-1]:
+            if "python" not in line:
+                row = dict(_figures(line))
+                by_names.setdefault(tuple(row), []).append(row)
+        yield from ((case["name"], rows) for names, rows in by_names.items() if names)
 
 
 def _figures(line: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -41,7 +42,7 @@ def _plain(name: str) -> str:
     if name.endswith("bytes_per_s"):
         name = name.removesuffix("bytes_per_s").rstrip("_") or "rate"
     elif "_per_" not in name:
-        name = name.removesuffix("_s").removesuffix("_bytes")
+        name = name.removesuffix("_s").replace("_bytes", "")
     return name.replace("_", " ")
 
 
@@ -56,7 +57,7 @@ def _cell(name: str, value: Any) -> str:
         return f"{value:.4g}"
     if name.endswith("_s"):
         return _seconds(value)
-    return format_bytes(value) if "bytes" in name else format_cell(value)
+    return format_bytes(value) if "bytes" in name.split("_") else format_cell(value)
 
 
 def _seconds(value: float) -> str:

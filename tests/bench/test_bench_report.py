@@ -72,9 +72,11 @@ PRINTED = [
     {"cpu": "x", "python": "3.11"},
     {"bytes": 4096, "median_s": 0.08341, "range_s": [0.08, 1.5], "bytes_per_s": 2**31},
     {"bytes": 65536, "median_s": None, "range_s": [2.0, 3.0], "bytes_per_s": 2**30},
+    {"megabytes": 64, "peak_bytes_worker": 2**20},
+    {"bytes": 0, "median_s": 0, "range_s": [], "bytes_per_s": 0},
     {"machine": {"cpu": "x"}, "wall_s": {"bare": [5.0, 6.0]}, "examples_per_cpu_s": 801010, "done": True},
 ]
-"""A line of where it was measured, two that belong to one table, one of another."""
+"""A line of where it was measured, three that belong to one table, two of others."""
 
 
 class _Images(HTMLParser):
@@ -111,8 +113,10 @@ def test_a_record_becomes_tables_pictures_and_one_page_that_fetches_nothing(reco
             "rows": [
                 {"bytes": "4.00 KiB", "median": "83.4 ms", "range": "80 ms .. 1.5 s", "rate": "2.00 GiB/s"},
                 {"bytes": "64.00 KiB", "median": "n/a", "range": "2 s .. 3 s", "rate": "1.00 GiB/s"},
+                {"bytes": "0 B", "median": "0 s", "range": "", "rate": "0 B/s"},
             ],
         },
+        {"case": "links", "rows": [{"megabytes": "64", "peak worker": "1.00 MiB"}]},
         {
             "case": "links",
             "rows": [{"wall, bare": "5 s, 6 s", "examples per cpu s": "8.01e+05", "done": "yes"}],
