@@ -78,6 +78,9 @@ def _data(run: Run) -> Iterator[str]:
     data = run.data
     if data.val_size is not None and data.validation is not None:
         yield "data.val_size takes validation rows out of data.train, but data.validation is given too; keep one."
+    for name, rows in (("validation", data.validation), ("test", data.test)):
+        if rows is not None and rows.weights is not None:
+            yield f"data.{name} has weights, but each of its rows counts once in every score; take them out."
     if data.stopping_strategy == "first_exhausted" and data.train.weights is None:
         yield (
             "data.stopping_strategy = first_exhausted is for a mixture with weights: give data.train as a "

@@ -31,6 +31,11 @@ VALIDATION = "data.validation=v.jsonl"
         ),
         (["precision=fp32", "model.attn_implementation=flash_attention_2"], "bf16 and fp16 only"),
         (["model.compile=true", "parallel.leaf_modules=false"], "gather weights inside the blocks"),
+        (
+            ["data.validation=[{path: a.jsonl, weight: 1}, {path: b.jsonl, weight: 5}]"],
+            "data.validation has weights, but each of its rows counts once",
+        ),
+        (["data.test=[{path: a.jsonl, weight: 1}]"], "data.test has weights"),
         (["train.profile.steps=12-10"], "a step or two of them, as in 10 or 10-12"),
         (["train.profile.steps=0"], "a step or two of them"),
         (["train.profile.steps=first"], "a step or two of them"),
