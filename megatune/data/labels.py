@@ -19,7 +19,8 @@ def with_labels(
 ) -> TaskOptions:
     """`options` with the labels of all rows of `sources`, sorted, unless it names some or the task has none.
 
-    Raises DataError for no rows, a row without a usable label, and fewer than two labels of a classification.
+    Raises DataError for no rows, a row without a usable label, and fewer than two labels of a classification, or
+    none where a text may have several.
     """
     answers = TASKS[task].answers
     if answers is None or answers.labels_of is None or options.labels:
@@ -34,9 +35,10 @@ def with_labels(
             found.update(place.located(row, partial(labels_of, row.values, columns, options)))
     if not num_rows:
         raise DataError(f"data.{split_name} is empty: no row was found in it")
-    if task == "classification" and len(found) < 2 and not options.multi_label:
+    if task == "classification" and len(found) < (1 if options.multi_label else 2):
         raise DataError(
             f"data.{split_name} has {counted(len(found), 'label')} ({', '.join(sorted(found)) or 'none'}); a "
-            "classification needs two or more. Name all that there can be in data.labels"
+            f"classification needs {'one' if options.multi_label else 'two'} or more. Name all that there can be in "
+            "data.labels"
         )
     return replace(options, labels=tuple(sorted(found)))

@@ -74,3 +74,18 @@ def test_a_table_with_a_header_alone_is_told_to_be_empty_before_labels_are_looke
     path.write_text("text,label\none,a\n")
     with pytest.raises(DataError, match=r"data\.train has 1 label \(a\)"):
         with_labels(TaskOptions(), "classification", sources, split_name="train")
+
+
+def test_rows_without_any_of_several_labels_are_refused_and_one_label_is_enough(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    sources = [Source([str(path)])]
+    options = TaskOptions(multi_label=True)
+
+    path.write_text('{"text": "one", "labels": []}\n')
+    with pytest.raises(
+        DataError, match=r"data\.train has 0 labels \(none\); a classification needs one or more"
+    ):
+        with_labels(options, "classification", sources, split_name="train")
+
+    path.write_text('{"text": "one", "labels": ["a"]}\n')
+    assert with_labels(options, "classification", sources, split_name="train").labels == ("a",)
