@@ -86,11 +86,10 @@ class Segmenting:
 
 
 def id_hash(values: Mapping[str, object]) -> int:
-    """64 bits of the column `id`, 0 where a row has none."""
+    """64 bits of the column `id`, 0 where a row has none: a csv file has a blank cell there, and only texts."""
     found = values.get("id")
-    if found is None:
-        return 0
-    return xxhash.xxh3_64_intdigest(repr(found).encode(errors="backslashreplace")) or 1
+    text = "" if found is None else str(found).strip()
+    return (xxhash.xxh3_64_intdigest(text.encode(errors="backslashreplace")) or 1) if text else 0
 
 
 def content_hash(segments: Sequence[Segment], row: Row) -> int:

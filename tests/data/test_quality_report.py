@@ -56,8 +56,8 @@ def test_ids_that_come_twice_are_told(tmp_path, gpt2_like):
     ids = [1, 2, "1", 2, None, None, "x", "x", "x"]
     path.write_text("".join(json.dumps({"id": found, "text": f"t{i}"}) + "\n" for i, found in enumerate(ids)))
     report = preparation([path], gpt2_like, tmp_path / "p").prepare().report
-    assert report.num_duplicate_ids == 3
-    told = f"3 of 9 rows have the id of a row before them; the first: {path}:4 (row 4), as {path}:2 (row 2)"
+    assert report.num_duplicate_ids == 4, "a table has 1 as a text"
+    told = f"4 of 9 rows have the id of a row before them; the first: {path}:3 (row 3), as {path}:1 (row 1)"
     assert told in report.notices(64)
 
 
@@ -199,6 +199,17 @@ def test_a_picture_that_cannot_be_written_is_told_in_a_line(write_rows, tmp_path
     assert line.startswith("megatune: the picture of the data is not drawn: ")
     assert str(target) in line
     assert not list(tmp_path.glob(".data.png*"))
+
+
+def test_blank_cells_are_no_ids_and_a_number_is_the_id_that_a_table_writes_as_text(tmp_path, gpt2_like):
+    table, lines = tmp_path / "a.csv", tmp_path / "b.jsonl"
+    table.write_text("id,text\n,one\n ,two\n1,three\n,four\n")
+    lines.write_text('{"id": 1, "text": "five"}\n{"id": null, "text": "six"}\n{"id": "", "text": "seven"}\n')
+
+    report = preparation([table, lines], gpt2_like, tmp_path / "p").prepare().report
+
+    assert report.num_duplicate_ids == 1
+    assert report.first_duplicate_id == (f"{lines}:1 (row 1)", f"{table}:4 (row 3)")
 
 
 def test_ids_of_a_divided_set_are_told_on_their_side_with_their_places(write_rows, tmp_path, gpt2_like):
