@@ -6,9 +6,8 @@ from megatune.tasks import TASKS
 
 
 def texts_of(values: Mapping[str, object], task: str, columns: Mapping[str, str]) -> Iterator[str]:
-    """The texts in the columns that `task` reads, and in the messages of conversations."""
-    names = dict.fromkeys(columns.get(name, name) for form in TASKS[task].forms for name in form)
-    for name in names:
+    """The texts in the columns that `task` reads, those that it may do without among them."""
+    for name in sorted({columns.get(name, name) for name in TASKS[task].columns}):
         yield from _texts(values.get(name))
 
 
@@ -16,7 +15,9 @@ def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        yield from _texts(value.get("content"))
+        # A message has a role beside its text; a pair of languages, or answers with their places, are texts by name.
+        for item in [value["content"]] if "content" in value else value.values():
+            yield from _texts(item)
     elif isinstance(value, list):
         for item in value:
             yield from _texts(item)
