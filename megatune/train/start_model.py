@@ -4,10 +4,13 @@ It is a folder with config.json, a tokenizer, and what else a Hugging Face folde
 model to which tokens are added stay where they are. Checkpoints and exports take their files from it.
 """
 
+import errno
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,7 @@ def ready_model(run: Run, *, may_make: bool = True) -> None:
     """Make the model folder of the run, unless it is there, or none is asked for.
 
     may_make: False raises NotPreparedError when it would have to be made. Raises ConfigError, DataError or
-    ModelError for what the user can get wrong. One process at a time.
+    ModelError for what the user can get wrong. Several processes may do so at once.
     """
     if not has_start_model(run):
         return
@@ -70,10 +73,23 @@ def ready_model(run: Run, *, may_make: bool = True) -> None:
         described = {"made_from": made_from, "growth": growth}
         (made / GROWTH_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         sync_folder(made)
-        if target.exists():
-            target.rename(Path(scratch) / "before")
-        made.rename(target)
+        _put(made, target, made_from, Path(scratch))
     sync_folder(target.parent)
+
+
+def _put(made: Path, target: Path, made_from: object, scratch: Path) -> None:
+    """Give the folder `made` its name, in the place of an older one, unless another process was first with the same."""
+    for attempt in count():
+        try:
+            made.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if _what_made(target) == made_from:
+            return
+        with suppress(FileNotFoundError):  # another process has just moved it away
+            target.rename(scratch / f"before-{attempt}")
 
 
 def own_tokenizer(run: Run, folder: Path) -> PreTrainedTokenizerBase:

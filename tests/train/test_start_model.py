@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from worlds import Worlds
 
 from megatune.errors import ConfigError, ModelError
 from megatune.model.build import build_model
+from megatune.model.source import GROWTH_FILE
+from megatune.train import start_model
 from megatune.train.inputs import open_model, open_tokenizer
 from megatune.train.start_model import ready_model
 
@@ -169,6 +173,24 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing(run_with, tmp_path, s
     with pytest.raises(error, match=problem):
         ready_model(run)
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"data-hashes.json"}
+
+
+@pytest.mark.parametrize("origins", [("a", "a", "a", "a"), ("a", "b", "a", "c")])
+def test_processes_that_make_the_folder_at_once_leave_one_that_is_whole(tmp_path, origins):
+    target = tmp_path / "model"
+    for round_number in range(40):
+        begin = threading.Barrier(len(origins))
+
+        def put(at, begin=begin, scratch=tmp_path / str(round_number)):
+            made = scratch / str(at) / "model"
+            made.mkdir(parents=True)
+            (made / GROWTH_FILE).write_text(json.dumps({"made_from": origins[at]}))
+            begin.wait(timeout=60)
+            start_model._put(made, target, origins[at], made.parent)
+
+        with ThreadPoolExecutor(len(origins)) as pool:
+            list(pool.map(put, range(len(origins))))
+        assert json.loads((target / GROWTH_FILE).read_text())["made_from"] in origins
 
 
 def test_a_rank_without_the_folder_says_what_makes_it(run_with):
