@@ -104,9 +104,26 @@ def _is_given(key: Key, settings: Settings) -> bool:
 
 
 def leaves(section: BaseModel, above: Key = ()) -> list[tuple[Key, object]]:
-    """Every key of a run that holds a value, not a section, with the value; in the order of the schema."""
+    """Every key of a run that holds a value, not a section, with the value; in the order of the schema.
+
+    Sections in a list (the parts of a mixture) have no keys of their own: they are mappings in its value.
+    """
     found: list[tuple[Key, object]] = []
     for name, info in type(section).model_fields.items():
         value, key = getattr(section, name), (*above, key_of(name, info))
-        found += leaves(value, key) if isinstance(value, BaseModel) else [(key, value)]
+        found += leaves(value, key) if isinstance(value, BaseModel) else [(key, _plain(value))]
     return found
+
+
+def _plain(value: object) -> object:
+    """`value` with the sections of a list as mappings.
+
+    Without the keys at their defaults, so that a part is written alike whoever spelt them out: these texts
+    are compared to tell whether two runs are the same.
+    """
+    if not isinstance(value, list):
+        return value
+    return [
+        item.model_dump(by_alias=True, exclude_defaults=True) if isinstance(item, BaseModel) else item
+        for item in value
+    ]

@@ -227,6 +227,15 @@ def test_overrides_win_over_the_file(slurm, run_file):
     assert "#SBATCH --partition=long" in done.out
 
 
+def test_the_file_of_a_job_names_the_parts_of_a_mixture(slurm, run_file):
+    done = submit(slurm, run_file, "data.train=[{path: a.jsonl, weight: 2}, {path: b.jsonl, weight: 1}]")
+
+    assert done.code == 0, done.err
+    submitted = yaml.safe_load((slurm.parent / "runs/first/submitted.yaml").read_text())
+    parts = [{"paths": ["a.jsonl"], "weight": 2.0}, {"paths": ["b.jsonl"], "weight": 1.0}]
+    assert submitted["data"]["train"]["mixture"] == parts
+
+
 def test_lint_only_checks(slurm, run_file):
     clean = submit(slurm, run_file, "--lint")
     risky = submit(slurm, run_file, "--lint", "checkpoint.save_steps=null", "--json")

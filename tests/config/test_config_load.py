@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from megatune.config import load_run, resolved_yaml
+from megatune.config import load_run, resolved_values, resolved_yaml
 from megatune.errors import ConfigError
 
 
@@ -158,6 +158,34 @@ def test_the_resolved_file_loads_to_the_same_run_and_names_every_origin(load, mi
     values = [line for line in resolved.splitlines()[1:] if not line.endswith(":")]
     assert all("  # " in line for line in values)
     assert len(values) == len(loaded.origins)
+
+
+MIXTURES = [
+    "[{path: a.jsonl}, {path: b.jsonl}]",
+    "[{path: a.jsonl, weight: 2}, {path: b.jsonl, weight: 1e-5}]",
+    "[{paths: [a, 'b c #.jsonl'], split: 'train[:5%]', columns: {text: 'yes', 'é: \"': x}, max_samples: 7}, d.csv]",
+    "[{path: a, split: null, columns: {}, weight: null}, 'b: c']",
+    "{mixture: [{path: a, weight: 1}], split: null}",
+]
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("key", ["train", "validation", "test"])
+def test_the_resolved_file_of_a_mixture_loads_to_the_same_run(load, minimal, key, mixture):
+    loaded = load(minimal, f"data.{key}={mixture}")
+
+    resolved = resolved_yaml(loaded)
+
+    assert load(resolved).run == loaded.run
+    assert resolved_values(load(resolved)) == resolved_values(loaded)
+
+
+def test_a_part_of_a_mixture_is_written_without_the_keys_at_their_defaults(load, minimal):
+    spelt_out = load(
+        minimal, "data.train=[{paths: [a], split: null, columns: {}, max_samples: null}, {path: b}]"
+    )
+
+    assert "    mixture: [{paths: [a]}, {paths: [b]}]  # command line\n" in resolved_yaml(spelt_out)
 
 
 def test_all_text_problems_come_before_any_key_is_judged(refusal):
