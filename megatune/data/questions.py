@@ -60,18 +60,21 @@ def read_questions(
     max_prompt_tokens: int,
     max_rows: int | None = None,
     head: str = "lm",
+    section: str | None = None,
     among: PreparedSet | None = None,
 ) -> Questions:
     """The rows of `sources` as questions, the first `max_rows` of them.
 
     A prompt longer than `max_prompt_tokens` keeps its end, where a template asks; a `head` classifier reads
-    the beginning. among: only rows that this set was made of, where a split was taken out of another.
+    the beginning. Where a split was taken out of another, section is that other one: `sources` stand there in
+    the run file, and have its name as their default split; among: only rows that this set was made of.
     Raises DataError for a row that cannot be used.
     """
-    read = _Reader(task, split_name, options, tokenizer, head, among)
+    section = section or split_name
+    read = _Reader(task, section, options, tokenizer, head, among)
     found: list[Question] = []
     with tempfile.TemporaryDirectory(prefix="megatune-questions-") as scratch:
-        rows = each_row(sources, split_name=split_name, scratch=Path(scratch))
+        rows = each_row(sources, split_name=section, scratch=Path(scratch))
         found = list(islice((one for row, columns in rows if (one := read(row, columns))), max_rows))
     if not found:
         blank = (
@@ -119,7 +122,7 @@ class _Reader:
     def __init__(
         self,
         task: str,
-        split_name: str,
+        section: str,
         options: TaskOptions,
         tokenizer: "PreTrainedTokenizerBase",
         head: str,
@@ -129,7 +132,7 @@ class _Reader:
         assert answers is not None, "only tasks with answers are asked"
         self._answers, self._options, self._tokenizer = answers, options, tokenizer
         self._segmenting = Segmenting(
-            task=task, completion_only=True, columns={}, split_name=split_name, options=options
+            task=task, completion_only=True, columns={}, split_name=section, options=options
         )
         self._render_chat: RenderChat | None = chat_renderer(tokenizer)
         self._label = None if head == "lm" else labeller(task, tokenizer)

@@ -209,6 +209,7 @@ class Splitting:
         return read_questions(
             rows.parts,
             split_name=split,
+            section=split if among is None else "train",
             task=run.data.task,
             options=self.options,
             tokenizer=self.tokenizer,

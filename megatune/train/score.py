@@ -74,14 +74,15 @@ def _set(run: Run, split: str, source: ModelSource, scratch: Path) -> tuple[Task
     """First rank: the labels that there are, the exam, the folder of the prepared rows, and that of the rows whose
     labels weigh the classes."""
     is_divided = _is_divided(run, split)
-    rows = run.data.train if is_divided else source_of(run, split)
+    section = "train" if is_divided else split
+    rows = source_of(run, section)
     if rows is None:
         raise DataError(_without_rows(run, split))
     tokenizer = open_tokenizer(run, source)
     options = task_options(run)
     if run.data.train.paths != rows.paths:
         options = with_labels(options, run.data.task, run.data.train.parts, split_name="train")
-    options = with_labels(options, run.data.task, rows.parts, split_name=split)
+    options = with_labels(options, run.data.task, rows.parts, split_name=section)
     splitting = Splitting(run, source, tokenizer, options, scratch)
     prepared = _prepared(splitting, split)
     questions = splitting.questions(split, rows, prepared if is_divided else None)
