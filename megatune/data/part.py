@@ -18,7 +18,7 @@ from megatune.data.jsonfiles import RangeRows
 from megatune.data.labelled import labeller
 from megatune.data.read import FileBlock
 from megatune.data.rows import Row
-from megatune.data.segmenting import Segmenting, content_hash, id_hash
+from megatune.data.segmenting import Segmenting, id_hash
 from megatune.data.tally import Tally, lacks_input
 from megatune.data.tokenize import Limit, chat_renderer, end_id, tokenize
 from megatune.errors import DataError
@@ -181,12 +181,11 @@ class _Batch:
     known: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
     """As in _KNOWN."""
 
-    def add(self, row: Row, segments: list[Segment]) -> None:
-        """One more row."""
+    def add(self, row: Row, segments: list[Segment], hashed: int) -> None:
+        """One more row, and the hash of what it says."""
         self.rows.append(row)
         self.segments.append(segments)
         place = row.place.number, row.place.line or 0
-        hashed = content_hash(segments, row)
         self.known.append((hashed, id_hash(row.values), *place, lacks_input(segments)))
 
 
@@ -199,7 +198,7 @@ def _batches(rows: Iterable[Row], segmenting: Segmenting, render_chat: RenderCha
     num_chars = 0
     for row in rows:
         segments = segmenting.segments(row, render_chat)
-        batch.add(row, segments)
+        batch.add(row, segments, segmenting.content_hash(row, segments))
         num_chars += sum([len(segment.text) for segment in segments])
         if num_chars >= BATCH_CHARS:
             yield batch

@@ -17,7 +17,7 @@ from megatune.data.quality import Report, report_from
 from megatune.errors import DataError
 from megatune.files import hash_file
 
-SCHEMA = 6
+SCHEMA = 7
 """Raised when the files or what is written into them change; older sets are then prepared anew."""
 MANIFEST = "manifest.json"
 ARRAYS = {

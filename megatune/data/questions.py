@@ -13,7 +13,7 @@ from megatune.data.labelled import LabelledRow, labeller
 from megatune.data.prepared import PreparedSet
 from megatune.data.read import Source
 from megatune.data.rows import Row
-from megatune.data.segmenting import Segmenting, content_hash
+from megatune.data.segmenting import Segmenting, exchange_hash
 from megatune.data.tokenize import chat_renderer, end_id, padding_id
 from megatune.errors import DataError
 from megatune.tasks import TASKS, Exchange, RenderChat, RowError, Segment, TaskOptions, question
@@ -142,15 +142,12 @@ class _Reader:
 
     def __call__(self, row: Row, columns: Columns) -> Question | None:
         """The question of `row`; None for one that is not asked."""
-        segmenting = replace(self._segmenting, columns=columns)
-        if self._wanted is not None:
-            said = content_hash(segmenting.segments(row, self._render_chat), row)
-            if said not in self._wanted:
-                return None
-        return segmenting.located(row, partial(self._question, row, columns))
+        return replace(self._segmenting, columns=columns).located(row, partial(self._question, row, columns))
 
     def _question(self, row: Row, columns: Columns) -> Question | None:
         exchange = self._answers.exchange(row.values, columns, self._options)
+        if self._wanted is not None and exchange_hash(exchange, self._options, row) not in self._wanted:
+            return None
         if not exchange.prompt:
             self.num_blank += 1
             return None

@@ -15,6 +15,7 @@ from megatune.errors import DataError
 from megatune.tasks import (
     DEFAULTS,
     TASKS,
+    Exchange,
     MissingColumnsError,
     RenderChat,
     RowError,
@@ -65,6 +66,21 @@ class Segmenting:
             num_cut.append(len(found.input_ids) if is_dropped else cut)
         return Examples.joined(examples, places, num_cut)
 
+    def content_hash(self, row: Row, segments: Sequence[Segment]) -> int:
+        """64 bits that are equal for rows which say the same, whatever else is in their columns.
+
+        Of an exchange neither its loss mask nor the chat template is part of that: questions are found by this
+        hash on another day, which a template may write, than the sets were made. Raises DataError where the text is
+        none that could be written as UTF-8.
+        """
+        answers = TASKS[self.task].answers
+        if answers is None or not segments:
+            return _hash_of_parts([(b"%d:" % one.is_target, one.text) for one in segments], row)
+        if not self.options.chat:
+            return _hash_of_parts([(b"", segment.text) for segment in segments], row)
+        exchange = self.located(row, lambda: answers.exchange(row.values, self.columns, self.options))
+        return exchange_hash(exchange, self.options, row)
+
     def located(self, row: Row, make: Callable[[], Made]) -> Made:
         """What `make` makes of `row`. Raises DataError, with the place of the row, for what RowError says."""
         try:
@@ -92,18 +108,23 @@ def id_hash(values: Mapping[str, object]) -> int:
     return (xxhash.xxh3_64_intdigest(text.encode(errors="backslashreplace")) or 1) if text else 0
 
 
-def content_hash(segments: Sequence[Segment], row: Row) -> int:
-    """64 bits that are equal for rows which read and learn the same text, whatever else is in their columns.
+def exchange_hash(exchange: Exchange, options: TaskOptions, row: Row) -> int:
+    """The `Segmenting.content_hash` of a row with something to ask and to learn."""
+    if not options.chat:
+        return _hash_of_parts([(b"", exchange.prompt), (b"", exchange.target)], row)
+    # Many chat templates strip what they are given: rows that they write alike must stay on one side.
+    return _hash_of_parts([(b"", exchange.prompt.strip()), (b"", exchange.answer)], row)
 
-    Raises DataError where the text is none that could be written as UTF-8.
-    """
+
+def _hash_of_parts(parts: Sequence[tuple[bytes, str]], row: Row) -> int:
+    """Of texts, each with what is known of it; one text alone by itself."""
     try:
-        if len(segments) == 1:
-            return xxhash.xxh3_64_intdigest(segments[0].text.encode())
+        if len(parts) == 1:
+            return xxhash.xxh3_64_intdigest(parts[0][1].encode())
         digest = xxhash.xxh3_64()
-        for segment in segments:
-            text = segment.text.encode()
-            digest.update(b"%d:%d:" % (segment.is_target, len(text)))
+        for known, written in parts:
+            text = written.encode()
+            digest.update(b"%b%d:" % (known, len(text)))
             digest.update(text)
         return digest.intdigest()
     except UnicodeEncodeError as error:

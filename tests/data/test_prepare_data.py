@@ -274,7 +274,7 @@ def of_another_type(folder: Path) -> None:
     ("damage", "problem"),
     [
         (cut_short, r"tokens\.npy has \d+ bytes, its manifest says"),
-        (of_another_schema, "its schema is 0, this version reads 6"),
+        (of_another_schema, "its schema is 0, this version reads 7"),
         (of_another_count, r"manifest\.json changed since it was written"),
         (of_another_type, r"is_target\.npy holds int8"),
         (lambda folder: (folder / "manifest.json").unlink(), "No such file"),

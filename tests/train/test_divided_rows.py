@@ -1,6 +1,7 @@
 """Rows that data.val_size takes out of the training rows: those that have a loss are those that are asked."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ TRAIN = [{"text": f"text {n}", "label": "abc"[n % 3]} for n in range(30)]
 OTHERS = [{"text": f"other {n}", "label": "c"} for n in range(9)]
 
 
-def write_divided(folder: Path, session_folder: Path, train: Path, **data: Any) -> Run:
+def write_divided(folder: Path, model: Path, train: Path, **data: Any) -> Run:
     """A run whose validation rows are taken out of `train`."""
     sections = {
-        "model": {"model_name_or_path": str(write_model_with_tokenizer(session_folder, "llama"))},
+        "model": {"model_name_or_path": str(model)},
         "data": {
             "task": "classification",
             "train": str(train),
@@ -56,13 +57,16 @@ def saved_by_datasets(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def model(session_folder: Path) -> Path:
+    return write_model_with_tokenizer(session_folder, "llama")
+
+
 @pytest.mark.parametrize("kind", ["valid", "test", "saved by datasets"])
-def test_rows_are_asked_from_the_split_they_were_taken_out_of(
-    session_folder: Path, tmp_path: Path, kind: str
-) -> None:
+def test_rows_are_asked_from_the_split_they_were_taken_out_of(model: Path, tmp_path: Path, kind: str) -> None:
     rows = tmp_path / "rows"
     train = saved_by_datasets(rows) if kind == "saved by datasets" else folder_with(kind, rows)
-    run = write_divided(tmp_path, session_folder, train)
+    run = write_divided(tmp_path, model, train)
 
     inputs = prepare_inputs(run, RunFolder(run.train.output_dir))
     scored = score_model(run, "validation", num_ranks=1)
@@ -71,3 +75,24 @@ def test_rows_are_asked_from_the_split_they_were_taken_out_of(
     assert len(texts) == inputs.splits["validation"].num_examples == NUM_HELD_OUT
     assert set(texts) <= {row["text"] for row in TRAIN}
     assert scored.num_rows == NUM_HELD_OUT
+
+
+EVER_ANOTHER_CHAT = (
+    "{{ strftime_now('%f') }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""A template with a clock that never shows the same twice."""
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_rows_are_found_again_whatever_is_learned_and_whenever_they_are_written(
+    model: Path, tmp_path: Path, is_chat: bool
+) -> None:
+    own = Path(shutil.copytree(model, tmp_path / "model"))
+    (own / "chat_template.jinja").write_text(EVER_ANOTHER_CHAT)
+    rows = write_lines(tmp_path / "rows.jsonl", [*TRAIN, *OTHERS])
+    run = write_divided(tmp_path, own, rows, chat=is_chat, completion_only_loss=False, packing=False)
+
+    inputs = prepare_inputs(run, RunFolder(run.train.output_dir))
+
+    assert len(inputs.questions["validation"].rows) == inputs.splits["validation"].num_examples
