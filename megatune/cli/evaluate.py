@@ -56,7 +56,9 @@ def evaluate_model(model: Path, overrides: list[str], options: EvaluateOptions) 
 
         with model_folder(model) as folder:
             run = _run_of(model, folder, overrides, options)
-            result = score_model(run, options.split, num_ranks=options.num_ranks)
+            # Of a bare model nobody knows on what it was trained: its labels are those of the rows given.
+            labels_from = "train" if _is_run(model) else options.split
+            result = score_model(run, options.split, num_ranks=options.num_ranks, labels_from=labels_from)
     if options.answers is not None:
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in result.answers)
         write_text_atomic(options.answers, "".join(lines))

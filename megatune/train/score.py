@@ -30,24 +30,31 @@ from megatune.train.inputs import Splitting, open_model, open_tokenizer, source_
 _MODULE = "megatune.train.score"
 
 
-def score_model(run: Run, split: str, *, num_ranks: int) -> Result:
-    """The scores of `model.model_name_or_path` on a split of `run`. Raises DataError for unusable rows."""
+def score_model(run: Run, split: str, *, num_ranks: int, labels_from: str = "train") -> Result:
+    """The scores of `model.model_name_or_path` on a split of `run`. Raises DataError for unusable rows.
+
+    labels_from: the section of `run` whose rows have all labels that there are: the training rows, where the
+    model was trained on some.
+    """
     if num_ranks == 1:
-        return score_together(run, split, single_world(_own_device()))
+        return score_together(run, split, single_world(_own_device()), labels_from=labels_from)
     question = {
         "tensor_parallel": run.parallel.tp_size,
         "run": run.model_dump(mode="json", exclude_none=True, by_alias=True),
         "split": split,
+        "labels_from": labels_from,
     }
     return Result(**ask_ranks(_MODULE, question, num_ranks=num_ranks))
 
 
-def score_together(run: Run, split: str, world: World) -> Result:
+def score_together(run: Run, split: str, world: World, *, labels_from: str) -> Result:
     """The same, by this rank with those of `world`. Collective: every rank calls it."""
     source = open_model(run)
     with tempfile.TemporaryDirectory(prefix="megatune-score-") as name:
         scratch = Path(name)
-        options, exam, folder, weighing = world.first_rank(lambda: _set(run, split, source, scratch))
+        options, exam, folder, weighing = world.first_rank(
+            lambda: _set(run, split, source, scratch, labels_from)
+        )
         marking = _marking(run, options)
         prepared = PreparedSet.open(folder)
         built = build_model(
@@ -70,19 +77,18 @@ def score_together(run: Run, split: str, world: World) -> Result:
     return result
 
 
-def _set(run: Run, split: str, source: ModelSource, scratch: Path) -> tuple[TaskOptions, Exam, Path, Path]:
+def _set(
+    run: Run, split: str, source: ModelSource, scratch: Path, labels_from: str
+) -> tuple[TaskOptions, Exam, Path, Path]:
     """First rank: the labels that there are, the exam, the folder of the prepared rows, and that of the rows whose
     labels weigh the classes."""
     is_divided = _is_divided(run, split)
-    section = "train" if is_divided else split
-    rows = source_of(run, section)
-    if rows is None:
+    rows = run.data.train if is_divided else source_of(run, split)
+    labelled = source_of(run, labels_from)
+    if rows is None or labelled is None:
         raise DataError(_without_rows(run, split))
     tokenizer = open_tokenizer(run, source)
-    options = task_options(run)
-    if run.data.train.paths != rows.paths:
-        options = with_labels(options, run.data.task, run.data.train.parts, split_name="train")
-    options = with_labels(options, run.data.task, rows.parts, split_name=section)
+    options = with_labels(task_options(run), run.data.task, labelled.parts, split_name=labels_from)
     splitting = Splitting(run, source, tokenizer, options, scratch)
     prepared = _prepared(splitting, split)
     questions = splitting.questions(split, rows, prepared if is_divided else None)
@@ -142,7 +148,8 @@ def _own_device() -> Any:
 
 
 def _score_as_asked(question: Mapping[str, Any], world: World) -> dict[str, Any]:
-    return asdict(score_together(Run.model_validate(question["run"]), question["split"], world))
+    run = Run.model_validate(question["run"])
+    return asdict(score_together(run, question["split"], world, labels_from=question["labels_from"]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import yaml
 from command_line import megatune, write_model
 
 from megatune.cli.evaluate import EvaluateOptions, evaluate_model
+from megatune.config import load_run
 from megatune.errors import ConfigError, DataError, UserError
+from megatune.train.score import score_model
 
 ROWS = [{"question": f"What is {n}?", "answers": [f"{n}", "a number"]} for n in range(5)]
 
@@ -167,3 +169,73 @@ def test_a_run_with_tokens_of_its_own_is_scored_with_what_it_has_trained(
     found = json.loads(capsys.readouterr().out)["metrics"]["loss"]
     assert found == pytest.approx(after["loss"], rel=1e-5)
     assert found != pytest.approx(before["loss"], rel=1e-2)
+
+
+LABELLED = [{"text": f"text {n}", "label": "abcd"[n % 4]} for n in range(40)]
+FEWER = [row for row in LABELLED if row["label"] in "bd"]
+
+
+def classes_of(folder: Path, model: Path, train: Any, validation: Any, head: str = "lm") -> Path:
+    """The run file of a classification."""
+    path = folder / "run.yaml"
+    sections = {
+        "model": {"model_name_or_path": str(model), "head": head},
+        "data": {"task": "classification", "train": train, "validation": validation, "max_seq_length": 64},
+        "train": {"output_dir": str(folder / "run"), "max_steps": 1},
+        "precision": "fp32",
+        "launch": {"nproc_per_node": 1},
+    }
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def write_classes(folder: Path) -> Path:
+    folder.mkdir()
+    for name, rows in (("train", LABELLED), ("valid", FEWER)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("written", ["both splits in a folder", "mixtures", "other rows of a file"])
+def test_the_labels_are_those_of_the_training_rows_however_rows_are_written(
+    model: Path, tmp_path: Path, written: str
+) -> None:
+    folder = write_classes(tmp_path / "rows")
+    train, valid = (str(folder / f"{name}.jsonl") for name in ("train", "valid"))
+    sources: dict[str, tuple[Any, Any]] = {
+        "both splits in a folder": (str(folder), str(folder)),
+        "mixtures": ([{"path": train}, {"path": valid}], [{"path": valid}, {"path": valid}]),
+        "other rows of a file": (train, {"path": train, "max_samples": 2}),
+    }
+    run = load_run(classes_of(tmp_path, model, *sources[written]), []).run
+
+    found = score_model(run, "validation", num_ranks=1)
+
+    assert found.details["confusion"]["labels"] == list("abcd")
+
+
+@pytest.mark.world
+def test_a_classifier_of_more_labels_than_the_scored_rows_have_is_scored(model: Path, tmp_path: Path) -> None:
+    folder = str(write_classes(tmp_path / "rows"))
+    trained = megatune("train", classes_of(tmp_path, model, folder, folder, "classifier"))
+    assert trained.code == 0, trained.text
+
+    ask = ("evaluate", tmp_path / "run", "--split", "validation", "--json")
+    alone, together = megatune(*ask), megatune(*ask, "--tp", 2, "--nproc", 2)
+
+    told = evals_of(tmp_path / "run", "validation")[-1]
+    for done in (alone, together):
+        assert done.code == 0, done.text
+        assert json.loads(done.out)["metrics"] == pytest.approx(
+            {"loss": told["loss"], **told["metrics"]}, rel=1e-4
+        )
+
+
+def test_the_labels_of_a_bare_model_are_those_of_the_rows_given(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_classes(tmp_path / "rows")
+
+    evaluate_model(model, [], options(folder, split="validation", task="classification"))
+
+    assert json.loads(capsys.readouterr().out)["details"]["confusion"]["labels"] == ["b", "d"]
