@@ -169,8 +169,10 @@ MIXTURES = [
 ]
 
 
-@pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.parametrize("key", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    ("key", "mixture"),
+    [*(("train", one) for one in MIXTURES), ("validation", MIXTURES[0]), ("test", MIXTURES[2])],
+)
 def test_the_resolved_file_of_a_mixture_loads_to_the_same_run(load, minimal, key, mixture):
     loaded = load(minimal, f"data.{key}={mixture}")
 
