@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatune.data.examples import Example, Ids, Mask
+from megatune.data.examples import Counts, Example, Ids, Mask
+from megatune.data.tokenize import Side
 from megatune.errors import DataError
 from megatune.tasks import TASKS, Exchange, RowError, TaskOptions
 from megatune.tasks.qa import read_question
@@ -39,17 +40,28 @@ class LabelledRow:
     """(start, stop) of each token in the text."""
     word_starts: list[int]
     """The first token of each word, of ner."""
+    num_front: int
+    """Tokens at the beginning that stay where the left is cut: BOS, and the question that a span answers."""
 
     def num_beyond(self, max_length: int) -> int:
         """Tokens that an example of `max_length` leaves out."""
         return max(0, len(self.input_ids) - max_length)
 
-    def example(self, max_length: int) -> Example:
-        """The first `max_length` tokens.
+    def kept(self, max_length: int, side: Side) -> Counts:
+        """The places of the at most `max_length` tokens that are left when a longer row is cut at `side`."""
+        length = len(self.input_ids)
+        if side == "right" or length <= max_length:
+            return np.arange(min(length, max_length))
+        num_front = min(self.num_front, max_length)
+        return np.concatenate((np.arange(num_front), np.arange(length - max_length + num_front, length)))
 
-        A text keeps its class; words beyond have no tag, and an answer that is not all there no loss.
+    def example(self, max_length: int, side: Side = "right") -> Example:
+        """The row cut to `max_length` tokens.
+
+        A text keeps its class; words that are cut off have no tag, and an answer that is not all there no loss.
         """
-        ids, labels = (np.array(part[:max_length], dtype=np.int32) for part in (self.input_ids, self.labels))
+        kept = self.kept(max_length, side)
+        ids, labels = (np.array(part, dtype=np.int32)[kept] for part in (self.input_ids, self.labels))
         if self._is_text and max_length and self.num_beyond(max_length):
             labels[-1] = self.labels[-1]
         return Example(ids, self._losses(labels), labels)
@@ -117,6 +129,7 @@ def _classified(
         labels=[IGNORED] * (len(ids) - 1) + [label],
         offsets=[],
         word_starts=[],
+        num_front=_num_bos(ids, tokenizer),
     )
 
 
@@ -138,6 +151,7 @@ def _tagged(
         labels=labels,
         offsets=offsets,
         word_starts=word_starts,
+        num_front=_num_bos(ids, tokenizer),
     )
 
 
@@ -164,7 +178,14 @@ def _with_span(
     labels[covered[0]] += START
     labels[covered[-1]] += END
     exchange = Exchange(prompt=text, answer=begin[1], gold=answers, values=values)
-    return LabelledRow(exchange=exchange, input_ids=ids, labels=labels, offsets=offsets, word_starts=[])
+    return LabelledRow(
+        exchange=exchange,
+        input_ids=ids,
+        labels=labels,
+        offsets=offsets,
+        word_starts=[],
+        num_front=inside[0],
+    )
 
 
 def _exchange(
@@ -185,6 +206,10 @@ def _encode(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]
     if not ids:
         raise RowError("has a text without any token")
     return ids, offsets
+
+
+def _num_bos(ids: list[int], tokenizer: Any) -> int:
+    return int(ids[0] == tokenizer.bos_token_id)
 
 
 def _first_tokens(words: list[str], offsets: list[tuple[int, int]]) -> list[int]:

@@ -65,9 +65,9 @@ def read_questions(
 ) -> Questions:
     """The rows of `sources` as questions, the first `max_rows` of them.
 
-    A prompt longer than `max_prompt_tokens` keeps its end, where a template asks; a `head` classifier reads
-    the beginning. Where a split was taken out of another, section is that other one: `sources` stand there in
-    the run file, and have its name as their default split; among: only rows that this set was made of.
+    A prompt longer than `max_prompt_tokens` keeps its end, where a template asks; the rows of a `head` classifier
+    are cut where they are read. Where a split was taken out of another, section is that other one: `sources` stand
+    there in the run file, and have its name as their default split; among: only rows that this set was made of.
     Raises DataError for a row that cannot be used.
     """
     section = section or split_name

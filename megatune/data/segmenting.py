@@ -62,7 +62,7 @@ class Segmenting:
             found = self.located(rows[at], partial(label, rows[at].values, self.columns, self.options))
             cut = found.num_beyond(limit.max_length)
             is_dropped = cut > 0 and limit.long_rows == "drop"
-            examples.append(found.example(0 if is_dropped else limit.max_length))
+            examples.append(found.example(0 if is_dropped else limit.max_length, limit.side))
             num_cut.append(len(found.input_ids) if is_dropped else cut)
         return Examples.joined(examples, places, num_cut)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from megatune.data.choices import label_tokens
 from megatune.data.prepared import PreparedSet
 from megatune.data.questions import Questions
+from megatune.data.tokenize import Side
 from megatune.engine.base import Predictor
 from megatune.engine.speaker import Gather
 from megatune.evaluate.answered import Answered
@@ -49,6 +50,8 @@ class Marking:
     max_rows: int | None = None
     completion_only: bool = True
     """The loss is taken on answers alone, as in training."""
+    truncation_side: Side = "right"
+    """The end of a long row that a classifier head does not read, as in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +181,11 @@ def _answer(
     with engine.speaking(marking.gather) as speaker:
         if spec is not None:
             rows = [row.labelled for row in questions.rows if row.labelled is not None]
-            longest = questions.max_prompt_tokens
-            return classify(engine.world, speaker, rows, spec, max_length=longest, **rounds)
+            cut: dict[str, Any] = {
+                "max_length": questions.max_prompt_tokens,
+                "truncation_side": marking.truncation_side,
+            }
+            return classify(engine.world, speaker, rows, spec, **cut, **rounds)
         if exam.choices is not None and exam.gold is not None:
             chosen = choose(engine.world, speaker, prompts, exam.choices, exam.gold, **rounds)
             return None if chosen is None else _chosen(chosen, exam.choices, exam.gold, marking)

@@ -45,6 +45,7 @@ def marking_of(run: Run, options: TaskOptions, rows_at_once: int) -> Marking:
         rows_at_once=rows_at_once,
         max_rows=evaluate.max_eval_rows,
         completion_only=run.data.completion_only_loss,
+        truncation_side=run.data.truncation_side,
     )
 
 

@@ -1,10 +1,13 @@
 """Rows for a classifier head: which token carries the label, and what cutting a row does to it."""
 
 import pytest
+import torch
 from tiny_tokenizers import CharTokenizer, byte_level, fast
 
-from megatune.data.labelled import END, IGNORED, START, labeller
+from megatune.data.labelled import END, IGNORED, START, head_labels, labeller
 from megatune.errors import DataError
+from megatune.evaluate.classify import read_answers
+from megatune.model.heads import HeadSpec
 from megatune.tasks import RowError, TaskOptions
 
 NER = TaskOptions(labels=("LOC", "PER"))
@@ -63,6 +66,79 @@ def test_a_span_is_marked_where_it_begins_and_ends_inside_the_context(tokenizer)
     assert found.labels[0] == IGNORED, "the question is no answer"
     assert found.example(100).is_target.sum() == 1
     assert found.example(ends[0]).is_target.sum() == 0, "the answer is cut off"
+
+
+def test_a_text_cut_at_the_left_keeps_its_end_its_class_and_a_bos_in_front(tokenizer, llama_like):
+    values = {"text": "Once upon a time there was an end", "label": "b"}
+    for kind, front in ((tokenizer, []), (llama_like, [llama_like.bos_token_id])):
+        row = labeller("classification", kind)(values, {}, TOPIC)
+
+        cut = row.example(5, "left")
+
+        assert cut.input_ids.tolist() == [*front, *row.input_ids[len(front) - 5 :]]
+        assert cut.labels.tolist() == [IGNORED] * 4 + [1]
+        assert cut.is_target.sum() == 1
+        assert row.example(100, "left").input_ids.tolist() == row.input_ids
+        assert row.example(1, "left").labels.tolist() == [1]
+
+
+def test_words_that_are_left_keep_their_tags_when_the_left_is_cut(llama_like):
+    row = {"tokens": ["Ünal", "saw", "Rome!"], "tags": ["B-PER", "O", "B-LOC"]}
+    found = labeller("ner", llama_like)(row, {}, NER)
+    length = len(found.input_ids)
+
+    for first, tags in ((found.word_starts[1], [0, 1]), (found.word_starts[1] + 1, [1])):
+        cut = found.example(length - first + 1, "left")
+        assert cut.input_ids.tolist() == [llama_like.bos_token_id, *found.input_ids[first:]]
+        assert [label for label in cut.labels.tolist() if label != IGNORED] == tags
+        assert cut.is_target.sum() == len(tags)
+
+
+def test_of_a_question_the_context_is_cut_at_the_left_and_an_answer_not_all_there_has_no_loss(llama_like):
+    row = {
+        "question": "Where is Rome?",
+        "context": "Rome is, as we all know, in Northern Italy.",
+        "answer": "Italy",
+    }
+    found = labeller("qa", llama_like)(row, {}, TaskOptions())
+    length, num_front = len(found.input_ids), len(llama_like("Where is Rome?\n").input_ids)
+    (start,) = (at for at, label in enumerate(found.labels) if label != IGNORED and label & START)
+
+    whole = found.example(length - start + num_front, "left")
+    less = found.example(length - start + num_front - 1, "left")
+
+    assert whole.input_ids.tolist() == found.input_ids[:num_front] + found.input_ids[start:]
+    assert (whole.labels[num_front] & START, whole.is_target.sum()) == (START, 1)
+    assert set(whole.labels[:num_front].tolist()) == {IGNORED}
+    assert less.is_target.sum() == 0
+    assert found.example(3, "left").input_ids.tolist() == found.input_ids[:3]
+
+
+def test_answers_are_read_at_the_tokens_that_are_left(llama_like):
+    def read(task, values, options, num_cut, likeliest):
+        """The answer where output `likeliest[0]` is the likeliest at the token of that place, and so on."""
+        row = labeller(task, llama_like)(values, {}, options)
+        kept = row.kept(len(row.input_ids) - num_cut, "left")
+        spec = HeadSpec(kind=task, labels=head_labels(task, options), pad_id=0)
+        logits = torch.zeros(1, len(kept) + 3, len(spec.labels))  # filled up to a longer row beside it
+        for output, place in likeliest(row, kept):
+            logits[0, place, output] = 1.0
+        (answered,) = read_answers(logits, [row], [kept], spec)
+        return answered.answer
+
+    words = {"tokens": ["Ünal", "saw", "Rome"], "tags": ["B-PER", "O", "B-LOC"]}
+    tags = read("ner", words, NER, 4, lambda row, kept: ((1, kept.tolist().index(row.word_starts[2])),))
+    assert tags == ["O", "O", "B-LOC"]
+    asked = {"question": "Where?", "context": "Rome is, as we know, in Italy, Sir", "answer": "Italy"}
+    span = read("qa", asked, TaskOptions(), 7, lambda row, kept: marked(row, kept))
+    assert span == "Italy"
+
+
+def marked(row, kept):
+    """(output, place among those that are left) of where the answer begins and ends."""
+    labels = [row.labels[place] for place in kept]
+    for output, bit in enumerate((START, END)):
+        yield output, next(at for at, label in enumerate(labels) if label != IGNORED and label & bit)
 
 
 @pytest.mark.parametrize(

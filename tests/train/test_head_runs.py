@@ -188,6 +188,9 @@ TAGGED = [{"tokens": ["see", "Anna-Maria", "now"], "tags": ["O", "B-PER", "O"]} 
         ("classification", "classifier", {}),
         ("ner", "classifier", {}),
         ("qa", "classifier", {"max_seq_length": 96}),
+        ("classification", "classifier", {"max_seq_length": 4, "truncation_side": "left"}),
+        ("ner", "classifier", {"max_seq_length": 6, "truncation_side": "left"}),
+        ("qa", "classifier", {"max_seq_length": 34, "truncation_side": "left"}),
     ],
 )
 def test_the_loss_that_comes_with_answers_is_the_loss_of_the_prepared_rows(
