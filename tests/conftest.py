@@ -21,6 +21,7 @@ from ssh_hosts import SshHosts, started_sshd
 from worlds import Worlds
 
 from megatune.launch.extensions import ensure_built, extension_folder
+from megatune.launch.processes import module_command
 
 # The same examples in every run; `--hypothesis-profile=default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True)
@@ -103,7 +104,7 @@ def worlds() -> Iterator[Worlds]:
 def extensions() -> Path:
     """The folder with DeepSpeed's compiled Adam: built as `megatune train` builds it, once per environment."""
     folder = extension_folder()
-    ensure_built([sys.executable, "-m", "megatune.engine.build_ops", "cpu_adam"], folder)
+    ensure_built(module_command("megatune.engine.build_ops", "cpu_adam"), folder)
     return folder
 
 

@@ -13,6 +13,7 @@ from megatune.bench.suite import SUITES, Case, Work
 from megatune.config import path_override
 from megatune.launch.devices import count_cpus, count_gpus
 from megatune.launch.ports import reserve_port
+from megatune.launch.processes import module_command
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.places import Place
 from megatune.report.metrics import read_metrics
@@ -82,14 +83,8 @@ def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float, 
     prepared = RunFolder(inputs.run_file.with_suffix("")).prepared
     RunFolder(folder).prepared.symlink_to(prepared)
     overrides = [*(case.train or ()), path_override("train.output_dir", folder), *place.overrides()]
-    command = [
-        *place.launcher(folder.name, logs),
-        "-m",
-        "megatune",
-        "train",
-        str(inputs.run_file),
-        *overrides,
-    ]
+    python = place.launcher(folder.name, logs)
+    command = module_command("megatune", "train", str(inputs.run_file), *overrides, python=python)
     try:
         output_of(command, case.name, timeout_s, threads=_threads(work), logs=logs)
     finally:
@@ -142,7 +137,7 @@ def _measure_peer(case: Case, work: Work, inputs: Inputs, timeout_s: float) -> M
                 }
             )
         )
-        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={work.ranks}"]
+        torchrun = module_command("torch.distributed.run", f"--nproc_per_node={work.ranks}")
         with reserve_port() as port:
             program = [f"--master_port={port}", str(PEERS / "run_peer.py"), str(spec)]
             command = [*torchrun, *program]

@@ -14,6 +14,7 @@ from typing import Any
 
 from megatune.bench.child import output_of
 from megatune.errors import LaunchError
+from megatune.launch.processes import module_command
 
 _SIZE, _TIMES = 1024, 8
 _COPY_BYTES = 2**28
@@ -26,7 +27,7 @@ def measure_peaks(num_ranks: int) -> dict[str, Any] | None:
 
     `link_bytes_per_s` is what a rank sends in a large all-reduce by the ring's count, None for one rank.
     """
-    command = [sys.executable, "-m", "megatune.bench.peaks", str(num_ranks)]
+    command = module_command("megatune.bench.peaks", str(num_ranks))
     with tempfile.TemporaryDirectory(prefix="megatune-peaks-") as folder:
         try:
             text = output_of(command, "the machine's peaks", _TIMEOUT_S, temporary=Path(folder))

@@ -20,7 +20,7 @@ from megatune.data.handed_tokenizer import handed
 from megatune.data.shared import Job, Problem, tallies_of
 from megatune.data.tally import Tally
 from megatune.errors import LaunchError
-from megatune.launch.processes import describe_exit, kill_group, start_process
+from megatune.launch.processes import describe_exit, kill_group, module_command, start_process
 from megatune.launch.ranks import child_environment
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _start(index: int, count: int) -> _Worker:
     one_thread = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     environment = child_environment(one_thread)
     process = start_process(
-        [sys.executable, "-m", "megatune.data.worker", str(index), str(count)],
+        module_command("megatune.data.worker", str(index), str(count)),
         environment=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -7,7 +7,6 @@ Every byte is checked against a pinned sha256 before it gets its final name.
 import hashlib
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from megatune.data.space import full_disk_named
 from megatune.errors import DataError
 from megatune.files import file_blocks, sync_folder
+from megatune.launch.processes import module_command
 
 PipDownload = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 
@@ -38,7 +38,7 @@ class Pin:
 
 def run_pip(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     """pip of this Python, with the user's own index settings."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    command = module_command("pip", "--disable-pip-version-check", *arguments)
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -1,7 +1,6 @@
 """The doctor on one machine: start the ranks, wait, hand over their report."""
 
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from megatune.config import LoadedRun
 from megatune.launch.devices import count_cpus, count_gpus
 from megatune.launch.local import run_ranks
+from megatune.launch.processes import module_command
 
 _START_S = 1.0  # of this process before its ranks, and after them
 _GRACE_S = 1.0
@@ -35,7 +35,7 @@ def check_this_machine(
             )
         )
         result = run_ranks(
-            [sys.executable, "-m", "megatune.doctor.rank", str(request)],
+            module_command("megatune.doctor.rank", str(request)),
             num_ranks=num_ranks,
             log_dir=Path(folder) / "logs",
             timeout_s=limit_s - _GRACE_S,

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatune.errors import LaunchError, UserError
 from megatune.launch.local import run_ranks
-from megatune.launch.processes import start_process
+from megatune.launch.processes import module_command, start_process
 
 RESULT = "result.json"
 """Beside the question."""
@@ -34,7 +34,7 @@ def ask_ranks(
         path = folder / "question.json"
         path.write_text(json.dumps(question), encoding="utf-8")
         result = run_ranks(
-            [sys.executable, "-m", module, str(path)],
+            module_command(module, str(path)),
             num_ranks=num_ranks,
             log_dir=folder / "logs",
             echo_rank=0 if show else None,

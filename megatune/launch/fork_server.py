@@ -58,11 +58,10 @@ class ForkServer:
 
         Raises LaunchError when it is not a module of this interpreter or when the server has ended.
         """
-        if list(command[:2]) != [sys.executable, "-m"]:
-            raise LaunchError(f"cannot fork {command[0]}: only `{sys.executable} -m MODULE` can be")
+        module, *arguments = _module_of(command)
         request = {
-            "module": command[2],
-            "arguments": list(command[3:]),
+            "module": module,
+            "arguments": arguments,
             "environment": dict(environment),
             "folder": str(Path.cwd()),
         }
@@ -128,6 +127,16 @@ def rank_starts(preload: Sequence[str]) -> Iterator[Start]:
         yield server.start
     finally:
         server.close()
+
+
+def _module_of(command: Sequence[str]) -> list[str]:
+    """The module that `command` runs as a program, and its arguments."""
+    python, *rest = command
+    # A fork has this process's path, which `megatune` starts without the current folder.
+    rest = rest[1:] if rest[:1] == ["-P"] else rest
+    if python != sys.executable or rest[:1] != ["-m"]:
+        raise LaunchError(f"cannot fork {python}: only `{sys.executable} -m MODULE` can be")
+    return rest[1:]
 
 
 class ForkedProcess:

@@ -18,7 +18,7 @@ from megatune.launch.node_messages import (
     exit_in,
     output_of,
 )
-from megatune.launch.processes import GOOD_ENDS, describe_exit, kill_group, start_process
+from megatune.launch.processes import GOOD_ENDS, describe_exit, kill_group, module_command, start_process
 from megatune.launch.verdict import RankExit
 from megatune.launch.watch import Watch
 
@@ -46,7 +46,7 @@ def ssh_command(host: Host, remote: str) -> list[str]:
 def remote_command(python: str, folder: Path, environment: dict[str, str]) -> str:
     """What the shell of a host is given to run: a node, in `folder`, by the interpreter `python`."""
     settings = [f"{name}={value}" for name, value in environment.items()]
-    node = shlex.join(["env", *settings, python, "-m", "megatune.launch.node"])
+    node = shlex.join(module_command("megatune.launch.node", python=["env", *settings, python]))
     return f"cd {shlex.quote(str(folder))} && exec {node}"
 
 

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,15 @@ def kill_group(process: Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def module_command(module: str, *arguments: str, python: Sequence[str] = (sys.executable,)) -> list[str]:
+    """The command that runs a module as a program. `python`: the interpreter, with what stands before it.
+
+    -P: else the current folder comes first on the path, and what the user calls tokenize.py or queue.py there
+    is imported in place of the library's. PYTHONPATH still counts.
+    """
+    return [*python, "-P", "-m", module, *arguments]
 
 
 def start_process(

@@ -18,7 +18,7 @@ from megatune.launch.launchers import start_command
 from megatune.launch.local import run_ranks
 from megatune.launch.local_hangs import HangRule
 from megatune.launch.planned_run import plan_start
-from megatune.launch.processes import Start
+from megatune.launch.processes import Start, module_command
 from megatune.launch.progress import newest_saved_step, run_with_restarts
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
@@ -58,7 +58,7 @@ def _train_here(loaded: LoadedRun, arguments: Sequence[str], start: Start) -> in
     def run_once(restarts: int) -> RanksResult:
         go_on = ["checkpoint.resume=auto"] if restarts else []
         return run_ranks(
-            [sys.executable, "-m", "megatune", "train", *arguments, *go_on],
+            module_command("megatune", "train", *arguments, *go_on),
             num_ranks=num_ranks,
             log_dir=folder.logs,
             extra_env=extra_env,
@@ -117,7 +117,7 @@ def ready_ops(run: Run) -> Path | None:
     if not ops:
         return None
     build = extension_folder()
-    ensure_built([sys.executable, "-m", "megatune.engine.build_ops", *ops], build)
+    ensure_built(module_command("megatune.engine.build_ops", *ops), build)
     return build
 
 

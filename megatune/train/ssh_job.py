@@ -8,6 +8,7 @@ from megatune.config import LoadedRun, Run
 from megatune.engine.world import check_degrees
 from megatune.errors import ConfigError
 from megatune.launch.hostfile import Host, read_hostfile
+from megatune.launch.processes import module_command
 from megatune.launch.ranks import child_environment
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.ssh import SshJob, run_ranks_over_ssh
@@ -35,7 +36,7 @@ def ssh_job(loaded: LoadedRun, arguments: Sequence[str]) -> int:
     prepare_for(loaded, folder, num_nodes=len(hosts), ranks_per_node=widest, num_ranks=num_ranks)
     result = run_ranks_over_ssh(
         SshJob(
-            command=[sys.executable, "-m", "megatune", "train", *arguments],
+            command=module_command("megatune", "train", *arguments),
             hosts=hosts,
             python=sys.executable,
             folder=Path.cwd(),

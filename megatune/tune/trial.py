@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import Literal, Self
 
 from megatune.config import path_override
-from megatune.launch.processes import kill_group, start_process
+from megatune.launch.processes import kill_group, module_command, start_process
 from megatune.launch.ranks import child_environment
 from megatune.launch.run_folder import RunFolder
 
@@ -82,7 +82,7 @@ def run_trial(
     started = time.monotonic()
     with log.open("ab") as output:
         process = start_process(
-            [*launcher, "-m", "megatune", "train", *arguments],
+            module_command("megatune", "train", *arguments, python=launcher),
             environment=child_environment(environment or {}),
             stdout=output.fileno(),
             stderr=subprocess.STDOUT,

@@ -1,6 +1,5 @@
 """Every optimizer's state goes through a checkpoint and comes back bit for bit."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from tiny_models import write_tiny_model
 from worlds import Worlds
 
 from megatune.launch.extensions import ensure_built, extension_folder
+from megatune.launch.processes import module_command
 
 pytestmark = [pytest.mark.world, pytest.mark.timeout(900)]  # the first run on a machine compiles for minutes
 
@@ -61,7 +61,7 @@ def resumed(
     """(case, tp) -> what each of the ranks found."""
     folder = str(write_tiny_model("llama", session_folder))
     extensions = extension_folder()
-    ensure_built([sys.executable, "-m", "megatune.engine.build_ops", "cpu_adam"], extensions)
+    ensure_built(module_command("megatune.engine.build_ops", "cpu_adam"), extensions)
     checkpoints = tmp_path_factory.mktemp("state")
     found = {}
     for name, tp in LAYOUTS:

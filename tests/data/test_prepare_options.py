@@ -7,14 +7,16 @@ import signal
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from data_sources import Source, preparation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_tokenizers import CharTokenizer, TalkingTokenizer
 
-from megatune.data import crew
+from megatune.data import crew, prepare
 from megatune.data.mixture import Mixture
 from megatune.errors import DataError, LaunchError
 from megatune.tasks import TaskOptions
@@ -259,6 +261,30 @@ def test_workers_make_the_set_of_one_process(many, tmp_path, gpt2_like):
     together = preparation(many, gpt2_like, tmp_path / "2", num_workers=2).prepare()
     assert files_of(together) == files_of(alone)
     assert [path.name for path in (tmp_path / "2").iterdir()] == [alone.fingerprint]
+
+
+def test_workers_take_no_module_from_the_users_folder(many, tmp_path, gpt2_like, monkeypatch):
+    for name in ("tokenize", "queue", "tokenizers", "megatune"):
+        (tmp_path / f"{name}.py").write_text('raise SystemExit("usage: a script of the user")')
+    monkeypatch.chdir(tmp_path)
+    made = preparation(many, gpt2_like, tmp_path / "p", num_workers=2).prepare()
+    assert made.report.num_usable == 7000
+
+
+def test_what_a_tokenizer_prints_in_a_worker_is_not_taken_for_the_workers_word(
+    tmp_path, write, monkeypatch, capfd
+):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    # Code of a library may print as well; this class stands for it, and would be kept in one process.
+    monkeypatch.setattr(prepare, "choose_num_workers", lambda asked, *_: asked)
+    rows = [write("a.jsonl", ["first", "second"])]
+    alone = preparation(rows, CharTokenizer(), tmp_path / "1", num_workers=1).prepare()
+    together = preparation(rows, TalkingTokenizer(), tmp_path / "2", num_workers=2).prepare()
+    assert together.report == alone.report
+    said = capfd.readouterr()
+    assert "tokenising" in said.err
+    assert "a library in C" in said.err
+    assert said.out == ""
 
 
 ROWS_OF_TASKS = {

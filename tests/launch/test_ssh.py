@@ -88,7 +88,7 @@ def test_arguments_and_folders_reach_the_ranks_as_they_are(launch_over_ssh, tmp_
 def test_the_remote_shell_is_given_one_quoted_command():
     told = remote_command("/opt/my env/python", Path("/shared/it's"), {"PYTHONPATH": "/a b"})
     assert told == (
-        "cd '/shared/it'\"'\"'s' && exec env 'PYTHONPATH=/a b' '/opt/my env/python' -m megatune.launch.node"
+        "cd '/shared/it'\"'\"'s' && exec env 'PYTHONPATH=/a b' '/opt/my env/python' -P -m megatune.launch.node"
     )
 
 

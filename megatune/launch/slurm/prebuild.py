@@ -5,6 +5,7 @@ import sys
 
 from megatune.errors import LaunchError, MegatuneError
 from megatune.launch.extensions import ensure_built, extension_folder
+from megatune.launch.processes import module_command
 from megatune.launch.ranks import extension_folder_override
 
 _ROOT = 0
@@ -19,7 +20,7 @@ def prebuild(ops: list[str]) -> None:
     for folder in () if base is None else (base, base.parent):
         if folder.exists() and folder.stat().st_uid not in (os.getuid(), _ROOT):
             raise LaunchError(f"{folder} belongs to another user. Set another scratch in the site profile.")
-    ensure_built([sys.executable, "-m", "megatune.engine.build_ops", *ops], extension_folder(base))
+    ensure_built(module_command("megatune.engine.build_ops", *ops), extension_folder(base))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from megatune.config import LoadedRun, path_override
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
+from megatune.launch.processes import module_command
 from megatune.launch.slurm import text
 from megatune.launch.slurm.command import Call
 from megatune.launch.slurm.request import JobRequest, RunToSubmit, build_request
@@ -108,7 +109,9 @@ def render_workers(request: JobRequest, job: WorkersJob) -> str:
         step_arguments=[*_all_gpus(request), *srun_arguments(request)],
         scratch_variable=variable,
         scratch_below=below,
-        command=[*python, "-m", "megatune", job.command, str(job.folder / job.argument), "--worker"],
+        command=module_command(
+            "megatune", job.command, str(job.folder / job.argument), "--worker", python=python
+        ),
     )
 
 

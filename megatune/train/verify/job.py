@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from megatune.config import LoadedRun, Run, resolve_batch
 from megatune.errors import LaunchError, UserError
 from megatune.launch.fork_server import rank_starts
 from megatune.launch.local import run_ranks
-from megatune.launch.processes import Start
+from megatune.launch.processes import Start, module_command
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
 from megatune.model.heads import HeadSpec
@@ -199,7 +198,7 @@ class _Worlds:
         task = trace_folder / "task.json"
         write_task(task, self._task(layout, trace_folder))
         result = run_ranks(
-            [sys.executable, "-m", "megatune.train.verify.world", str(task)],
+            module_command("megatune.train.verify.world", str(task)),
             num_ranks=layout.num_ranks,
             log_dir=self.folder.logs / f"verify-{layout.name}",
             extra_env=environment,

@@ -51,7 +51,7 @@ def test_a_run_that_is_done_ends_the_job_with_0(node, run_folder):
     assert ended.code == 0, ended.text
     assert requeues(node) == []
     (training,) = node.trainings()
-    assert training["arguments"] == ["-m", "megatune", "train", f"{run_folder}/submitted.yaml"]
+    assert training["arguments"] == ["-P", "-m", "megatune", "train", f"{run_folder}/submitted.yaml"]
 
 
 def test_the_log_of_each_start_begins_with_time_job_restart_and_nodes(node, run_folder):
@@ -284,7 +284,7 @@ def test_ops_are_compiled_and_nodes_checked_before_the_training(node, run_folder
 
     assert node.run(script).code == 0
 
-    steps = [call["arguments"][1:3] for call in node.calls("python")]
+    steps = [call["arguments"][2:4] for call in node.calls("python")]
     assert steps == [
         ["megatune.launch.slurm.prebuild", "cpu_adam"],
         ["megatune", "doctor"],
@@ -341,7 +341,7 @@ def test_the_data_is_prepared_on_all_nodes_where_their_processes_meet(
     assert expected <= set(options)
     assert "--cpu-bind=none" in options
     (process,) = [call for call in node.calls("python") if "prepare" in call["arguments"]]
-    assert process["arguments"] == ["-m", "megatune", "prepare", f"{run_folder}/submitted.yaml"]
+    assert process["arguments"] == ["-P", "-m", "megatune", "prepare", f"{run_folder}/submitted.yaml"]
     assert process["environment"]["SITE_GREETING"] == "hello"
 
 
