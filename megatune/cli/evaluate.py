@@ -13,7 +13,8 @@ import yaml
 from rich.text import Text
 
 from megatune.cli.export import model_folder
-from megatune.config import Run, load_run
+from megatune.config import Run, load_run, path_override
+from megatune.config.document import format_value
 from megatune.config.sections import DataSection
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
@@ -91,12 +92,12 @@ def _run_of(model: Path, folder: Path, overrides: list[str], options: EvaluateOp
     if options.task is not None:
         given.append(f"data.task={options.task}")
     if options.data:
-        given.append(f"data.{options.split}={json.dumps(options.data)}")
+        given.append(f"data.{options.split}={format_value(options.data)}")
         if options.split == "validation":
             # The rows given are scored, not those taken out of the training rows.
             given.append("data.val_size=null")
     if _is_run(model):
-        given.append(f"model.model_name_or_path={json.dumps(str(folder))}")
+        given.append(path_override("model.model_name_or_path", folder))
         # The folder has the tokenizer that the section made, and the weights that were trained with it.
         given += ["tokenizer=null", "checkpoint.resume=none"]
         return load_run(RunFolder(model).run_file, given).run

@@ -149,9 +149,13 @@ def test_the_validation_rows_that_a_run_took_out_of_its_own_are_scored_as_at_its
 def test_rows_that_are_given_take_the_place_of_those_a_run_took_out_of_its_own(
     model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = run_of(tmp_path, model, data={"val_size": 4})
+    # With characters that JSON writes in another way than YAML.
+    folder = tmp_path / 'a "run" \U0001f600'
+    folder.mkdir()
+    run = run_of(folder, model, data={"val_size": 4})
+    given = shutil.copy(rows, folder)
 
-    evaluate_model(run, [], options(rows, split="validation", task=None))
+    evaluate_model(run, [], options(given, split="validation", task=None))
 
     assert json.loads(capsys.readouterr().out)["rows"] == len(ROWS)
 
