@@ -276,6 +276,14 @@ def _slurm(run: Run) -> Iterator[str]:
 
 
 def _output_dir(run: Run) -> Iterator[str]:
+    sources = {"train": run.data.train, "validation": run.data.validation, "test": run.data.test}
+    for name, source in sources.items():
+        paths = [Path(path).absolute() for part in source.parts for path in part.paths] if source else []
+        if run.train.output_dir.absolute() in paths:
+            yield (
+                f"train.output_dir = {run.train.output_dir} is the folder of data.{name} as well, where the run's own "
+                "files would be read as rows; use another one, which may be below it."
+            )
     for path in (run.train.output_dir, *run.train.output_dir.parents):
         kind = _kind(path)
         if kind not in ("a folder", "missing"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from megatune.data.opened import plain_suffix
 from megatune.data.suffixes import SUFFIXES
 from megatune.errors import DataError
+from megatune.launch.run_folder import RunFolder
 
 _SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -30,8 +31,9 @@ def is_data_set(folder: Path) -> bool:
 def expand(path: str, split: str, *, is_asked: bool) -> list[Path]:
     """The files of a file, a folder or a glob, sorted by name; hidden ones are left out.
 
-    A folder whose names tell splits apart gives those of `split`. One whose names do not gives all of its
-    files, but not where a split `is_asked` for. Raises DataError when there is none.
+    Run folders below a folder are no data: what a run writes must not be the rows of the next. A folder whose
+    names tell splits apart gives those of `split`. One whose names do not gives all of its files, but not where
+    a split `is_asked` for. Raises DataError when there is none.
     """
     if is_glob(path):
         names = glob.glob(path, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute patterns)
@@ -42,7 +44,8 @@ def expand(path: str, split: str, *, is_asked: bool) -> list[Path]:
     folder = Path(path)
     if folder.is_file():
         return [folder]
-    files = [file for file in sorted(folder.rglob("*")) if _is_rows(file.relative_to(folder), file)]
+    found = [file for file in sorted(folder.rglob("*")) if _is_rows(file.relative_to(folder), file)]
+    files = _outside_runs(folder, found)
     if not files:
         raise DataError(f"the folder {folder} holds no data files ({', '.join(SUFFIXES)})")
     return _of_split(folder, files, split, is_asked)
@@ -51,6 +54,12 @@ def expand(path: str, split: str, *, is_asked: bool) -> list[Path]:
 def _is_rows(inner: Path, file: Path) -> bool:
     is_hidden = any(part.startswith((".", "_")) for part in inner.parts)
     return plain_suffix(file) in SUFFIXES and not is_hidden and file.is_file()
+
+
+def _outside_runs(folder: Path, files: list[Path]) -> list[Path]:
+    below = {inner for file in files for inner in file.parents if folder in inner.parents}
+    runs = [inner for inner in below if RunFolder(inner).is_made]
+    return [file for file in files if not any(run in file.parents for run in runs)]
 
 
 def _of_split(folder: Path, files: list[Path], split: str, is_asked: bool) -> list[Path]:

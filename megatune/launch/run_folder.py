@@ -117,6 +117,15 @@ class RunFolder:
         """The report of the last `megatune doctor` with this run's file."""
         return self.path / "doctor.json"
 
+    @property
+    def is_made(self) -> bool:
+        """Whether megatune has prepared or trained here, by files that nothing else calls so."""
+        return (
+            self.data_hashes.is_file()
+            or any(self.prepared.glob("*/manifest.json"))
+            or (self.logs.is_dir() and self.checkpoints.is_dir())
+        )
+
     def create(self) -> None:
         """Make the folder and those for logs and checkpoints; what is there stays.
 

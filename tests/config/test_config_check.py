@@ -65,6 +65,10 @@ VALIDATION = "data.validation=v.jsonl"
             ["train.output_dir=run.yaml"],
             "train.output_dir = run.yaml must be a folder, but run.yaml is a file",
         ),
+        (
+            ["train.output_dir=in", "data.validation=[{path: a.jsonl}, {path: ./in/}]"],
+            "train.output_dir = in is the folder of data.validation as well",
+        ),
         (["train.output_dir=run.yaml/x/y"], "but run.yaml is a file"),
         (["train.output_dir=" + "x" * 300], "File name too long"),
     ],

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from megatune.data import jsonfiles, rows
 from megatune.data.read import find_files
 from megatune.errors import DataError
+from megatune.launch.run_folder import RunFolder
 
 TEXTS = [f"row {number}\nof many é" for number in range(2500)]
 
@@ -138,6 +139,29 @@ def folder(tmp_path, monkeypatch):
 def test_folders_and_globs_stand_for_their_files(folder, path, split_name, split, expected):
     found = rows_of(Source([path], split=split), folder / "scratch", split_name)
     assert [row.values["text"] for row in found] == expected
+
+
+def prepared_run(run):
+    write(run, "prepared/0123/manifest.json", b"{}")
+
+
+def hashed_run(run):
+    write(run, "data-hashes.json", b"{}")
+
+
+def trained_run(run):
+    RunFolder(run).create()
+    write(run, "metrics.jsonl", b"{}")
+
+
+@pytest.mark.parametrize("begin", [prepared_run, hashed_run, trained_run])
+def test_what_runs_have_written_below_a_folder_is_no_data(folder, begin):
+    begin(folder / "set/runs/first")
+    write(folder, "set/runs/first/answers/step-00000001/validation.jsonl", json_lines(["an answer"]))
+    found = rows_of(Source(["set"]), folder / "scratch")
+    assert [row.values["text"] for row in found] == ["set/a.csv", "set/b.jsonl", "set/deep/c.jsonl.gz"]
+    asked = rows_of(Source(["set/runs/first/answers"], split="validation"), folder / "scratch")
+    assert [row.values["text"] for row in asked] == ["an answer"], "where it is asked for, it is"
 
 
 @pytest.mark.parametrize(
