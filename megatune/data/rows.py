@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from megatune.data.opened import opened
@@ -80,7 +82,7 @@ def limited(blocks: Iterable[Block], max_rows: int | None) -> Iterator[Block]:
     for block in blocks:
         assert block.num_rows is not None, "a limited source is read from its beginning"
         if left <= block.num_rows:
-            yield Block(_first(block, left), left, block.num_bytes)
+            yield Block(partial(_first, block, left), left, block.num_bytes)
             return
         left -= block.num_rows
         yield block
@@ -99,11 +101,6 @@ def counted_to(path: Path, end: int) -> tuple[int, int]:
     return num_lines, num_rows
 
 
-def _first(block: Block, count: int) -> Callable[[], Iterator[Row]]:
-    def rows() -> Iterator[Row]:
-        for number, row in enumerate(block.rows()):
-            if number == count:
-                return
-            yield row
-
-    return rows
+def _first(block: Block, count: int) -> Iterator[Row]:
+    """Asks for no row beyond: it may be broken, and nobody has asked to read it."""
+    return islice(block.rows(), count)

@@ -113,6 +113,19 @@ def test_max_samples_takes_the_first_rows_over_all_files(tmp_path, name, count):
     assert [row.values["text"] for row in rows_of(source, tmp_path)] == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b"}\n{broken\n'),
+        ("a.csv", b'text\na\nb\n"one","too many"\n'),
+        ("a.txt", b"a\n\nb\n\n\xff\n"),
+    ],
+)
+def test_max_samples_is_not_stopped_by_a_row_behind_the_last_one(tmp_path, name, data):
+    source = Source([str(write(tmp_path, name, data))], max_samples=2)
+    assert [row.values["text"] for row in rows_of(source, tmp_path)] == ["a", "b"]
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
