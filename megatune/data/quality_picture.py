@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def draw_quality(sets: Mapping[str, PreparedSet], target: Path) -> None:
     FigureCanvasAgg(figure)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(scratch, format="png", metadata={_SETS: fingerprints})
+        with warnings.catch_warnings():
+            # Answers in a script that the font lacks are drawn as boxes, which say as much as the warnings do.
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+            figure.savefig(scratch, format="png", metadata={_SETS: fingerprints})
         scratch.replace(target)
     except OSError:
         with contextlib.suppress(OSError):  # the first error is the one to tell

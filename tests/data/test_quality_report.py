@@ -212,6 +212,17 @@ def test_blank_cells_are_no_ids_and_a_number_is_the_id_that_a_table_writes_as_te
     assert report.first_duplicate_id == (f"{lines}:1 (row 1)", f"{table}:4 (row 3)")
 
 
+def test_answers_that_the_font_cannot_draw_are_no_matter_of_the_terminal(tmp_path, gpt2_like, recwarn):
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": "which?", "completion": answer} for answer in ("是", "否", "\U0001f600") * 3]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    draw_or_tell({"train": preparation([path], gpt2_like, tmp_path / "p").prepare()}, tmp_path / "data.png")
+
+    assert (tmp_path / "data.png").is_file()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_ids_of_a_divided_set_are_told_on_their_side_with_their_places(write_rows, tmp_path, gpt2_like):
     path = write_rows([{"id": n % 10, "text": f"t{n}"} for n in range(40)])
     made = preparation([path], gpt2_like, tmp_path / "p", val_size=20, seed=2).prepare_both()
