@@ -3,9 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from megatune.checkpoint.weights_index import WeightEntry
 from megatune.errors import ConvertError
@@ -16,6 +22,12 @@ _WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel, DeepSpeed and torch.compile put before the names of the model inside."""
 _OF_THE_TRAINER = ("trainer_state.json", "zero_to_fp32.py", "zero_to_torch.py", "latest")
 _SHOWN = 5
+_HEADS: dict[str, Any] = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
+    "ForQuestionAnswering": AutoModelForQuestionAnswering,
+}
+"""By the end of the name of the model class, in config.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +62,12 @@ class TargetModel:
 def describe_target(folder: Path, *, trust_remote_code: bool = False) -> TargetModel:
     """The model of `folder`, which needs a config.json only. Raises ModelError."""
     source = open_source(folder, trust_remote_code=trust_remote_code)
+    architecture = (source.config.architectures or [""])[0]
+    kind = next(
+        (found for name, found in _HEADS.items() if architecture.endswith(name)), AutoModelForCausalLM
+    )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(source.config, trust_remote_code=trust_remote_code)
+        model = kind.from_config(source.config, trust_remote_code=trust_remote_code)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     own_name = {id(value): name for name, value in model.named_parameters()}
     everything = model.named_parameters(remove_duplicate=False)
