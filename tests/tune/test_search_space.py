@@ -133,6 +133,12 @@ def test_options_that_cannot_be_are_refused_with_what_can(run_file, options, ove
     assert words in "\n".join(refused(run_file, text, *overrides, **options))
 
 
+def test_validation_rows_may_be_taken_out_of_the_training_rows(run_file):
+    path = run_file.with_name("space.yaml")
+    path.write_text("train.learning_rate: {low: 1e-5, high: 1e-3}")
+    begin_search(run_file, ["data.validation=null", "data.val_size=0.1"], path, SearchOptions())
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"- 1\n", b"a: [1\n", b"a: 1\na: 2\n"])
 def test_a_space_that_is_no_mapping_is_refused_with_its_name(run_file, content):
     path = run_file.with_name("space.yaml")

@@ -81,9 +81,9 @@ def _option_problems(options: SearchOptions) -> list[str]:
 
 def _run_problems(loaded: LoadedRun, options: SearchOptions) -> list[str]:
     run, problems = loaded.run, []
-    if run.data.validation is None:
+    if run.data.validation is None and run.data.val_size is None:
         problems.append(
-            "a search compares validation losses, and there are no rows for one; give data.validation."
+            "a search compares validation losses, and there are no rows for one; give data.validation or data.val_size."
         )
     if options.pruner in ("median", "hyperband") and run.evaluate.eval_steps is None:
         problems.append(
