@@ -19,6 +19,11 @@ class RunFolder:
         return self.path / "run.yaml"
 
     @property
+    def lock(self) -> Path:
+        """Held by the training that writes here, as host and process: see `run_lock.py`."""
+        return self.path / "in-use"
+
+    @property
     def plan(self) -> Path:
         """The layout that was chosen and what it was expected to need."""
         return self.path / "plan.json"

@@ -1,7 +1,9 @@
 """What one rank does: join, build the engine, open the data, train."""
 
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from megatune.checkpoint.export import replace_export
@@ -26,6 +28,7 @@ from megatune.launch.planned_run import PlannedRun, plan_start
 from megatune.launch.rank_info import RankInfo
 from megatune.launch.ranks import own_slurm_job, record_collectives
 from megatune.launch.run_folder import RunFolder
+from megatune.launch.run_lock import training_alone
 from megatune.launch.time_limit import JobEnd
 from megatune.model.quiet import quiet_libraries
 from megatune.plan.answer import saves_notes
@@ -54,16 +57,34 @@ from megatune.units import counted
 def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = None) -> int:
     """Run this rank of a training job to its end. Returns the exit code. Collective: every rank calls it.
 
-    stop: what listens to signals already; without one this does.
+    stop: what listens to signals already; without one this does. Raises ConfigError on the first rank when another
+    training goes on in the run folder.
     """
-    run, started = loaded.run, time.monotonic()
+    started = time.monotonic()
     quiet_libraries()
     stop = stop or StopRequest()
     restore = stop.listen()
-    prepare_launched_rank(loaded, rank)
-    if not loaded.auto:
-        lay_out(run, rank.world_size)  # what is wrong with it is found before anything is waited for
-    folder = RunFolder(run.train.output_dir)
+    try:
+        prepare_launched_rank(loaded, rank)
+        if not loaded.auto:
+            lay_out(
+                loaded.run, rank.world_size
+            )  # what is wrong with it is found before anything is waited for
+        folder = RunFolder(loaded.run.train.output_dir)
+        with training_alone(folder, say=_say) if rank.rank == 0 else nullcontext():
+            return _train_rank(loaded, rank, folder, stop, started)
+    finally:
+        restore()
+
+
+def _say(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def _train_rank(
+    loaded: LoadedRun, rank: RankInfo, folder: RunFolder, stop: StopRequest, started: float
+) -> int:
+    run = loaded.run
     # The first rank prepares and plans before it joins: the others wait in the rendezvous, not in a collective.
     # Several nodes are not to wait for that one process: there it only finds what was prepared before.
     prepared = prepare_inputs(run, folder, may_make=rank.nodes == 1) if rank.rank == 0 else None
@@ -71,42 +92,39 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
     notices = [] if prepared is None else _look_at_data(prepared, folder)
     if count_gpus():
         record_collectives(folder.heartbeats)
-    try:
-        device = enter(rank, timeout_s=run.launch.timeout_s)
-        loaded, sizes = share_object(
-            planned and prepared and (planned.loaded, sizes_for(prepared.source.config_dict()))
-        )
-        run = loaded.run
-        batch, ds_config = lay_out(run, rank.world_size, sizes)
-        if planned is not None:
-            write_run_folder(folder, planned, ds_config)
-        world = make_world(run.parallel.tp_size, device, timeout_s=run.launch.timeout_s)
-        inputs = _share_inputs(run, prepared, rank, world)
-        place = find_place(rank, own_slurm_job(), world)
-        if world.any_rank(stop.asked_by is not None):  # before the weights are read: that may take minutes
-            code = STOPPED_EARLY
-        else:
-            with beating(run, rank, folder) as heart:
-                startup = time.monotonic() - started
-                begun = _Start(
-                    run=run,
-                    batch=batch,
-                    ds_config=ds_config,
-                    inputs=inputs,
-                    folder=folder,
-                    world=world,
-                    place=place,
-                    stop=stop,
-                    heart=heart,
-                    memory=MemoryMeter(device),
-                    planned=planned,
-                    notices=notices,
-                    startup_seconds=startup,
-                )
-                code = _train_or_explain(begun, loaded, rank)
-        world.barrier()  # srun and mpirun kill what still works when one rank has ended with 75
-    finally:
-        restore()
+    device = enter(rank, timeout_s=run.launch.timeout_s)
+    loaded, sizes = share_object(
+        planned and prepared and (planned.loaded, sizes_for(prepared.source.config_dict()))
+    )
+    run = loaded.run
+    batch, ds_config = lay_out(run, rank.world_size, sizes)
+    if planned is not None:
+        write_run_folder(folder, planned, ds_config)
+    world = make_world(run.parallel.tp_size, device, timeout_s=run.launch.timeout_s)
+    inputs = _share_inputs(run, prepared, rank, world)
+    place = find_place(rank, own_slurm_job(), world)
+    if world.any_rank(stop.asked_by is not None):  # before the weights are read: that may take minutes
+        code = STOPPED_EARLY
+    else:
+        with beating(run, rank, folder) as heart:
+            startup = time.monotonic() - started
+            begun = _Start(
+                run=run,
+                batch=batch,
+                ds_config=ds_config,
+                inputs=inputs,
+                folder=folder,
+                world=world,
+                place=place,
+                stop=stop,
+                heart=heart,
+                memory=MemoryMeter(device),
+                planned=planned,
+                notices=notices,
+                startup_seconds=startup,
+            )
+            code = _train_or_explain(begun, loaded, rank)
+    world.barrier()  # srun and mpirun kill what still works when one rank has ended with 75
     # Not after an error: leaving waits for the others, who may wait for this rank. The launcher ends them.
     leave()
     return code
