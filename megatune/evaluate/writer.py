@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer, TextStreamer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 from megatune.data.questions import prompt_ids, stop_ids
 from megatune.data.tokenize import chat_renderer, padding_id
@@ -18,6 +18,7 @@ from megatune.errors import ModelError, PromptError
 from megatune.evaluate.decoding import Decoding
 from megatune.evaluate.generation import generate_answers
 from megatune.model.build import build_model
+from megatune.model.heads import auto_class_of
 from megatune.model.source import open_source
 from megatune.tasks import RenderChat, Segment
 
@@ -88,12 +89,17 @@ class Writer:
 def open_writer(folder: Path, decoding: Decoding, world: World | None = None) -> Iterator[Writer]:
     """The model and tokenizer of `folder` in fp32, cut for the ranks of `world`; alone without it.
 
-    Raises ModelError when the folder holds none that transformers can load.
+    Raises ModelError when the folder holds none that transformers can load, or one with a classifier head.
     """
     if not folder.is_dir():
         raise ModelError(f"there is no model folder {folder}.")
     world = world or single_world(_own_device())
     source = open_source(folder)
+    if auto_class_of(source.config) is not AutoModelForCausalLM:
+        raise ModelError(
+            f"the model in {folder} is a classifier ({', '.join(source.config.architectures or ())}), which writes no "
+            "text; `megatune evaluate` scores what it says of rows."
+        )
     built = build_model(source, dtype=torch.float32, group=world.tensor_group)
     tokenizer = _tokenizer(folder)
     with InferenceEngine(built, world).speaking() as speaker:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -68,6 +69,19 @@ class HeadSpec:
             "pad_token_id": self.pad_id,
             **({"problem_type": problem} if self.kind == "classification" else {}),
         }
+
+
+def auto_class_of(config: PreTrainedConfig) -> Any:
+    """The class for the architecture that config.json names: of a classifier head, else a causal language model."""
+    architecture = (config.architectures or [""])[0]
+    return next(
+        (
+            kind
+            for kind in _CLASSES.values()
+            if architecture.endswith(kind.__name__.removeprefix("AutoModel"))
+        ),
+        AutoModelForCausalLM,
+    )
 
 
 def find_class(spec: HeadSpec, config: PreTrainedConfig) -> Any:

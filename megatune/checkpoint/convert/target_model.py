@@ -3,31 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
 
 from megatune.checkpoint.weights_index import WeightEntry
 from megatune.errors import ConvertError
 from megatune.model.conv1d import conv1d_to_linear
+from megatune.model.heads import auto_class_of
 from megatune.model.source import ModelSource, open_source
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel, DeepSpeed and torch.compile put before the names of the model inside."""
 _OF_THE_TRAINER = ("trainer_state.json", "zero_to_fp32.py", "zero_to_torch.py", "latest")
 _SHOWN = 5
-_HEADS: dict[str, Any] = {
-    "ForSequenceClassification": AutoModelForSequenceClassification,
-    "ForTokenClassification": AutoModelForTokenClassification,
-    "ForQuestionAnswering": AutoModelForQuestionAnswering,
-}
-"""By the end of the name of the model class, in config.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +50,8 @@ class TargetModel:
 def describe_target(folder: Path, *, trust_remote_code: bool = False) -> TargetModel:
     """The model of `folder`, which needs a config.json only. Raises ModelError."""
     source = open_source(folder, trust_remote_code=trust_remote_code)
-    architecture = (source.config.architectures or [""])[0]
-    kind = next(
-        (found for name, found in _HEADS.items() if architecture.endswith(name)), AutoModelForCausalLM
-    )
     with torch.device("meta"):
-        model = kind.from_config(source.config, trust_remote_code=trust_remote_code)
+        model = auto_class_of(source.config).from_config(source.config, trust_remote_code=trust_remote_code)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     own_name = {id(value): name for name, value in model.named_parameters()}
     everything = model.named_parameters(remove_duplicate=False)
