@@ -100,7 +100,13 @@ def _run_of(model: Path, folder: Path, overrides: list[str], options: EvaluateOp
         given.append(path_override("model.model_name_or_path", folder))
         # The folder has the tokenizer that the section made, and the weights that were trained with it.
         given += ["tokenizer=null", "checkpoint.resume=none"]
-        return load_run(RunFolder(model).run_file, given).run
+        run_file = RunFolder(model).run_file
+        run = load_run(run_file, given).run
+        labels = _head_of(folder)[1].get("labels")
+        if run.model.head == "lm" or run.data.labels or not labels:
+            return run
+        # The classes are those of the head, whatever has become of the training rows.
+        return load_run(run_file, [*given, f"data.labels={format_value(labels)}"]).run
     longest = _longest(folder)  # says so when this is no model folder
     head, task = _head_of(folder)
     sections: dict[str, Any] = {

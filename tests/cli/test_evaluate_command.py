@@ -233,6 +233,12 @@ def test_a_classifier_of_more_labels_than_the_scored_rows_have_is_scored(model: 
         assert json.loads(done.out)["metrics"] == pytest.approx(
             {"loss": told["loss"], **told["metrics"]}, rel=1e-4
         )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes((Path(folder) / "valid.jsonl").read_bytes())
+    shutil.rmtree(folder)  # the head knows its classes
+    later = megatune("evaluate", tmp_path / "run", "--data", rows, "--json")
+    assert later.code == 0, later.text
+    assert json.loads(later.out)["metrics"] == json.loads(alone.out)["metrics"]
 
 
 def test_the_labels_of_a_bare_model_are_those_of_the_rows_given(
