@@ -19,8 +19,9 @@ from megatune.launch.run_folder import RunFolder
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _ENDING_S = 5.0
 """A rank that was told to end may take this long; it is waited for."""
-_LEASE_S = 120.0
-"""A file server gives back the locks of a host that is gone after this long: 90 s with NFS version 4."""
+_LEASE_S = 300.0
+"""A file server gives back the locks of a host that is gone after minutes: 90 s with NFS version 4. A job that is
+queued again because of that host must not fail for them."""
 
 
 @contextmanager
