@@ -38,8 +38,13 @@ def choose_form(
         sorted(forms, key=lambda form: not any(name in columns for name in form)) if columns else forms
     )
     for form in named_first:
-        values = {name: row.get(columns.get(name, name)) for name in form}
-        if all(value is not None for value in values.values()):
+        values = {}
+        for name in form:
+            value = row.get(columns.get(name, name))
+            if value is None:
+                break
+            values[name] = value
+        else:
             return values
     raise MissingColumnsError(row, forms, columns)
 
