@@ -3,13 +3,23 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from megatune.report.tables import format_cell
+from rich.table import Table
+
+from megatune.report.tables import format_cell, render_table
 from megatune.units import format_bytes
 
 _ABOUT = frozenset(("machine", "commit", "schema", "time"))
 """What the record says of the whole suite. Some programs begin with a line of nothing else, which has `python`."""
 
 Rows = list[dict[str, str]]
+
+
+def render_tables(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """The table of a record's cases, given as `rows`, unless there are none, and those of what programs printed."""
+    if rows:
+        yield render_table(rows, title=record["about"])
+    for case, printed in printed_tables(record):
+        yield render_table(printed, title=f"{record['suite']}: {case}")
 
 
 def printed_tables(record: Mapping[str, Any]) -> Iterator[tuple[str, Rows]]:

@@ -15,7 +15,7 @@ from megatune.bench.compare import Spread
 from megatune.bench.cut_off import CutOff, CutOffSignals
 from megatune.bench.inputs import model_folder
 from megatune.bench.on_cluster import Asked, BenchFolder, collect, load_job, submit_suite, take_round
-from megatune.bench.printed import printed_tables
+from megatune.bench.printed import render_tables
 from megatune.bench.record import machine, make_record, peak_words, read_record, save_record, what_ran
 from megatune.bench.regressions import Verdict, compare_records, obstacles
 from megatune.bench.rounds import Result, name_of, run_rounds
@@ -24,7 +24,7 @@ from megatune.config import LoadedRun
 from megatune.errors import ConfigError
 from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.slurm.command import call
-from megatune.report.tables import render_table, show
+from megatune.report.tables import show
 
 RESULTS = Path("benchmarks/results")
 
@@ -215,11 +215,7 @@ def chosen(suite: Suite, patterns: tuple[str, ...]) -> list[Case]:
 def tables(record: dict[str, Any]) -> Iterator[Any]:
     """A row a case that trained, with its ratio to the baseline; and what programs printed."""
     against = f" / {record['baseline']}" if record["baseline"] else ""
-    rows = list(_rows(record, against))
-    if rows:
-        yield render_table(rows, title=record["about"])
-    for case, printed in printed_tables(record):
-        yield render_table(printed, title=f"{record['suite']}: {case}")
+    return render_tables(record, list(_rows(record, against)))
 
 
 def _rows(record: dict[str, Any], against: str) -> Iterator[dict[str, Any]]:

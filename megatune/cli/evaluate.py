@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 
 _COMMAND = "megatune evaluate"
 _SPLITS = ("validation", "test")
-_CLASSIFIERS = {
-    "ForSequenceClassification": "classification",
-    "ForTokenClassification": "ner",
-    "ForQuestionAnswering": "qa",
-}
-"""How the name of a transformers class ends -> our task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +117,10 @@ def _run_of(model: Path, folder: Path, overrides: list[str], options: EvaluateOp
 
 def _head_of(folder: Path) -> tuple[str, dict[str, Any]]:
     """The head that a folder's config.json names, and what a classifier says about its task."""
+    from megatune.model.heads import kind_named_by
+
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    architecture = str((config.get("architectures") or [""])[0])
-    task = next((task for suffix, task in _CLASSIFIERS.items() if architecture.endswith(suffix)), None)
+    task = kind_named_by(config.get("architectures"))
     if task is None:
         return "lm", {"packing": False}
     labels = list((config.get("id2label") or {}).values())

@@ -1,15 +1,14 @@
 """`megatune report`: of a run, or of bench records."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
 from megatune.bench.page import case_rows, render_page
 from megatune.bench.pictures import draw_record
-from megatune.bench.printed import printed_tables
+from megatune.bench.printed import printed_tables, render_tables
 from megatune.bench.record import read_record
 from megatune.errors import ConfigError, DataError
 from megatune.files import write_text_atomic
@@ -17,7 +16,7 @@ from megatune.launch.run_folder import RunFolder
 from megatune.report.curves import draw_curves
 from megatune.report.metrics import read_metrics
 from megatune.report.summary import summarise, summary_tables
-from megatune.report.tables import render_table, show
+from megatune.report.tables import show
 
 _CURVES = "curves.png"
 """The name that is proposed for a picture of the curves."""
@@ -62,13 +61,6 @@ def report_paths(paths: Sequence[Path], *, as_json: bool, picture: Path | None =
         )
 
 
-def _tables(record: Mapping[str, Any]) -> Iterator[Any]:
-    if rows := case_rows(record):
-        yield render_table(rows, title=record["about"])
-    for case, printed in printed_tables(record):
-        yield render_table(printed, title=f"{record['suite']}: {case}")
-
-
 def report_records(paths: Sequence[Path], *, as_json: bool) -> None:
     """Print the records' tables; write their pictures beside them, and one page of all beside the first."""
     records = [read_record(path) for path in paths]
@@ -94,7 +86,7 @@ def report_records(paths: Sequence[Path], *, as_json: bool) -> None:
             for record in records
         ],
     }
-    tables = [table for record in records for table in _tables(record)]
+    tables = [table for record in records for table in render_tables(record, case_rows(record))]
     show(
         answer,
         *tables,

@@ -197,8 +197,8 @@ def _batches(rows: Iterable[Row], segmenting: Segmenting, render_chat: RenderCha
     batch = _Batch()
     num_chars = 0
     for row in rows:
-        segments = segmenting.segments(row, render_chat)
-        batch.add(row, segments, segmenting.content_hash(row, segments))
+        segments, hashed = segmenting.read(row, render_chat)
+        batch.add(row, segments, hashed)
         num_chars += sum([len(segment.text) for segment in segments])
         if num_chars >= BATCH_CHARS:
             yield batch

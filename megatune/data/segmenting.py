@@ -22,6 +22,7 @@ from megatune.tasks import (
     Segment,
     TaskOptions,
 )
+from megatune.tasks.exchange import exchange_segments
 
 Made = TypeVar("Made")
 
@@ -36,18 +37,30 @@ class Segmenting:
     split_name: str
     options: TaskOptions = DEFAULTS
 
-    def segments(self, row: Row, render_chat: RenderChat | None) -> list[Segment]:
-        """The segments of `row`; render_chat as tasks want it. Raises DataError with its place."""
-        return self.located(
-            row,
-            lambda: TASKS[self.task].segments(
+    def read(self, row: Row, render_chat: RenderChat | None) -> tuple[list[Segment], int]:
+        """The segments of `row`, and 64 bits that are equal for rows which say the same, 0 where there are none.
+
+        Of an exchange neither its loss mask nor the chat template is part of those bits: questions are found by them
+        on another day, which a template may write, than the sets were made. render_chat as tasks want it. Raises
+        DataError with the place of the row, also where the text is none that could be written as UTF-8.
+        """
+        return self.located(row, partial(self._read, row, render_chat))
+
+    def _read(self, row: Row, render_chat: RenderChat | None) -> tuple[list[Segment], int]:
+        task, options, masked = TASKS[self.task], self.options, self.completion_only
+        if task.answers is None:
+            segments = task.segments(
                 row.values,
                 columns=self.columns,
-                completion_only=self.completion_only,
+                completion_only=masked,
                 render_chat=render_chat,
-                options=self.options,
-            ),
-        )
+                options=options,
+            )
+            said = [(b"%d:" % one.is_target, one.text) for one in segments]
+            return segments, _hash_of_parts(said, row) if segments else 0
+        exchange = task.answers.exchange(row.values, self.columns, options)
+        segments = exchange_segments(exchange, options, completion_only=masked, render_chat=render_chat)
+        return segments, exchange_hash(exchange, options, row) if segments else 0
 
     def labelled(
         self, rows: Sequence[Row], segments: Sequence[Sequence[Segment]], label: Labeller, limit: Limit
@@ -65,21 +78,6 @@ class Segmenting:
             examples.append(found.example(0 if is_dropped else limit.max_length, limit.side))
             num_cut.append(len(found.input_ids) if is_dropped else cut)
         return Examples.joined(examples, places, num_cut)
-
-    def content_hash(self, row: Row, segments: Sequence[Segment]) -> int:
-        """64 bits that are equal for rows which say the same, whatever else is in their columns.
-
-        Of an exchange neither its loss mask nor the chat template is part of that: questions are found by this
-        hash on another day, which a template may write, than the sets were made. Raises DataError where the text is
-        none that could be written as UTF-8.
-        """
-        answers = TASKS[self.task].answers
-        if answers is None or not segments:
-            return _hash_of_parts([(b"%d:" % one.is_target, one.text) for one in segments], row)
-        if not self.options.chat:
-            return _hash_of_parts([(b"", segment.text) for segment in segments], row)
-        exchange = self.located(row, lambda: answers.exchange(row.values, self.columns, self.options))
-        return exchange_hash(exchange, self.options, row)
 
     def located(self, row: Row, make: Callable[[], Made]) -> Made:
         """What `make` makes of `row`. Raises DataError, with the place of the row, for what RowError says."""
@@ -109,7 +107,7 @@ def id_hash(values: Mapping[str, object]) -> int:
 
 
 def exchange_hash(exchange: Exchange, options: TaskOptions, row: Row) -> int:
-    """The `Segmenting.content_hash` of a row with something to ask and to learn."""
+    """The hash that `Segmenting.read` gives a row with something to ask and to learn."""
     if not options.chat:
         return _hash_of_parts([(b"", exchange.prompt), (b"", exchange.target)], row)
     # Many chat templates strip what they are given: rows that they write alike must stay on one side.

@@ -22,15 +22,17 @@ class InferenceEngine:
         built.model.to(world.device)  # type: ignore[arg-type]
         built.model.eval()
 
+    @property
+    def _loss_in_head(self) -> HeadLoss | None:
+        return self._head_loss if self.chunked_loss else None
+
     def loss(self, batch: TokenBatch) -> torch.Tensor:
         """See `Engine.loss`."""
-        head_loss = self._head_loss if self.chunked_loss else None
-        return loss_of_batch(self.built.model, self.built, batch, self.world.device, head_loss)
+        return loss_of_batch(self.built.model, self.built, batch, self.world.device, self._loss_in_head)
 
     def row_losses(self, batch: TokenBatch) -> torch.Tensor:
         """See `Predictor.row_losses`."""
-        head_loss = self._head_loss if self.chunked_loss else None
-        return row_losses_of_batch(self.built.model, self.built, batch, self.world.device, head_loss)
+        return row_losses_of_batch(self.built.model, self.built, batch, self.world.device, self._loss_in_head)
 
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """See `Engine.logits`."""

@@ -38,6 +38,7 @@ from megatune.model.forward import (
     model_arguments,
     row_losses_of_batch,
 )
+from megatune.model.head_loss import HeadLoss
 from megatune.model.source import ModelSource
 from megatune.model.twin import empty_twin, fill
 from megatune.plan.shards import Division
@@ -181,13 +182,15 @@ class ZeroEngine:
             f"{self._taken_over}{self._how_layers_are_summed()}{', bf16 multiplied in fp32' if self._widened else ''}"
         )
 
+    @property
+    def _loss_in_head(self) -> HeadLoss | None:
+        return self._head_loss if self.chunked_loss else None
+
     def loss(self, batch: TokenBatch) -> torch.Tensor:
-        head_loss = self._head_loss if self.chunked_loss else None
-        return loss_of_batch(self._engine, self.built, batch, self.world.device, head_loss)
+        return loss_of_batch(self._engine, self.built, batch, self.world.device, self._loss_in_head)
 
     def row_losses(self, batch: TokenBatch) -> torch.Tensor:
-        head_loss = self._head_loss if self.chunked_loss else None
-        return row_losses_of_batch(self._engine, self.built, batch, self.world.device, head_loss)
+        return row_losses_of_batch(self._engine, self.built, batch, self.world.device, self._loss_in_head)
 
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         device = self.world.device

@@ -122,5 +122,9 @@ def _interval_of_all(world: World, rows: Sequence[torch.Tensor]) -> Interval | N
     """Of the rows of all ranks, in an order that does not depend on who has which."""
     own = torch.cat([torch.empty(0, 2, dtype=torch.float64), *(some.cpu() for some in rows)]).tolist()
     parts = world.gather_objects(own if world.tensor_rank == 0 else [])
-    every = sorted(row for part in parts for row in part)
-    return _interval([loss for loss, _ in every], [number for _, number in every])
+
+    def interval() -> Interval | None:
+        every = sorted(row for part in parts for row in part)
+        return _interval([loss for loss, _ in every], [number for _, number in every])
+
+    return world.first_rank(interval)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers import AutoTokenizer, TextStreamer
 
 from megatune.data.questions import prompt_ids, stop_ids
 from megatune.data.tokenize import chat_renderer, padding_id
@@ -18,7 +18,7 @@ from megatune.errors import ModelError, PromptError
 from megatune.evaluate.decoding import Decoding
 from megatune.evaluate.generation import generate_answers
 from megatune.model.build import build_model
-from megatune.model.heads import auto_class_of
+from megatune.model.heads import kind_named_by
 from megatune.model.source import open_source
 from megatune.tasks import RenderChat, Segment
 
@@ -95,7 +95,7 @@ def open_writer(folder: Path, decoding: Decoding, world: World | None = None) ->
         raise ModelError(f"there is no model folder {folder}.")
     world = world or single_world(_own_device())
     source = open_source(folder)
-    if auto_class_of(source.config) is not AutoModelForCausalLM:
+    if kind_named_by(source.config.architectures) is not None:
         raise ModelError(
             f"the model in {folder} is a classifier ({', '.join(source.config.architectures or ())}), which writes no "
             "text; `megatune evaluate` scores what it says of rows."

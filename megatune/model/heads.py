@@ -24,7 +24,7 @@ from megatune.model.loss import IGNORED
 
 Kind = Literal["classification", "ner", "qa"]
 
-_CLASSES: Mapping[str, Any] = {
+_CLASSES: Mapping[Kind, Any] = {
     "classification": AutoModelForSequenceClassification,
     "ner": AutoModelForTokenClassification,
     "qa": AutoModelForQuestionAnswering,
@@ -71,17 +71,21 @@ class HeadSpec:
         }
 
 
+def kind_named_by(architectures: Sequence[str] | None) -> Kind | None:
+    """The kind of classifier head that config.json names; None for a language model.
+
+    >>> kind_named_by(["GPT2ForTokenClassification"]), kind_named_by(["GPT2LMHeadModel"])
+    ('ner', None)
+    """
+    named = (architectures or [""])[0]
+    endings = {kind: auto_class.__name__.removeprefix("AutoModel") for kind, auto_class in _CLASSES.items()}
+    return next((kind for kind, ending in endings.items() if named.endswith(ending)), None)
+
+
 def auto_class_of(config: PreTrainedConfig) -> Any:
     """The class for the architecture that config.json names: of a classifier head, else a causal language model."""
-    architecture = (config.architectures or [""])[0]
-    return next(
-        (
-            kind
-            for kind in _CLASSES.values()
-            if architecture.endswith(kind.__name__.removeprefix("AutoModel"))
-        ),
-        AutoModelForCausalLM,
-    )
+    kind = kind_named_by(config.architectures)
+    return AutoModelForCausalLM if kind is None else _CLASSES[kind]
 
 
 def find_class(spec: HeadSpec, config: PreTrainedConfig) -> Any:

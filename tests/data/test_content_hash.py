@@ -27,8 +27,7 @@ def hash_of(
     segmenting = Segmenting(
         task="qa", completion_only=completion_only, columns={}, split_name="train", options=options
     )
-    row = row_of(values)
-    return segmenting.content_hash(row, segmenting.segments(row, chat_of(day)))
+    return segmenting.read(row_of(values), chat_of(day))[1]
 
 
 def row_of(values: dict[str, object]) -> Row:
