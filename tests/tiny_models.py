@@ -5,6 +5,8 @@ from typing import Any
 
 _HEADS = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _LLAMA = {**_HEADS, "intermediate_size": 96, "num_key_value_heads": 4, "vocab_size": 101}
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_SLIDING_AND_FULL = ["sliding_attention", "full_attention"]
 
 # name -> (model_type, config). Dropout is off: its masks differ between layouts by design.
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,6 +42,31 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("phi", {**_LLAMA, "partial_rotary_factor": 0.5, "qk_layernorm": True}),
     "phi3": ("phi3", {**_LLAMA, "num_attention_heads": 8, "pad_token_id": 0}),
     "gemma": ("gemma", {**_LLAMA, "head_dim": 16, "pad_token_id": 0}),
+    "gemma2": ("gemma2", {**_LLAMA, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8,
+                          "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, **_TOKENS}),
+    "gemma3": ("gemma3_text", {**_LLAMA, "num_attention_heads": 8, "head_dim": 24, "query_pre_attn_scalar": 24,
+                               "sliding_window": 8, "layer_types": _SLIDING_AND_FULL, **_TOKENS}),
+    "granite": ("granite", {**_LLAMA, "embedding_multiplier": 2.0, "residual_multiplier": 0.7,
+                            "attention_multiplier": 0.2, "logits_scaling": 3.0, "attention_bias": True, **_TOKENS}),
+    "smollm3": ("smollm3", {**_LLAMA, "num_attention_heads": 8, "no_rope_layers": [1, 0], **_TOKENS}),
+    "ministral": ("ministral", {**_LLAMA, "head_dim": 24, "sliding_window": 8, "layer_types": _SLIDING_AND_FULL,
+                                **_TOKENS}),
+    "ministral3": ("ministral3", {**_LLAMA, "head_dim": 24, **_TOKENS}),
+    "cohere": ("cohere", {**_LLAMA, "logit_scale": 0.5, **_TOKENS}),
+    "cohere2": ("cohere2", {**_LLAMA, "num_attention_heads": 8, "logit_scale": 0.5, "sliding_window": 8,
+                            "layer_types": _SLIDING_AND_FULL, **_TOKENS}),
+    "glm": ("glm", {**_LLAMA, "num_attention_heads": 8, "head_dim": 8, **_TOKENS}),
+    "glm4": ("glm4", {**_LLAMA, "num_attention_heads": 8, "head_dim": 8, "intermediate_size": 97, **_TOKENS}),
+    "starcoder2": ("starcoder2", {**_LLAMA, "num_attention_heads": 8, **_TOKENS}),
+    "stablelm": ("stablelm", {**_LLAMA, "num_attention_heads": 8, "use_qkv_bias": True, **_TOKENS}),
+    "stablelm-parallel": ("stablelm", {**_LLAMA, "use_parallel_residual": True, **_TOKENS}),
+    "olmo": ("olmo", {**_LLAMA, "clip_qkv": 1.0, **_TOKENS}),
+    "olmo2": ("olmo2", {**_LLAMA, "num_attention_heads": 8, **_TOKENS}),
+    "olmo3": ("olmo3", {**_LLAMA, "sliding_window": 8, "layer_types": _SLIDING_AND_FULL, **_TOKENS}),
+    "seed_oss": ("seed_oss", {**_LLAMA, "num_attention_heads": 8, "head_dim": 24, "attention_dropout": 0.0,
+                              "residual_dropout": 0.0, **_TOKENS}),
+    "exaone4": ("exaone4", {**_LLAMA, "sliding_window": 8, "layer_types": _SLIDING_AND_FULL, **_TOKENS}),
+    "ernie4_5": ("ernie4_5", {**_LLAMA, "head_dim": 24, "use_bias": True, **_TOKENS}),
 }  # fmt: skip
 VOCABULARY = 101
 

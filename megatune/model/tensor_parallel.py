@@ -40,6 +40,21 @@ class RowLinear(nn.Linear):
         return output if self.bias is None else output + self.bias
 
 
+class HeadsNorm(nn.Module):
+    """An RMS norm over the heads of all ranks, of which this one holds some (OLMo 2's norms of query and key)."""
+
+    def __init__(self, weight: nn.Parameter, whole: nn.Module, num_features: int, group: TensorGroup) -> None:
+        super().__init__()
+        self.weight, self.num_features, self.group = weight, num_features, group
+        self.epsilon = float(whole.variance_epsilon)  # type: ignore[arg-type]
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        wide = input.float()
+        squares = self.group.sum(wide.square().sum(-1, keepdim=True))
+        mean = self.group.enter(squares) / self.num_features  # every rank's output depends on it
+        return (self.weight * (wide * torch.rsqrt(mean + self.epsilon))).to(input.dtype)
+
+
 class VocabularyHead(ColumnLinear):
     """The output head over this rank's vocabulary rows.
 
@@ -66,6 +81,8 @@ def cut_block(
     for names, dim, layer in ((family.columns, 0, ColumnLinear), (family.rows, 1, RowLinear)):
         for name, segments in names.items():
             cuts |= _cut_linear(block, prefix, name, segments, dim, layer, shape, group)
+    for name, segments in family.norms_over_heads.items():
+        cuts |= _cut_norm(block, prefix, name, segments, shape, group)
     _localise(block, family, shape, group)
     for name in family.partial_gradients:
         _sum_gradient(block, name, group)
@@ -127,6 +144,17 @@ def _cut_linear(
     _replace(block, name, _share(linear, layer, cut, group))
     bias = {f"{prefix}{name}.bias": cut} if linear.bias is not None and dim == 0 else {}
     return {f"{prefix}{name}.weight": cut} | bias
+
+
+def _cut_norm(
+    block: nn.Module, prefix: str, name: str, segments: Segments, shape: ModelShape, group: TensorGroup
+) -> dict[str, Cut]:
+    norm = block.get_submodule(name)
+    whole = norm.get_parameter("weight")
+    cut = weight_cut(segments, shape, dim=0, full_size=len(whole), name=f"{prefix}{name}.weight")
+    weight = _parameter(local_part(whole.detach(), cut, group), whole, is_cut=True)
+    _replace(block, name, HeadsNorm(weight, norm, len(whole), group))
+    return {f"{prefix}{name}.weight": cut}
 
 
 def _share(linear: nn.Linear, layer: type[Layer], cut: Cut, group: TensorGroup) -> Layer:

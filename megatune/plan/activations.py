@@ -13,15 +13,22 @@ from megatune.plan.weights import ModelWeights
 Kernel = Literal["sdpa", "eager"]
 
 _RMS = frozenset(
-    {"llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "granite", "smollm3", "phi3"}
-)
+    {"llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite",
+     "smollm3", "phi3", "glm", "glm4", "seed_oss", "exaone4", "ernie4_5", "olmo2", "olmo3"}
+)  # fmt: skip
+_FP32_SCALES = frozenset({"gemma", "gemma2", "gemma3_text", "olmo2", "olmo3"})
+"""RMS norms that multiply by their weight before they go back to the training precision."""
+_POST_NORMS = frozenset({"gemma2", "gemma3_text", "glm4"})
+"""Half the norms are of a layer's output, and theirs is added to the residual stream: nobody keeps it."""
 # Families whose scores are computed in the training precision; the others take softmax in fp32.
 _LOW_PRECISION_SOFTMAX = frozenset({"gpt2", "falcon"})
 # fp32 copies of query and key, made before the scores.
 _FP32_SCORES = frozenset({"gptj", "gpt_neo"})
 # Rotary angles put into parts of the heads, or sliced out of a fused projection: output is copied once more.
-_COPIES_OUTPUT = frozenset({"phi", "phi3", "gpt_neox"})
-NO_SDPA = frozenset({"gptj", "gpt_neo", "bloom"})
+_COPIES_OUTPUT = frozenset({"phi", "phi3", "gpt_neox", "glm", "glm4", "stablelm"})
+# Bytes an angle of its sine and cosine, where each block makes them anew.
+_ANGLES_IN_BLOCK = {"gptj": 8, "ernie4_5": 8, "glm": 4, "glm4": 4}
+NO_SDPA = frozenset({"gptj", "gpt_neo", "bloom", "gemma2"})
 """Types whose transformers class has no sdpa kernel: eager is all they have."""
 _DROPOUT_KEYS = ("resid_pdrop", "hidden_dropout", "dropout", "resid_dropout", "residual_dropout")
 _SCORE_DROPOUT_KEYS = ("attn_pdrop", "attention_dropout")
@@ -137,8 +144,12 @@ def korthikanti_bytes(
 
 def _one_norm(model: ModelWeights, tokens: Tokens) -> int:
     """Bytes an element: an RMS norm keeps an fp32 copy, the normalised values and its output."""
-    if model.shape.model_type in ("gemma", "gemma2"):
-        return 8 + tokens.element_bytes  # scales in fp32: x, normalised, output
+    if model.shape.model_type in _FP32_SCALES:
+        return 8 + tokens.element_bytes  # x, normalised, output
+    if model.shape.model_type in ("cohere", "cohere2"):  # written out in Python: x less its mean, twice
+        return 12 + tokens.element_bytes
+    if model.shape.model_type == "olmo":
+        return 4 + tokens.element_bytes
     if model.shape.model_type in _RMS:
         return 4 + 2 * tokens.element_bytes
     return 2 * tokens.element_bytes
@@ -148,7 +159,11 @@ def _norm_bytes(model: ModelWeights, tokens: Tokens) -> int:
     norms = {w.module for w in model.block if w.component == "norm" and w.shape[0] == model.shape.hidden_size}
     norms -= {name for name in norms if "_norm" in name and "attn." in name}  # those of heads
     hidden, element = model.shape.hidden_size, tokens.element_bytes
+    if model.shape.model_type == "olmo":  # two without weights, all in fp32
+        return 2 * (_one_norm(model, tokens) * hidden + 8)
     kept = len(norms) * (_one_norm(model, tokens) * hidden + 2 * min(2, element))
+    if model.shape.model_type in _POST_NORMS:
+        kept -= len(norms) // 2 * element * hidden
     reads_once = model.shape.model_type == "falcon" or model.config.get("use_parallel_residual", True)
     if len(norms) == 2 and model.shape.model_type in ("falcon", "gpt_neox") and reads_once:
         is_serial = model.shape.model_type == "falcon" and "post_attention_layernorm" in norms
@@ -169,11 +184,19 @@ def _attention_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) 
         kept += _sdpa_extra(model, element, width, kv_width)
     if any(w.module.endswith(("q_norm", "q_layernorm")) for w in model.block):
         kept += _head_norm_bytes(model, element, heads, kv_heads)
-    if shape.model_type == "gptj":
-        kept += 8 * int(model.config.get("rotary_dim") or shape.head_size)  # sine and cosine, in each block
+    if shape.model_type == "olmo" and model.config.get("clip_qkv"):
+        kept += element * (width + 2 * kv_width)
+    kept += _ANGLES_IN_BLOCK.get(shape.model_type, 0) * _rotary_size(model)
     if shape.model_type == "falcon" and tokens.kernel == "sdpa":
         return kept + 4 * heads + element * tokens.seq  # its mask, in each block
     return kept + (4 * heads if tokens.kernel == "sdpa" else _score_bytes(model, tokens) * heads * tokens.seq)
+
+
+def _rotary_size(model: ModelWeights) -> int:
+    """Elements of a head that are rotated."""
+    rope = model.config.get("rope_parameters") or {}
+    share = rope.get("partial_rotary_factor", model.config.get("partial_rotary_factor", 1.0))
+    return int(model.config.get("rotary_dim") or model.shape.head_size * share)
 
 
 def _sdpa_extra(model: ModelWeights, element: int, width: int, kv_width: int) -> int:
@@ -186,14 +209,20 @@ def _sdpa_extra(model: ModelWeights, element: int, width: int, kv_width: int) ->
 
 
 def _head_norm_bytes(model: ModelWeights, element: int, heads: int, kv_heads: int) -> int:
-    each = 4 + element if model.shape.model_type in _RMS else element
-    return (heads + kv_heads) * (each * model.shape.head_size + 4)
+    each = element
+    if model.shape.model_type in _RMS:
+        each = 8 if model.shape.model_type in _FP32_SCALES else 4 + element
+    num_norms = (
+        2 if model.shape.model_type in ("olmo2", "olmo3") else heads + kv_heads
+    )  # there over all heads
+    return (heads + kv_heads) * each * model.shape.head_size + 4 * num_norms
 
 
 def _score_bytes(model: ModelWeights, tokens: Tokens) -> int:
     """Bytes of one attention score: the softmax, its low-precision copy, and dropout's mask and result."""
     low, element = model.shape.model_type in _LOW_PRECISION_SOFTMAX, tokens.element_bytes
     kept = element if low or element == 4 else 4 + element
+    kept += element * bool(model.config.get("attn_logit_softcapping"))
     default = 0.1 if model.shape.model_type == "gpt2" else 0.0
     dropout = [float(model.config[k]) for k in _SCORE_DROPOUT_KEYS if model.config.get(k) is not None]
     if max(dropout, default=default) > 0 and model.shape.model_type != "falcon":

@@ -13,6 +13,7 @@ from megatune.plan.shape import ModelShape
 
 Component = Literal["embedding", "attention", "mlp", "norm", "head"]
 Config = Mapping[str, Any]
+Block = Callable[[Config, ModelShape], "list[Weight]"]
 
 
 @dataclass(frozen=True)
@@ -89,31 +90,79 @@ def _features(config: Config, shape: ModelShape, *names: str) -> int:
     return int(found) if found is not None else 4 * shape.hidden_size
 
 
-def _llama(config: Config, shape: ModelShape) -> list[Weight]:
-    bias = bool(config.get("attention_bias", False))
-    qkv_bias = True if config.get("model_type") == "qwen2" else bias
-    weights = _separate(shape, "self_attn", "o_proj", qkv_bias, bias)
-    weights += _mlp(
-        shape,
-        _features(config, shape, "intermediate_size"),
-        ("mlp.gate_proj", "mlp.up_proj"),
-        "mlp.down_proj",
-        bias=bool(config.get("mlp_bias", False)),
-    )
+_AROUND = ("input_layernorm", "post_attention_layernorm")
+_AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
+_FOUR = (*_AROUND, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+def _like_llama(
+    *norms: str,
+    head_norms: bool = False,
+    norm_bias: bool = False,
+    fused_gate: bool = False,
+    qkv_bias: str | bool = "attention_bias",
+    out_bias: str | bool = "attention_bias",
+    mlp_bias: str | bool = "mlp_bias",
+) -> Block:
+    """Blocks of query, key, value, a gated feed-forward layer and `norms`. Biases: the key that tells, or the fact."""
+
+    def has(config: Config, bias: str | bool) -> bool:
+        return bias if isinstance(bias, bool) else bool(config.get(bias, False))
+
+    def block(config: Config, shape: ModelShape) -> list[Weight]:
+        return [
+            *_separate(shape, "self_attn", "o_proj", has(config, qkv_bias), has(config, out_bias)),
+            *_mlp(
+                shape,
+                _features(config, shape, "intermediate_size"),
+                ("mlp.gate_up_proj",) if fused_gate else ("mlp.gate_proj", "mlp.up_proj"),
+                "mlp.down_proj",
+                bias=has(config, mlp_bias),
+                fused=2 if fused_gate else 1,
+            ),
+            *_norms(shape.hidden_size, *norms, bias=norm_bias),
+            *_norms(
+                shape.head_size, *(("self_attn.q_norm", "self_attn.k_norm") if head_norms else ()), bias=False
+            ),
+        ]
+
+    return block
+
+
+def _cohere(config: Config, shape: ModelShape) -> list[Weight]:
+    weights = _like_llama("input_layernorm", mlp_bias=False)(config, shape)
+    if config.get("use_qk_norm"):
+        heads = (("q_norm", shape.num_heads), ("k_norm", shape.num_kv_heads))
+        weights += [Weight("norm", f"self_attn.{name}", (count, shape.head_size)) for name, count in heads]
+    return weights
+
+
+def _stablelm(config: Config, shape: ModelShape) -> list[Weight]:
+    norms = _AROUND[:1] if config.get("use_parallel_residual") else _AROUND
+    make = _like_llama(*norms, norm_bias=True, qkv_bias="use_qkv_bias", out_bias=False, mlp_bias=False)
+    weights = make(config, shape)
+    if config.get("qk_layernorm"):
+        weights += _norms(shape.head_size, *["self_attn.q_layernorm.norms"] * shape.num_heads, bias=False)
+        weights += _norms(shape.head_size, *["self_attn.k_layernorm.norms"] * shape.num_kv_heads, bias=False)
+    return weights
+
+
+def _starcoder2(config: Config, shape: ModelShape) -> list[Weight]:
+    bias = bool(config.get("use_bias", True))
+    features = _features(config, shape, "intermediate_size")
+    weights = _separate(shape, "self_attn", "o_proj", bias, bias)
+    weights += _mlp(shape, features, ("mlp.c_fc",), "mlp.c_proj", bias=bias)
+    return [*weights, *_norms(shape.hidden_size, *_AROUND, bias=True)]
+
+
+def _olmo2(config: Config, shape: ModelShape) -> list[Weight]:
+    """Its norms of query and key go over all heads together."""
+    kv_width = shape.num_kv_heads * shape.head_size
     return [
-        *weights,
-        *_norms(shape.hidden_size, "input_layernorm", "post_attention_layernorm", bias=False),
+        *_like_llama(*_AFTER, mlp_bias=False)(config, shape),
+        *_norms(shape.attention_width, "self_attn.q_norm", bias=False),
+        *_norms(kv_width, "self_attn.k_norm", bias=False),
     ]
-
-
-def _qwen3(config: Config, shape: ModelShape) -> list[Weight]:
-    norms = _norms(shape.head_size, "self_attn.q_norm", "self_attn.k_norm", bias=False)
-    return [*_llama(config, shape), *norms]
-
-
-def _gemma2(config: Config, shape: ModelShape) -> list[Weight]:
-    more = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
-    return [*_llama(config, shape), *_norms(shape.hidden_size, *more, bias=False)]
 
 
 def _phi(config: Config, shape: ModelShape) -> list[Weight]:
@@ -196,10 +245,35 @@ def _gpt2(config: Config, shape: ModelShape) -> list[Weight]:
     return [*weights, *_norms(shape.hidden_size, "ln_1", "ln_2", bias=True)]
 
 
-BLOCKS: dict[str, Callable[[Config, ModelShape], list[Weight]]] = {
-    **dict.fromkeys(("llama", "mistral", "ministral", "qwen2", "gemma", "granite", "smollm3"), _llama),
-    "qwen3": _qwen3,
-    "gemma2": _gemma2,
+BLOCKS: dict[str, Block] = {
+    **dict.fromkeys(("llama", "granite", "smollm3"), _like_llama(*_AROUND)),
+    **dict.fromkeys(
+        ("mistral", "ministral", "ministral3"),
+        _like_llama(*_AROUND, qkv_bias=False, out_bias=False, mlp_bias=False),
+    ),
+    "gemma": _like_llama(*_AROUND, mlp_bias=False),
+    "qwen2": _like_llama(*_AROUND, qkv_bias=True, out_bias=False, mlp_bias=False),
+    "qwen3": _like_llama(*_AROUND, head_norms=True, mlp_bias=False),
+    "gemma2": _like_llama(*_FOUR, mlp_bias=False),
+    "gemma3_text": _like_llama(*_FOUR, head_norms=True, mlp_bias=False),
+    "glm": _like_llama(*_AROUND, fused_gate=True, out_bias=False, mlp_bias=False),
+    "glm4": _like_llama(
+        *_AROUND,
+        "post_self_attn_layernorm",
+        "post_mlp_layernorm",
+        fused_gate=True,
+        out_bias=False,
+        mlp_bias=False,
+    ),
+    "exaone4": _like_llama(*_AFTER, head_norms=True, qkv_bias=False, out_bias=False, mlp_bias=False),
+    "seed_oss": _like_llama(*_AROUND, out_bias="attention_out_bias"),
+    "ernie4_5": _like_llama(*_AROUND, qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias"),
+    "olmo": _like_llama(mlp_bias=False),
+    **dict.fromkeys(("olmo2", "olmo3"), _olmo2),
+    "cohere": _cohere,
+    "cohere2": _like_llama("input_layernorm", mlp_bias=False),
+    "stablelm": _stablelm,
+    "starcoder2": _starcoder2,
     "phi": _phi,
     "phi3": _phi3,
     "opt": _opt,

@@ -6,7 +6,7 @@ rank works on its own heads or features, and the row layer's outputs are summed 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatune.errors import ModelError
@@ -31,6 +31,8 @@ class Family:
     """Module path -> attribute -> what it must say on one rank: `heads`, `kv_heads` or `q_width`."""
     partial_gradients: tuple[str, ...] = ()
     """Replicated parameters that only see this rank's heads: their gradients are summed over the group."""
+    norms_over_heads: Mapping[str, Segments] = field(default_factory=dict)
+    """RMS norms over all heads together: the weight is cut, the mean of squares is taken over the group."""
     slices_alibi: str | None = None
     """Module path whose `alibi` argument must be cut to this rank's heads."""
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda _: None
@@ -53,6 +55,11 @@ def _separate(attention: str, output: str, mlp_in: tuple[str, ...], mlp_out: str
 
 _GATED = ("mlp.gate_proj", "mlp.up_proj")
 _LLAMA = _separate("self_attn", "o_proj", _GATED, "mlp.down_proj")
+_LLAMA_HEAD_NORMS = replace(_LLAMA, partial_gradients=("self_attn.q_norm.weight", "self_attn.k_norm.weight"))
+_LLAMA_FUSED_GATE = _separate("self_attn", "o_proj", (), "mlp.down_proj")
+_LLAMA_FUSED_GATE = replace(
+    _LLAMA_FUSED_GATE, columns={**_LLAMA_FUSED_GATE.columns, "mlp.gate_up_proj": ("ffn", "ffn")}
+)
 
 
 def _interleaved(attention: str, **more: Any) -> Family:
@@ -80,20 +87,49 @@ def _refuse_bloom(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _refuse_norms_of_each_head(config: Mapping[str, Any]) -> str | None:
+    if config.get("use_qk_norm") or config.get("qk_layernorm"):
+        key = "use_qk_norm" if config.get("use_qk_norm") else "qk_layernorm"
+        return (
+            f"this model has {key}, a norm with weights of its own for each head, which megatune does not cut"
+        )
+    return None
+
+
 # Proven equal to one device by tests/model/test_family_parity.py; sources of the names: the
-# modeling files of transformers 5.23.
+# modeling files of transformers 5.23 and 5.24.
 FAMILIES: dict[str, Family] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "gemma": _LLAMA,
-    "qwen3": _separate(
-        "self_attn",
-        "o_proj",
-        _GATED,
-        "mlp.down_proj",
-        partial_gradients=("self_attn.q_norm.weight", "self_attn.k_norm.weight"),
+    **dict.fromkeys(
+        (
+            "llama",
+            "mistral",
+            "ministral",
+            "ministral3",
+            "qwen2",
+            "gemma",
+            "gemma2",
+            "granite",
+            "smollm3",
+            "cohere2",
+            "olmo",
+            "seed_oss",
+            "ernie4_5",
+        ),
+        _LLAMA,
     ),
+    **dict.fromkeys(("qwen3", "gemma3_text", "exaone4"), _LLAMA_HEAD_NORMS),
+    **dict.fromkeys(("glm", "glm4"), _LLAMA_FUSED_GATE),
+    **dict.fromkeys(
+        ("olmo2", "olmo3"),
+        replace(_LLAMA, norms_over_heads={"self_attn.q_norm": ("q",), "self_attn.k_norm": ("kv",)}),
+    ),
+    "cohere": replace(_LLAMA, refuse=_refuse_norms_of_each_head),
+    "stablelm": replace(
+        _LLAMA,
+        local_attributes={"self_attn": {"num_heads": "heads", "num_key_value_heads": "kv_heads"}},
+        refuse=_refuse_norms_of_each_head,
+    ),
+    "starcoder2": _separate("self_attn", "o_proj", ("mlp.c_fc",), "mlp.c_proj"),
     "phi": _separate(
         "self_attn",
         "dense",

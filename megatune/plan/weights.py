@@ -16,7 +16,13 @@ from megatune.plan.shape import ModelShape, shape_from_config
 from megatune.plan.shards import split_units
 
 # Types whose configuration class ties the head to the embedding unless config.json says otherwise.
-TIED_BY_DEFAULT = frozenset({"gemma", "gemma2", "opt", "gpt_neo", "falcon", "bloom", "gpt2", "smollm3"})
+TIED_BY_DEFAULT = frozenset(
+    {"gemma", "gemma2", "gemma3_text", "opt", "gpt_neo", "falcon", "bloom", "gpt2", "smollm3", "cohere", "cohere2",
+     "starcoder2", "ernie4_5"}
+)  # fmt: skip
+_NORMS_WITH_BIAS = frozenset(
+    {"gpt2", "gpt_neo", "opt", "gptj", "gpt_neox", "falcon", "bloom", "phi", "starcoder2", "stablelm"}
+)
 _OPT_POSITION_OFFSET = 2  # OPT's position table starts at 2 (modeling_opt.py, OPTLearnedPositionalEmbedding)
 
 
@@ -205,7 +211,7 @@ def _outside(config: Mapping[str, Any], shape: ModelShape) -> Iterator[Weight]:
     if width != hidden:
         yield Weight("embedding", "project_in", (hidden, width))
         yield Weight("embedding", "project_out", (width, hidden))
-    has_bias = kind in ("gpt2", "gpt_neo", "opt", "gptj", "gpt_neox", "falcon", "bloom", "phi")
+    has_bias = kind in _NORMS_WITH_BIAS
     for name in _norm_names(config, kind):
         yield from [Weight("norm", name, (hidden,))] * (2 if has_bias else 1)
 
@@ -213,6 +219,8 @@ def _outside(config: Mapping[str, Any], shape: ModelShape) -> Iterator[Weight]:
 def _norm_names(config: Mapping[str, Any], kind: str) -> tuple[str, ...]:
     if kind == "bloom":
         return ("embedding_norm", "final_norm")
+    if kind == "olmo":  # its norms have no weights
+        return ()
     if kind == "opt" and (
         not config.get("do_layer_norm_before", True)
         or config.get("_remove_final_layer_norm")
@@ -225,8 +233,9 @@ def _norm_names(config: Mapping[str, Any], kind: str) -> tuple[str, ...]:
 def _local(weight: Weight, family: Family | None, shape: ModelShape, tensor_parallel: int) -> Weight:
     if family is None or tensor_parallel == 1:
         return weight
-    if weight.module in family.columns:
-        dim, segments = 0, family.columns[weight.module]
+    by_output = {**family.columns, **family.norms_over_heads}
+    if weight.module in by_output:
+        dim, segments = 0, by_output[weight.module]
     elif weight.module in family.rows and weight.is_matrix:
         dim, segments = 1, family.rows[weight.module]
     else:

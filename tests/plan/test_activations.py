@@ -20,6 +20,9 @@ def _kept_bytes(kind: str, config: dict[str, Any], num_layers: int, kernel: str)
     config = {**config, _LAYER_KEYS.get(kind, "num_hidden_layers"): num_layers}
     if kind == "gpt_neo":
         config["attention_types"] = [[["global"], num_layers]]
+    for key, value in (("layer_types", "full_attention"), ("no_rope_layers", 1)):
+        if key in config:
+            config[key] = [value] * num_layers
     model: Any = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(kind, **config), dtype=torch.bfloat16, attn_implementation=kernel
     )
@@ -51,11 +54,10 @@ def test_a_blocks_activations_are_exact(name: str, kernel: Kernel) -> None:
     model = count_model(AutoConfig.for_model(kind, **config).to_dict())
     tokens = Tokens(batch=_BATCH, seq=_SEQ, element_bytes=2, kernel=kernel)
 
-    assert abs(block_bytes(model, tokens) - measured) <= _ONE_OFF, (block_bytes(model, tokens), measured)
+    # What does not grow with the tokens: weights of norms in fp32, broadcast scales and the like.
+    one_off = max(512, 4 * sum(w.num_params for w in model.block if w.component == "norm"))
+    assert abs(block_bytes(model, tokens) - measured) <= one_off, (block_bytes(model, tokens), measured)
 
-
-_ONE_OFF = 512
-"""What does not grow with the tokens: broadcast scales and the like."""
 
 _GPT = {"22B": (6144, 64, 48, 4), "175B": (12288, 96, 96, 1), "530B": (20480, 128, 105, 1),
         "1T": (25600, 160, 128, 1)}  # fmt: skip

@@ -65,6 +65,8 @@ def test_null_is_refused_where_transformers_needs_a_number(kind: str) -> None:
             with pytest.raises(ModelError, match=f"{key} = null"):
                 shape_from_config({"model_type": kind, key: None})
     for key in ("num_key_value_heads", "head_dim", *FFN_KEYS):
+        if (kind, key) == ("seed_oss", "head_dim"):
+            continue  # its 80 heads do not divide its 4096 features
         assert count_model({"model_type": kind, key: None}).num_params > 0
 
 

@@ -68,6 +68,15 @@ def test_a_bloom_that_slices_whole_weights_is_refused(changes: dict[str, Any], r
     assert find_family(config, shape, 1) is None
 
 
+@pytest.mark.parametrize(("kind", "key"), [("cohere", "use_qk_norm"), ("stablelm", "qk_layernorm")])
+def test_norms_with_weights_for_each_head_are_refused(kind: str, key: str) -> None:
+    config, shape = _shape(model_type=kind, **{key: True})
+    with pytest.raises(ModelError, match=rf"tp_size is 2: this model has {key}.*Use parallel.tp_size=1"):
+        find_family(config, shape, 2)
+    config, shape = _shape(model_type=kind, **{key: False})
+    assert find_family(config, shape, 2) is FAMILIES[kind]
+
+
 def test_a_weight_that_does_not_fit_the_plan_is_refused() -> None:
     _, shape = _shape()
     with pytest.raises(ModelError, match=r"has 65 elements along dimension 0.*expects 64"):

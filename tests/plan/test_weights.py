@@ -79,8 +79,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {**TINY["qwen3"][1], "attention_bias": True}),
     ("gpt_neox", {**TINY["gpt_neox"][1], "attention_bias": False, "tie_word_embeddings": True}),
     ("gpt2", {**TINY["gpt2"][1], "n_inner": 100, "tie_word_embeddings": False}),
-    *((kind, TINY["llama"][1] | {"head_dim": 8, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0})
-      for kind in ("ministral", "granite", "smollm3", "gemma2")),
+    ("smollm3", {**TINY["smollm3"][1], "attention_bias": True, "mlp_bias": True}),
+    ("granite", {**TINY["granite"][1], "mlp_bias": True}),
+    ("cohere", {**TINY["cohere"][1], "use_qk_norm": True, "attention_bias": True}),
+    ("stablelm", {**TINY["stablelm"][1], "qk_layernorm": True}),
+    ("starcoder2", {**TINY["starcoder2"][1], "use_bias": False, "tie_word_embeddings": False}),
+    ("seed_oss", {**TINY["seed_oss"][1], "attention_bias": False, "attention_out_bias": True, "mlp_bias": True}),
+    ("glm", {**TINY["glm"][1], "attention_bias": False}),
+    ("olmo2", {**TINY["olmo2"][1], "attention_bias": True}),
 ]  # fmt: skip
 
 

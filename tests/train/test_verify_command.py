@@ -183,8 +183,11 @@ def test_a_model_without_dropout_is_used_where_it_is(session_folder, tmp_path):
 def test_every_family_can_be_shrunk_to_two_layers_with_its_heads(family, session_folder):
     layers = "num_layers" if family == "gpt_neo" else "num_hidden_layers"
     layers = "n_layer" if family in ("gpt2", "gpt2-5-heads", "gptj", "bloom") else layers
-    attention = {"attention_types": [[["global", "local"], 2]]} if family == "gpt_neo" else {}
-    source = open_source(write_tiny_model(family, session_folder, **{layers: 4}, **attention))
+    per_layer = {"attention_types": [[["global", "local"], 2]]} if family == "gpt_neo" else {}
+    per_layer |= {
+        key: TINY[family][1][key] * 2 for key in ("layer_types", "no_rope_layers") if key in TINY[family][1]
+    }
+    source = open_source(write_tiny_model(family, session_folder, **{layers: 4}, **per_layer))
 
     config, changes = shrunken_config(source, num_tokens=90)
 
