@@ -1,6 +1,6 @@
 """The optimizers of the run file, as torch and DeepSpeed implement them."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -11,15 +11,21 @@ from megatune.config.sections import TrainSection
 ParameterGroups = list[dict[str, Any]]
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> ParameterGroups:
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter], weight_decay: float, *, unread: Container[str]
+) -> ParameterGroups:
     """Matrices with weight decay, vectors (norms, biases) without: the usual split of the field.
 
+    Without it too are `unread` parameters, names of what no row of text reaches: decay alone would move them.
     A ZeRO-3 parameter is already emptied; `ds_shape` remembers its shape.
     """
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    matrices = [p for p in trainable if len(getattr(p, "ds_shape", p.shape)) > 1]
-    vectors = [p for p in trainable if len(getattr(p, "ds_shape", p.shape)) <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+            (decayed if is_matrix and name not in unread else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

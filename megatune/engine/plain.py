@@ -49,7 +49,7 @@ class PlainEngine(InferenceEngine):
             for name, p in self._parameters.items()
         }
         self._gradient_bytes: int | None = None
-        groups = parameter_groups(self._masters.values(), train.weight_decay)
+        groups = parameter_groups(self._masters, train.weight_decay, unread=built.unread)
         self.optimizer = make_optimizer(groups, train)
 
     @property

@@ -130,7 +130,9 @@ class ZeroEngine:
             compile_blocks(model, self.built.block_class, world.tensor_group)
         on_host = run.parallel.offload != "none"
         self._on_disk = None if run.parallel.disk_folder is None else DiskStates(run.parallel.disk_folder)
-        by_decay = parameter_groups(model.parameters(), run.train.weight_decay)
+        by_decay = parameter_groups(
+            dict(model.named_parameters()), run.train.weight_decay, unread=self.built.unread
+        )
         making = nullcontext() if self._on_disk is None else self._on_disk.made_by_deepspeed()
         with (
             making,

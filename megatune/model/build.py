@@ -43,6 +43,8 @@ class BuiltModel:
     cuts: dict[str, Cut] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
     """Weights to transpose back on export (GPT-2's Conv1D)."""
+    unread: frozenset[str] = frozenset()
+    """Parameters that text does not reach: of towers for images or sound, in models that read those too."""
 
     @property
     def shape(self) -> ModelShape:
@@ -95,7 +97,8 @@ def build_model(
     model.config.use_cache = False
     transposed = conv1d_to_linear(model)
     blocks_name, blocks = _find_blocks(model, source.shape)
-    counts = _count(model, blocks, None if source.head is None else find_head(model))
+    head = model.get_output_embeddings() if source.head is None else find_head(model)
+    counts, unread = _count(model, blocks, head), _unread(model, head)
     cuts: dict[str, Cut] = {}
     for index, block in enumerate(blocks):
         if family is not None:
@@ -107,7 +110,13 @@ def build_model(
     if widen_bf16:
         widen(model)
     return BuiltModel(
-        model=model, source=source, block_class=type(blocks[0]), cuts=cuts, transposed=transposed, **counts
+        model=model,
+        source=source,
+        block_class=type(blocks[0]),
+        cuts=cuts,
+        transposed=transposed,
+        unread=unread,
+        **counts,
     )
 
 
@@ -204,20 +213,36 @@ def choose_attention(source: ModelSource, asked: str) -> str:
     return "eager" if model_class is not None and not model_class._supports_sdpa else "sdpa"
 
 
-def _find_blocks(model: nn.Module, shape: ModelShape) -> tuple[str, nn.ModuleList]:
-    """The list of transformer blocks: the ModuleList with one entry a layer."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == shape.num_layers:
-            return name, module
+def _find_blocks(model: PreTrainedModel, shape: ModelShape) -> tuple[str, nn.ModuleList]:
+    """The list of transformer blocks: the ModuleList with one entry a layer, of the module that reads tokens.
+
+    A tower for images may have as many layers as the language model beside it.
+    """
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == shape.num_layers
+    ]
+    if len(found) > 1:
+        of_text = set(model.get_decoder().modules())
+        found = [(name, blocks) for name, blocks in found if blocks in of_text]
+    if found:
+        return found[0]
     raise ModelError(
         f"no list of {shape.num_layers} transformer blocks was found in a {type(model).__name__}; megatune trains "
         "decoder-only models whose config.json counts their layers."
     )
 
 
-def _count(model: PreTrainedModel, blocks: nn.ModuleList, head: nn.Module | None) -> dict[str, int]:
+def _unread(model: PreTrainedModel, head: nn.Module) -> frozenset[str]:
+    if model.config.get_text_config() is model.config:
+        return frozenset()
+    read = {id(parameter) for part in (model.get_decoder(), head) for parameter in part.parameters()}
+    return frozenset(name for name, parameter in model.named_parameters() if id(parameter) not in read)
+
+
+def _count(model: PreTrainedModel, blocks: nn.ModuleList, head: Any) -> dict[str, int]:
     matrices = [module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear)]
-    head = head or model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ModelError(
             f"{type(model).__name__} has no linear output head: it is not a causal language model."
