@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from megatune.plan.assess import Assessment, Question
+from megatune.plan.families import why_never_cut
 from megatune.plan.forecast import Forecast
 from megatune.plan.search import Found, pareto_front
 from megatune.plan.snapshot import MOST_OF_AVAILABLE
@@ -78,8 +79,9 @@ def notes(question: Question, chosen: Assessment) -> list[str]:
             f"data.labels is not given: the head is counted with {model.class_head.num_outputs} classes, the "
             f"fewest there can be; each more is {model.head_width} parameters."
         )
-    if model.family is None:
-        found.append(f"'{model.shape.model_type}' has no tensor-parallel plan: it trains with tp_size 1.")
+    never_cut = why_never_cut(model.config, model.shape)
+    if never_cut:
+        found.append(f"the model trains with tp_size 1: {never_cut}.")
     return [*found, *saves_notes(question, chosen)]
 
 

@@ -284,7 +284,6 @@ BLOCKS: dict[str, Block] = {
     "bloom": _bloom,
     "gpt2": _gpt2,
 }
-"""Types without tensor-parallel plan (families.py) are counted too; they train with tp_size 1."""
 
 
 def block_weights(config: Config, shape: ModelShape) -> list[Weight]:

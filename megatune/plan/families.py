@@ -200,12 +200,20 @@ def find_family(config: Mapping[str, Any], shape: ModelShape, tensor_parallel: i
             f"{', '.join(sorted(FAMILIES))}. parallel.tp_size=1 works with any causal language model "
             "(ZeRO-3 alone still divides its weights over all ranks)."
         )
-    reason = family.refuse(config) or _refuse_heads(shape, tensor_parallel)
+    reason = why_never_cut(config, shape) or _refuse_heads(shape, tensor_parallel)
     if reason:
         raise ModelError(
             f"parallel.tp_size is {tensor_parallel}: {reason}. Use {allowed_degrees(config, shape)}."
         )
     return family
+
+
+def why_never_cut(config: Mapping[str, Any], shape: ModelShape) -> str | None:
+    """Why this model trains with tp_size 1 alone; None where it can be cut."""
+    family = FAMILIES.get(shape.model_type)
+    if family is None:
+        return f"'{shape.model_type}' has no tensor-parallel plan"
+    return family.refuse(config)
 
 
 def _refuse_heads(shape: ModelShape, tensor_parallel: int) -> str | None:
@@ -219,8 +227,7 @@ def _refuse_heads(shape: ModelShape, tensor_parallel: int) -> str | None:
 
 def allowed_degrees(config: Mapping[str, Any], shape: ModelShape) -> str:
     """The degrees that work for this model, as words for an error."""
-    family = FAMILIES.get(shape.model_type)
-    if family is None or family.refuse(config) or shape.num_kv_heads == 1:
+    if why_never_cut(config, shape) or shape.num_kv_heads == 1:
         return "parallel.tp_size=1"
     return f"parallel.tp_size from 1 to {shape.num_kv_heads}"
 

@@ -23,7 +23,7 @@ def test_every_goal_is_of_cases_that_its_suite_runs(goals):
         names = {name_of(case) for case in load_suite(goal.suite).expanded()}
         assert {f"{name} ({goal.group})" for name in (goal.case, goal.beside)} <= names
     asked = {(goal.suite, goal.group) for goal in goals["GOALS"]}
-    for suite in ("mixed", "mixed-135m", "peers", "peers-135m"):
+    for suite in ("mixed", "mixed-135m", "peers", "peers-135m", "tensor-parallel-135m"):
         assert {(suite, f"precision={precision}") for precision in ("fp32", "bf16")} <= asked
 
 

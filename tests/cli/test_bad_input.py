@@ -71,11 +71,11 @@ def test_a_degree_that_does_not_divide_the_ranks_is_refused_with_those_that_do(r
 
 
 def test_a_family_without_a_plan_is_refused_under_tensor_parallelism(run_file, output_dir, model_copy):
-    config = {"model_type": "stablelm", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
+    config = {"model_type": "nemotron", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
               "num_key_value_heads": 4, "vocab_size": 400, "max_position_embeddings": 64}  # fmt: skip
     (model_copy / "config.json").write_text(json.dumps(config))
     overrides = [f"model.model_name_or_path={model_copy}", "parallel.tp_size=2", "launch.nproc_per_node=2"]
-    refused(run_file, output_dir, overrides, "stablelm", "will not guess", "parallel.tp_size=1 works")
+    refused(run_file, output_dir, overrides, "nemotron", "will not guess", "parallel.tp_size=1 works")
 
 
 def test_more_ranks_than_key_value_heads_are_refused(run_file, output_dir, session_folder):

@@ -111,7 +111,7 @@ def test_a_layout_that_is_none_is_refused(planned, asked, words):
     ("config", "asked", "overrides", "word"),
     [
         ({"n_head": 2, "n_embd": 1024}, "tp=8", (), "2 key-value head(s)"),
-        ({"model_type": "granite", "intermediate_size": 4096}, "tp=4", (), "no tensor-parallel plan"),
+        ({"model_type": "cohere", "use_qk_norm": True, "intermediate_size": 4096}, "tp=4", (), "use_qk_norm"),
         ({}, "zero_stage=1,offload=all", (), "parallel.zero_stage 3 or higher"),
         ({}, "zero_stage=0,offload=optimizer", (), "parallel.zero_stage 1 or higher"),
         ({}, "tp=2", ("deepspeed=ds_configs/zero3_hpz.json",), "mix the ranks of tensor-parallel groups"),

@@ -266,7 +266,11 @@ def test_the_rates_are_those_of_the_layouts_own_batch() -> None:
     [
         (GPT2_XL, {"accumulation": 16}, "takes 128 sequences a step, the run file 64"),
         ({**GPT2_XL, "n_positions": 512}, {}, "beyond the model's 512 positions"),
-        ({**LLAMA_70B, "model_type": "granite"}, {}, "tp_size 1"),
+        (
+            {**LLAMA_70B, "model_type": "cohere", "use_qk_norm": True},
+            {},
+            "tp_size 1: this model has use_qk_norm",
+        ),
     ],
 )
 def test_what_the_reader_must_know_is_noted(config: Any, changes: Any, word: str) -> None:
