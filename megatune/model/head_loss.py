@@ -43,15 +43,25 @@ class Post:
         return slope
 
 
+_SCALES = {
+    "cohere": ("logit_scale", 1),
+    "granite": ("logits_scaling", -1),
+    "hyperclovax": ("logits_scaling", 1),
+    "falcon_h1": ("lm_head_multiplier", 1),
+}
+"""First letters of a model type -> the key that logits are multiplied by (1) or divided by (-1)."""
+
+
 def post_of(config: Mapping[str, Any]) -> Post:
-    """From config.json: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`."""
-    model_type = str(config.get("model_type", ""))
+    """From config.json, by the modeling files of transformers 5.24: one row a key that scales, one that caps."""
+    text = config.get("text_config") or config
+    model_type = str(text.get("model_type", ""))
     scale = 1.0
-    if model_type.startswith("cohere") and config.get("logit_scale") is not None:
-        scale = float(config["logit_scale"])
-    if model_type.startswith("granite") and config.get("logits_scaling"):
-        scale = 1 / float(config["logits_scaling"])
-    return Post(scale=scale, softcap=config.get("final_logit_softcapping"))
+    for kind, (key, power) in _SCALES.items():
+        if model_type.startswith(kind) and text.get(key):
+            scale = float(text[key]) ** power
+    softcap = text.get("logits_soft_cap" if model_type == "recurrent_gemma" else "final_logit_softcapping")
+    return Post(scale=scale, softcap=softcap)
 
 
 @dataclass(frozen=True, kw_only=True)

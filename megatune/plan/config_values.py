@@ -9,13 +9,13 @@ from megatune.errors import ModelError
 # What each number is called in config.json, newest spelling first. Source: the configuration
 # classes of transformers 5.23 (attribute_map included) for the families of families.py.
 SPELLINGS: dict[str, tuple[str, ...]] = {
-    "num_layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "hidden_size": ("hidden_size", "n_embd"),
-    "num_heads": ("num_attention_heads", "n_head", "num_heads"),
+    "num_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "num_heads": ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads"),
     "num_kv_heads": ("num_key_value_heads", "num_kv_heads"),
     "head_size": ("head_dim",),
     "vocab_size": ("vocab_size",),
-    "max_positions": ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"),
+    "max_positions": ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len"),
 }
 _NEVER_NULL = ("num_layers", "hidden_size", "num_heads", "vocab_size", "max_positions")
 

@@ -9,6 +9,9 @@ from typing import Any
 from megatune.errors import ModelError
 from megatune.plan.config_values import DEFAULTS, SPELLINGS, checked, model_error, read_number
 
+_WITHOUT_HEADS = frozenset({"mamba", "falcon_mamba", "rwkv"})
+"""Types without attention: one head, which no rank can share."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
@@ -40,6 +43,8 @@ def shape_from_config(config: Mapping[str, Any], source: str = "config.json") ->
     """
     text = checked(config, source)
     found: dict[str, Any] = {name: read_number(text, name) for name in SPELLINGS}
+    if text.get("model_type") in _WITHOUT_HEADS:
+        found["num_heads"] = 1
     missing = [name for name in ("num_layers", "hidden_size", "num_heads", "vocab_size") if not found[name]]
     if missing or "model_type" not in config:
         raise ModelError(

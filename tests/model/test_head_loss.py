@@ -104,6 +104,10 @@ def test_an_evaluation_keeps_nothing_for_backward() -> None:
         ({"model_type": "gemma2", "final_logit_softcapping": 30.0}, Post(softcap=30.0)),
         ({"model_type": "cohere", "logit_scale": 0.0625}, Post(scale=0.0625)),
         ({"model_type": "granite", "logits_scaling": 8.0}, Post(scale=0.125)),
+        ({"model_type": "hyperclovax", "logits_scaling": 8.0}, Post(scale=8.0)),
+        ({"model_type": "falcon_h1", "lm_head_multiplier": 0.5}, Post(scale=0.5)),
+        ({"model_type": "recurrent_gemma", "logits_soft_cap": 30.0}, Post(softcap=30.0)),
+        ({"model_type": "gemma3n", "text_config": {"final_logit_softcapping": 30.0}}, Post(softcap=30.0)),
     ],
 )
 def test_what_a_model_does_to_its_logits_is_read_from_its_config(config: dict[str, Any], post: Post) -> None:

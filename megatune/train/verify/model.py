@@ -45,12 +45,16 @@ def without_dropout(source: ModelSource, folder: Path) -> tuple[Path, list[str]]
     return folder, names
 
 
+def _is_random(name: str) -> bool:
+    return "drop" in name or name.endswith("jitter_noise")  # the latter of experts' routers
+
+
 def _switch_dropout_off(config: PreTrainedConfig) -> list[str]:
     names = []
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
             names += _switch_dropout_off(value)
-        elif "drop" in name and isinstance(value, float | int) and not isinstance(value, bool) and value:
+        elif _is_random(name) and isinstance(value, float | int) and not isinstance(value, bool) and value:
             names.append(name)
     for name in names:
         if name in vars(config):
