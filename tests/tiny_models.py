@@ -68,6 +68,17 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4": ("exaone4", {**_LLAMA, "sliding_window": 8, "layer_types": _SLIDING_AND_FULL, **_TOKENS}),
     "ernie4_5": ("ernie4_5", {**_LLAMA, "head_dim": 24, "use_bias": True, **_TOKENS}),
 }  # fmt: skip
+_EXPERTS = {**_LLAMA, "num_attention_heads": 8, "num_experts_per_tok": 2, **_TOKENS}
+# Without a tensor-parallel plan; counted and planned.
+EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", {**_EXPERTS, "num_local_experts": 4}),
+    "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "num_local_experts": 4, "moe_intermediate_size": 48, "head_dim": 24}),
+    "qwen2_moe": ("qwen2_moe", {**_EXPERTS, "num_experts": 4, "moe_intermediate_size": 48,
+                                "shared_expert_intermediate_size": 40}),
+    "olmoe": ("olmoe", {**_EXPERTS, "num_experts": 4}),
+    "granitemoe": ("granitemoe", {**_EXPERTS, "num_local_experts": 4}),
+    "gpt_oss": ("gpt_oss", {**_EXPERTS, "num_local_experts": 4, "head_dim": 8, "layer_types": _SLIDING_AND_FULL}),
+}  # fmt: skip
 VOCABULARY = 101
 
 

@@ -38,7 +38,7 @@ class BuiltModel:
     num_params: int
     """Parameters of the whole model, tied ones counted once."""
     num_matmul_params: int
-    """Parameters of the blocks' weight matrices: what multiplies every token. The head is `num_head_params`."""
+    """Parameters of the blocks' weight matrices that multiply a token. The head is `num_head_params`."""
     num_head_params: int
     cuts: dict[str, Cut] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
@@ -242,7 +242,8 @@ def _unread(model: PreTrainedModel, head: nn.Module) -> frozenset[str]:
 
 
 def _count(model: PreTrainedModel, blocks: nn.ModuleList, head: Any) -> dict[str, int]:
-    matrices = [module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear)]
+    per_token = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    matrices = [_num_active(module, per_token) for module in blocks.modules()]
     if not isinstance(head, nn.Linear):
         raise ModelError(
             f"{type(model).__name__} has no linear output head: it is not a causal language model."
@@ -252,6 +253,22 @@ def _count(model: PreTrainedModel, blocks: nn.ModuleList, head: Any) -> dict[str
         "num_matmul_params": sum(matrices),
         "num_head_params": head.weight.numel(),
     }
+
+
+def _num_active(module: nn.Module, experts_per_token: int | None) -> int:
+    """Elements of this module's own weights that one token is multiplied with."""
+    if isinstance(module, nn.Linear):
+        return module.weight.numel()
+    if not hasattr(module, "num_experts"):
+        return 0
+    # A router, whose weight is a matrix, or experts, one behind another along the first dimension.
+    own = [
+        (name, p) for name, p in module.named_parameters(recurse=False) if p.dim() == 3 or name == "weight"
+    ]
+    return sum(
+        p.numel() if p.dim() == 2 else p.numel() // p.shape[0] * (experts_per_token or p.shape[0])
+        for _, p in own
+    )
 
 
 def _place(module: nn.Module, dtype: torch.dtype, place: Place | None) -> None:

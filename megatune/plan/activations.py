@@ -14,21 +14,22 @@ Kernel = Literal["sdpa", "eager"]
 
 _RMS = frozenset(
     {"llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite",
-     "smollm3", "phi3", "glm", "glm4", "seed_oss", "exaone4", "ernie4_5", "olmo2", "olmo3"}
+     "smollm3", "phi3", "glm", "glm4", "seed_oss", "exaone4", "ernie4_5", "olmo2", "olmo3",
+     "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss"}
 )  # fmt: skip
-_FP32_SCALES = frozenset({"gemma", "gemma2", "gemma3_text", "olmo2", "olmo3"})
+_FP32_SCALES = frozenset({"gemma", "gemma2", "gemma3_text", "olmo2", "olmo3", "gpt_oss"})
 """RMS norms that multiply by their weight before they go back to the training precision."""
 _POST_NORMS = frozenset({"gemma2", "gemma3_text", "glm4"})
 """Half the norms are of a layer's output, and theirs is added to the residual stream: nobody keeps it."""
 # Families whose scores are computed in the training precision; the others take softmax in fp32.
-_LOW_PRECISION_SOFTMAX = frozenset({"gpt2", "falcon"})
+_LOW_PRECISION_SOFTMAX = frozenset({"gpt2", "falcon", "gpt_oss"})
 # fp32 copies of query and key, made before the scores.
 _FP32_SCORES = frozenset({"gptj", "gpt_neo"})
 # Rotary angles put into parts of the heads, or sliced out of a fused projection: output is copied once more.
 _COPIES_OUTPUT = frozenset({"phi", "phi3", "gpt_neox", "glm", "glm4", "stablelm"})
 # Bytes an angle of its sine and cosine, where each block makes them anew.
 _ANGLES_IN_BLOCK = {"gptj": 8, "ernie4_5": 8, "glm": 4, "glm4": 4}
-NO_SDPA = frozenset({"gptj", "gpt_neo", "bloom", "gemma2"})
+NO_SDPA = frozenset({"gptj", "gpt_neo", "bloom", "gemma2", "gpt_oss"})
 """Types whose transformers class has no sdpa kernel: eager is all they have."""
 _DROPOUT_KEYS = ("resid_pdrop", "hidden_dropout", "dropout", "resid_dropout", "residual_dropout")
 _SCORE_DROPOUT_KEYS = ("attn_pdrop", "attention_dropout")
@@ -184,6 +185,8 @@ def _attention_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) 
         kept += _sdpa_extra(model, element, width, kv_width)
     if any(w.module.endswith(("q_norm", "q_layernorm")) for w in model.block):
         kept += _head_norm_bytes(model, element, heads, kv_heads)
+    if shape.model_type == "gpt_oss":  # one more score a head, the sink, and where the largest is
+        kept += heads * (element + 8)
     if shape.model_type == "olmo" and model.config.get("clip_qkv"):
         kept += element * (width + 2 * kv_width)
     kept += _ANGLES_IN_BLOCK.get(shape.model_type, 0) * _rotary_size(model)
@@ -213,7 +216,7 @@ def _head_norm_bytes(model: ModelWeights, element: int, heads: int, kv_heads: in
     if model.shape.model_type in _RMS:
         each = 8 if model.shape.model_type in _FP32_SCALES else 4 + element
     num_norms = (
-        2 if model.shape.model_type in ("olmo2", "olmo3") else heads + kv_heads
+        2 if model.shape.model_type in ("olmo2", "olmo3", "olmoe") else heads + kv_heads
     )  # there over all heads
     return (heads + kv_heads) * each * model.shape.head_size + 4 * num_norms
 
@@ -232,6 +235,8 @@ def _score_bytes(model: ModelWeights, tokens: Tokens) -> int:
 
 def _mlp_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) -> int:
     features, element = -(-model.ffn_size // tensor_parallel), tokens.element_bytes
+    if model.has_experts:
+        return _experts_bytes(model, element)
     if model.is_gated:
         return 4 * element * features  # gate, its activation, up, their product
     name = next(
@@ -246,3 +251,21 @@ def _mlp_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) -> int
         name = "relu"
     # gelu_new is written out in Python and keeps five tensors; relu keeps its output alone.
     return {"gelu_new": 5, "relu": 1}.get(name, 2) * element * features
+
+
+def _experts_bytes(model: ModelWeights, element: int) -> int:
+    """Of grouped products (transformers' integrations/moe.py): a token lies there once for each of its experts."""
+    kind, hidden = model.shape.model_type, model.shape.hidden_size
+    count, chosen = next(
+        (w.shape[0], w.experts_per_token) for w in model.block if w.experts_per_token is not None
+    )
+    assert chosen is not None, "just looked for"
+    gated = 7 if kind == "gpt_oss" else 4  # it clamps gate and up, and writes its activation out
+    places = 4 * 8 * chosen  # the order by experts and back, as whole numbers
+    scores = 4 * (
+        chosen if kind in ("granitemoe", "gpt_oss") else count
+    )  # softmax after the choice, or before
+    # Made to sum to 1, cast, or kept with their experts for the biases.
+    scores += {"mixtral": 8 * chosen + 4, "gpt_oss": 8 * chosen}.get(kind, element * chosen)
+    shared = element * (hidden + 1) if kind == "qwen2_moe" else 0
+    return element * (gated * model.ffn_size + 2 * chosen * hidden) + places + scores + shared

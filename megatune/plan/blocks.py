@@ -6,9 +6,11 @@ transformers 5.23; tests/plan/test_weights.py compares every type with the model
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from megatune.errors import PlanError
+from megatune.plan.config_values import read_number
 from megatune.plan.shape import ModelShape
 
 Component = Literal["embedding", "attention", "mlp", "norm", "head"]
@@ -23,6 +25,17 @@ class Weight:
     component: Component
     module: str
     shape: tuple[int, ...]
+    experts_per_token: int | None = None
+    """Of experts' weights, which lie one behind another along the first dimension; None of all others."""
+
+    @property
+    def num_active_params(self) -> int:
+        """Elements that one token is multiplied with; none of a vector's, nor of the biases of experts."""
+        if len(self.shape) == 1 or (len(self.shape) == 2 and self.experts_per_token is not None):
+            return 0
+        if self.experts_per_token is None:
+            return self.num_params
+        return self.num_params // self.shape[0] * self.experts_per_token
 
     @property
     def num_params(self) -> int:
@@ -33,7 +46,7 @@ class Weight:
 
     @property
     def is_matrix(self) -> bool:
-        return len(self.shape) == 2
+        return len(self.shape) > 1
 
 
 @dataclass(frozen=True)
@@ -95,31 +108,40 @@ _AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
 _FOUR = (*_AROUND, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
+Feed = Callable[[Config, ModelShape], "list[Weight]"]
+"""The weights of a feed-forward layer."""
+
+
 def _like_llama(
     *norms: str,
+    feed: Feed | None = None,
     head_norms: bool = False,
     norm_bias: bool = False,
     fused_gate: bool = False,
     qkv_bias: str | bool = "attention_bias",
     out_bias: str | bool = "attention_bias",
     mlp_bias: str | bool = "mlp_bias",
+    true_when_absent: str = "",
 ) -> Block:
     """Blocks of query, key, value, a gated feed-forward layer and `norms`. Biases: the key that tells, or the fact."""
 
     def has(config: Config, bias: str | bool) -> bool:
-        return bias if isinstance(bias, bool) else bool(config.get(bias, False))
+        return bias if isinstance(bias, bool) else bool(config.get(bias, bias == true_when_absent))
+
+    def gated(config: Config, shape: ModelShape) -> list[Weight]:
+        return _mlp(
+            shape,
+            _features(config, shape, "intermediate_size"),
+            ("mlp.gate_up_proj",) if fused_gate else ("mlp.gate_proj", "mlp.up_proj"),
+            "mlp.down_proj",
+            bias=has(config, mlp_bias),
+            fused=2 if fused_gate else 1,
+        )
 
     def block(config: Config, shape: ModelShape) -> list[Weight]:
         return [
             *_separate(shape, "self_attn", "o_proj", has(config, qkv_bias), has(config, out_bias)),
-            *_mlp(
-                shape,
-                _features(config, shape, "intermediate_size"),
-                ("mlp.gate_up_proj",) if fused_gate else ("mlp.gate_proj", "mlp.up_proj"),
-                "mlp.down_proj",
-                bias=has(config, mlp_bias),
-                fused=2 if fused_gate else 1,
-            ),
+            *(feed(config, shape) if feed else gated(config, shape)),
             *_norms(shape.hidden_size, *norms, bias=norm_bias),
             *_norms(
                 shape.head_size, *(("self_attn.q_norm", "self_attn.k_norm") if head_norms else ()), bias=False
@@ -127,6 +149,52 @@ def _like_llama(
         ]
 
     return block
+
+
+def _experts(
+    config: Config,
+    shape: ModelShape,
+    *,
+    features: str,
+    module: str = "mlp",
+    router: str = "gate",
+    bias: bool = False,
+) -> list[Weight]:
+    """A router and its experts. Raises PlanError where only some layers have them: blocks are counted all alike."""
+    if config.get("mlp_only_layers") or (config.get("decoder_sparse_step") or 1) != 1:
+        raise PlanError(
+            f"this {shape.model_type} model has experts in some layers only (mlp_only_layers = "
+            f"{config.get('mlp_only_layers')}, decoder_sparse_step = {config.get('decoder_sparse_step')}), and "
+            "megatune counts models whose layers are alike. It trains; megatune plan and tune do not know it."
+        )
+    count, chosen = read_number(config, "num_experts"), read_number(config, "experts_per_token")
+    assert count is not None and chosen is not None, "DEFAULTS has both for types with experts"
+    size, hidden = _features(config, shape, features), shape.hidden_size
+    weights = [*_Linear(f"{module}.{router}", count, hidden, bias).weights("mlp")]
+    shapes = [("gate_up_proj", (count, 2 * size, hidden)), ("down_proj", (count, hidden, size))]
+    if bias:  # gpt_oss: inputs first, and a bias each
+        shapes = [("gate_up_proj", (count, hidden, 2 * size)), ("down_proj", (count, size, hidden))]
+    weights += [Weight("mlp", f"{module}.experts.{name}", sizes, chosen) for name, sizes in shapes]
+    if bias:
+        weights += [Weight("mlp", f"{module}.experts.{name}_bias", (count, width), chosen)
+                    for name, width in (("gate_up_proj", 2 * size), ("down_proj", hidden))]  # fmt: skip
+    return weights
+
+
+def _qwen2_moe_feed(config: Config, shape: ModelShape) -> list[Weight]:
+    shared = _features(config, shape, "shared_expert_intermediate_size")
+    inputs = ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj")
+    return [
+        *_experts(config, shape, features="moe_intermediate_size"),
+        *_mlp(shape, shared, inputs, "mlp.shared_expert.down_proj", bias=False),
+        Weight("mlp", "mlp.shared_expert_gate", (1, shape.hidden_size)),
+    ]
+
+
+def _gpt_oss(config: Config, shape: ModelShape) -> list[Weight]:
+    feed = partial(_experts, features="intermediate_size", router="router", bias=True)
+    weights = _like_llama(*_AROUND, feed=feed, true_when_absent="attention_bias")(config, shape)
+    return [*weights, Weight("attention", "self_attn.sinks", (shape.num_heads,))]
 
 
 def _cohere(config: Config, shape: ModelShape) -> list[Weight]:
@@ -155,14 +223,22 @@ def _starcoder2(config: Config, shape: ModelShape) -> list[Weight]:
     return [*weights, *_norms(shape.hidden_size, *_AROUND, bias=True)]
 
 
-def _olmo2(config: Config, shape: ModelShape) -> list[Weight]:
-    """Its norms of query and key go over all heads together."""
+def _norms_over_heads(shape: ModelShape) -> list[Weight]:
+    """Norms of query and key over all heads together."""
     kv_width = shape.num_kv_heads * shape.head_size
     return [
-        *_like_llama(*_AFTER, mlp_bias=False)(config, shape),
         *_norms(shape.attention_width, "self_attn.q_norm", bias=False),
         *_norms(kv_width, "self_attn.k_norm", bias=False),
     ]
+
+
+def _olmo2(config: Config, shape: ModelShape) -> list[Weight]:
+    return [*_like_llama(*_AFTER, mlp_bias=False)(config, shape), *_norms_over_heads(shape)]
+
+
+def _olmoe(config: Config, shape: ModelShape) -> list[Weight]:
+    feed = partial(_experts, features="intermediate_size")
+    return [*_like_llama(*_AROUND, feed=feed)(config, shape), *_norms_over_heads(shape)]
 
 
 def _phi(config: Config, shape: ModelShape) -> list[Weight]:
@@ -245,6 +321,10 @@ def _gpt2(config: Config, shape: ModelShape) -> list[Weight]:
     return [*weights, *_norms(shape.hidden_size, "ln_1", "ln_2", bias=True)]
 
 
+_glm = partial(
+    _like_llama, fused_gate=True, out_bias=False, mlp_bias=False, true_when_absent="attention_bias"
+)
+
 BLOCKS: dict[str, Block] = {
     **dict.fromkeys(("llama", "granite", "smollm3"), _like_llama(*_AROUND)),
     **dict.fromkeys(
@@ -256,20 +336,28 @@ BLOCKS: dict[str, Block] = {
     "qwen3": _like_llama(*_AROUND, head_norms=True, mlp_bias=False),
     "gemma2": _like_llama(*_FOUR, mlp_bias=False),
     "gemma3_text": _like_llama(*_FOUR, head_norms=True, mlp_bias=False),
-    "glm": _like_llama(*_AROUND, fused_gate=True, out_bias=False, mlp_bias=False),
-    "glm4": _like_llama(
-        *_AROUND,
-        "post_self_attn_layernorm",
-        "post_mlp_layernorm",
-        fused_gate=True,
-        out_bias=False,
-        mlp_bias=False,
-    ),
+    "glm": _glm(*_AROUND),
+    "glm4": _glm(*_AROUND, "post_self_attn_layernorm", "post_mlp_layernorm"),
     "exaone4": _like_llama(*_AFTER, head_norms=True, qkv_bias=False, out_bias=False, mlp_bias=False),
-    "seed_oss": _like_llama(*_AROUND, out_bias="attention_out_bias"),
+    "seed_oss": _like_llama(*_AROUND, out_bias="attention_out_bias", true_when_absent="attention_bias"),
     "ernie4_5": _like_llama(*_AROUND, qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias"),
     "olmo": _like_llama(mlp_bias=False),
     **dict.fromkeys(("olmo2", "olmo3"), _olmo2),
+    "qwen3_moe": _like_llama(
+        *_AROUND, head_norms=True, feed=partial(_experts, features="moe_intermediate_size")
+    ),
+    "qwen2_moe": _like_llama(
+        *_AROUND, qkv_bias="qkv_bias", out_bias=False, feed=_qwen2_moe_feed, true_when_absent="qkv_bias"
+    ),
+    "mixtral": _like_llama(
+        *_AROUND, qkv_bias=False, out_bias=False, feed=partial(_experts, features="intermediate_size")
+    ),
+    "olmoe": _olmoe,
+    "granitemoe": _like_llama(
+        *_AROUND,
+        feed=partial(_experts, features="intermediate_size", module="block_sparse_moe", router="router"),
+    ),
+    "gpt_oss": _gpt_oss,
     "cohere": _cohere,
     "cohere2": _like_llama("input_layernorm", mlp_bias=False),
     "stablelm": _stablelm,

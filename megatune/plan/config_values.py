@@ -15,6 +15,8 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "num_kv_heads": ("num_key_value_heads", "num_kv_heads"),
     "head_size": ("head_dim",),
     "vocab_size": ("vocab_size",),
+    "num_experts": ("num_local_experts", "num_experts"),
+    "experts_per_token": ("num_experts_per_tok",),
     "max_positions": ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len"),
 }
 _NEVER_NULL = ("num_layers", "hidden_size", "num_heads", "vocab_size", "max_positions")
@@ -60,6 +62,16 @@ DEFAULTS: dict[str, Mapping[str, int]] = {
     "olmo3": _llama_like(50304, 4096, 11008, 32, 32, 2048),
     "seed_oss": _llama_like(155136, 4096, 27648, 64, 80, 524288, num_key_value_heads=8, head_dim=128),
     "exaone4": _llama_like(102400, 4096, 16384, 32, 32, 2048, num_key_value_heads=32),
+    "mixtral": _llama_like(32000, 4096, 14336, 32, 32, 131072, num_key_value_heads=8, num_local_experts=8,
+                           num_experts_per_tok=2),
+    "qwen3_moe": _llama_like(151936, 2048, 6144, 24, 32, 32768, num_key_value_heads=4, moe_intermediate_size=768,
+                             num_local_experts=128, num_experts_per_tok=8),
+    "qwen2_moe": _llama_like(151936, 2048, 5632, 24, 16, 32768, num_key_value_heads=16, moe_intermediate_size=1408,
+                             shared_expert_intermediate_size=5632, num_experts=60, num_experts_per_tok=4),
+    "olmoe": _llama_like(50304, 2048, 2048, 16, 16, 4096, num_experts=64, num_experts_per_tok=8),
+    "granitemoe": _llama_like(32000, 4096, 11008, 32, 32, 2048, num_local_experts=8, num_experts_per_tok=2),
+    "gpt_oss": _llama_like(201088, 2880, 2880, 36, 64, 131072, num_key_value_heads=8, head_dim=64,
+                           num_local_experts=128, num_experts_per_tok=4),
     "ernie4_5": _llama_like(103424, 1024, 3072, 18, 16, 131072, num_key_value_heads=2, head_dim=128),
     "phi": _llama_like(51200, 2048, 8192, 24, 32, 2048),
     "phi3": _llama_like(32064, 3072, 8192, 32, 32, 4096),
@@ -78,9 +90,10 @@ DEFAULTS: dict[str, Mapping[str, int]] = {
 
 _FFN_KEYS = {"opt": "ffn_dim", "gptj": "n_inner", "gpt2": "n_inner", "falcon": "ffn_hidden_size"}
 """Where it is not intermediate_size."""
-_COUNTS = ("word_embed_proj_dim", "rotary_dim", "pretraining_tp", "num_ln_in_parallel_attn")
+_COUNTS = ("moe_intermediate_size", "shared_expert_intermediate_size", "word_embed_proj_dim", "rotary_dim",
+           "pretraining_tp", "num_ln_in_parallel_attn")  # fmt: skip
 _FLAGS = (
-    "tie_word_embeddings", "attention_bias", "attention_out_bias", "mlp_bias", "use_bias", "use_qkv_bias",
+    "tie_word_embeddings", "attention_bias", "attention_out_bias", "mlp_bias", "qkv_bias", "use_bias", "use_qkv_bias",
     "qk_layernorm", "use_qk_norm", "enable_bias", "bias", "alibi",
     "layer_norm_elementwise_affine", "do_layer_norm_before", "_remove_final_layer_norm", "new_decoder_architecture",
     "multi_query", "parallel_attn", "use_parallel_residual", "slow_but_exact",

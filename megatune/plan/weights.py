@@ -68,8 +68,8 @@ class ModelWeights:
 
     @cached_property
     def num_matmul_params(self) -> int:
-        """Parameters of the blocks' matrices: what multiplies every token."""
-        return self.shape.num_layers * sum(weight.num_params for weight in self.block if weight.is_matrix)
+        """Parameters of the blocks' matrices that multiply a token: of experts those that it has."""
+        return self.shape.num_layers * sum(weight.num_active_params for weight in self.block)
 
     @property
     def num_head_params(self) -> int:
@@ -89,14 +89,24 @@ class ModelWeights:
 
     @cached_property
     def ffn_size(self) -> int:
-        """Features of the feed-forward layer: the inputs of its output projection."""
+        """Features of the feed-forward layer, the inputs of its output projection: of all experts that a token has."""
+        outputs = [weight for weight in self.block if weight.module.endswith("down_proj")]
+        if self.has_experts:
+            return sum(weight.num_active_params for weight in outputs) // self.shape.hidden_size
         return [weight.shape[1] for weight in self.block if weight.component == "mlp" and weight.is_matrix][
             -1
         ]
 
     @cached_property
+    def has_experts(self) -> bool:
+        """A token is multiplied with some of the feed-forward weights only."""
+        return any(weight.experts_per_token is not None for weight in self.block)
+
+    @cached_property
     def is_gated(self) -> bool:
         """Two projections into the feed-forward layer, multiplied (GLU)."""
+        if self.has_experts:
+            return True
         matrices = [w.num_params for w in self.block if w.component == "mlp" and w.is_matrix]
         return sum(matrices) == 3 * self.ffn_size * self.shape.hidden_size
 

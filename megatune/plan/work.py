@@ -6,6 +6,7 @@ by the device's memory. All figures are for one block and one micro-batch on one
 
 from dataclasses import dataclass
 
+from megatune.plan.blocks import Weight
 from megatune.plan.hardware import Accelerator
 from megatune.plan.practice import Practice
 from megatune.plan.speeds import Speeds
@@ -58,11 +59,7 @@ def block_passes(
 ) -> Passes:
     """One block of a micro-batch of `batch` sequences."""
     tokens = batch * seq
-    matrices = sum(
-        device.product_s(tokens, *weight.shape)
-        for weight in model.local_block(tensor_parallel)
-        if weight.is_matrix
-    )
+    matrices = sum(_product_s(weight, tokens, device) for weight in model.local_block(tensor_parallel))
     attention = _attention(model, batch, seq, tensor_parallel, device, practice)
     moved = device.traffic_s(tokens * _elementwise_bytes(model, tensor_parallel, practice))
     once = Passes(matrices, 2 * matrices) + attention + Passes(moved, 2 * moved)
@@ -73,6 +70,16 @@ def block_passes(
         "half": matrices / 2 + moved,
     }[practice.recompute]
     return once + Passes(0.0, again)
+
+
+def _product_s(weight: Weight, tokens: int, device: Device) -> float:
+    """Experts multiply their share of the tokens each, as if it were the same for all."""
+    if weight.num_active_params == 0:
+        return 0.0
+    if weight.experts_per_token is None:
+        return device.product_s(tokens, *weight.shape)
+    count, *sides = weight.shape
+    return count * device.product_s(max(1, tokens * weight.experts_per_token // count), *sides)
 
 
 def head_passes(model: ModelWeights, tokens: int, tensor_parallel: int, device: Device) -> Passes:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import TINY
+from tiny_models import EXPERTS, TINY
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatune.model.conv1d import conv1d_to_linear
@@ -12,6 +12,7 @@ from megatune.plan.activations import NO_SDPA, Kernel, Tokens, block_bytes, kort
 from megatune.plan.weights import count_model
 
 _BATCH, _SEQ = 2, 48
+_COUNTED = {**TINY, **EXPERTS}
 _LAYER_KEYS = {"gpt2": "n_layer", "gptj": "n_layer", "bloom": "n_layer", "gpt_neo": "num_layers"}
 
 
@@ -44,9 +45,9 @@ def _kept_bytes(kind: str, config: dict[str, Any], num_layers: int, kernel: str)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("name", sorted(_COUNTED))
 def test_a_blocks_activations_are_exact(name: str, kernel: Kernel) -> None:
-    kind, config = TINY[name]
+    kind, config = _COUNTED[name]
     if kernel == "sdpa" and kind in NO_SDPA:
         pytest.skip("transformers has no sdpa for this type")
     measured = _kept_bytes(kind, config, 3, kernel) - _kept_bytes(kind, config, 2, kernel)

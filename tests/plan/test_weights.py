@@ -1,11 +1,12 @@
 """Parameters counted from config.json are those of the model that transformers builds, for every type."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import TINY
+from tiny_models import EXPERTS, TINY
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,8 +17,10 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from megatune.errors import PlanError
+from megatune.model.build import build_model
 from megatune.model.conv1d import conv1d_to_linear
 from megatune.model.heads import find_head
+from megatune.model.source import open_source
 from megatune.model.tensor_parallel import cut_block, cut_vocabulary
 from megatune.plan.blocks import BLOCKS
 from megatune.plan.families import FAMILIES
@@ -87,6 +90,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("seed_oss", {**TINY["seed_oss"][1], "attention_bias": False, "attention_out_bias": True, "mlp_bias": True}),
     ("glm", {**TINY["glm"][1], "attention_bias": False}),
     ("olmo2", {**TINY["olmo2"][1], "attention_bias": True}),
+    *EXPERTS.values(),
+    ("qwen2_moe", {**EXPERTS["qwen2_moe"][1], "qkv_bias": False}),
+    ("qwen3_moe", {**EXPERTS["qwen3_moe"][1], "attention_bias": True}),
+    ("gpt_oss", {**EXPERTS["gpt_oss"][1], "attention_bias": False}),
 ]  # fmt: skip
 
 
@@ -117,6 +124,21 @@ def test_every_type_and_variant_is_counted_tensor_by_tensor(kind: str, config: d
     assert sorted(ours) == sorted(tuple(p.shape) for p in model.parameters())
     head = model.get_output_embeddings()  # type: ignore[operator]
     assert counted.num_head_params == head.weight.numel()
+
+
+_LAYER_KEYS = {"gpt2": "n_layer", "gptj": "n_layer", "bloom": "n_layer", "gpt_neo": "num_layers"}
+
+
+@pytest.mark.parametrize("kind", sorted(BLOCKS))
+def test_keys_that_are_absent_mean_what_transformers_takes_them_for(kind: str) -> None:
+    few = {_LAYER_KEYS.get(kind, "num_hidden_layers"): 2}
+    more = {"attention_types": [[["global", "local"], 1]]} if kind == "gpt_neo" else {}
+    if kind == "ministral":
+        few["head_dim"] = 128  # transformers cannot build it without
+
+    counted = count_model({"model_type": kind, **few})
+
+    assert counted.num_params == sum(p.numel() for p in _meta_model(kind, {**few, **more}).parameters())
 
 
 HEADS = {
@@ -213,3 +235,23 @@ def test_components_add_up_and_are_what_they_say() -> None:
 def test_a_type_without_a_row_is_refused_with_the_types_that_have_one() -> None:
     with pytest.raises(PlanError, match=r"'mamba'.*gpt2.*llama"):
         count_model({"model_type": "mamba", "n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 9})
+
+
+@pytest.mark.parametrize("name", sorted(EXPERTS))
+def test_of_experts_those_that_a_token_has_are_multiplied_in_plan_and_run_alike(
+    name: str, tmp_path: Path
+) -> None:
+    kind, config = EXPERTS[name]
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config)).save_pretrained(tmp_path)
+
+    built = build_model(open_source(tmp_path), dtype=torch.float32)
+
+    counted = count_model(AutoConfig.for_model(kind, **config).to_dict())
+    assert counted.num_matmul_params == built.num_matmul_params
+    all_experts = sum(w.num_params for w in counted.block if len(w.shape) == 3) * counted.shape.num_layers
+    assert counted.num_params > counted.num_matmul_params + all_experts // 2, "two of four experts"
+
+
+def test_experts_in_some_layers_only_are_not_counted() -> None:
+    with pytest.raises(PlanError, match=r"experts in some layers only \(mlp_only_layers = \[0\]"):
+        count_model({"model_type": "qwen3_moe", "mlp_only_layers": [0]})
