@@ -73,21 +73,36 @@ def own_batches(spec: Spec, prepared: PreparedSet, data_parallel: int) -> list[B
     ]
 
 
+def own_device() -> torch.device:
+    """This rank's GPU, or the CPU."""
+    return (
+        torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
+def join() -> None:
+    """Enter the group of all peers, which sums tensors of both kinds: the Trainer's own has NCCL alone on a GPU,
+    and figures lie on the host. Collective."""
+    device = own_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+
+
 def measure(spec: Spec) -> dict[str, Any]:
     """Train and time. The same on every rank but for the loss, which is this rank's."""
     from engines import PEERS, Setting
 
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else "cpu"
     setting = Setting(
         model=spec.model,
         precision=spec.precision,
         learning_rate=spec.learning_rate,
         seed=spec.seed,
-        device=torch.device(device),
+        device=own_device(),
         micro_batch=spec.micro_batch,
     )
-    if setting.device.type == "cuda":
-        torch.cuda.set_device(setting.device)
     peer, clock, losses = PEERS[spec.peer](setting), Clock(), []
     for batch in own_batches(spec, PreparedSet.open(Path(spec.data)), peer.data_parallel):
         clock.start()
@@ -131,12 +146,12 @@ def memory_peaks() -> dict[str, int | None]:
 
 def main() -> None:
     spec = Spec(**json.loads(Path(sys.argv[1]).read_text()))
+    join()
     if spec.peer == "trainer-zero3":
         from hf_trainer import measure as measure_trainer
 
         found = measure_trainer(spec)
     else:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         found = measure(spec)
     if dist.get_rank() == 0:
         Path(spec.answer).write_text(json.dumps(found))
