@@ -129,8 +129,11 @@ def seed_everything(seed: int, world: World) -> None:
 def _skip_unused_op() -> None:
     """Keep DeepSpeed from compiling its CPU shared-memory op, a minute at the first start.
 
-    Only `inference_all_reduce` uses it (deepspeed/comm/torch.py), which training never calls.
+    Only `inference_all_reduce` uses it (deepspeed/comm/torch.py), which training never calls. On a GPU there is no
+    such op, and to read the table tries out all of them, with compilers.
     """
+    if get_accelerator().device_name() != "cpu":
+        return
     deepspeed.ops.__compatible_ops__ = {**deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm": False}
 
 

@@ -1,9 +1,13 @@
 """What the peers of a comparison share: the group they meet in, and how each begins."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from megatune.bench.measure import PEERS
 from megatune.launch.ports import reserve_port
@@ -45,3 +49,18 @@ def test_the_trainer_finds_the_group_of_all_peers(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "answer.json").read_text()) == {"losses": [1.0, 1.0], "of": "trainer-zero3"}
+
+
+def test_a_peer_tries_out_no_op_of_deepspeed_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import deepspeed
+
+    monkeypatch.syspath_prepend(str(PEERS))
+    engines = importlib.import_module("engines")
+    monkeypatch.setattr(
+        deepspeed.accelerator, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda")
+    )
+    monkeypatch.delitem(vars(deepspeed.ops), "__compatible_ops__", raising=False)
+
+    engines.without_unused_op()
+
+    assert "__compatible_ops__" not in vars(deepspeed.ops), "DeepSpeed fills the table when it is read"
