@@ -64,6 +64,7 @@ def _build(
             mpu=world,
             zero_param_parallel_group=near,
         )
+        _move_buffers(module, world.device)
 
     return build_model(
         source,
@@ -76,6 +77,13 @@ def _build(
         place=partition,
         widen_bf16=widen_bf16,
     )
+
+
+def _move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Bring tables of positions and the like to the weights: DeepSpeed moves parameters only where it divides them."""
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False, remove_duplicate=False):
+            setattr(owner, name, buffer.to(device))
 
 
 def _near_group(ds_config: dict[str, Any]) -> Any:
