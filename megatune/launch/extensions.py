@@ -143,7 +143,7 @@ def _build(build_command: Sequence[str], folder: Path, timeout_s: float, say: Sa
     with log.open("wb") as output:
         process = start_process(
             build_command,
-            environment=ranks.child_environment({"TORCH_EXTENSIONS_DIR": str(folder)}),
+            environment=ranks.child_environment(ranks.extension_environment(folder)),
             stdout=output.fileno(),
             stderr=output.fileno(),
         )

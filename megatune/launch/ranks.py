@@ -170,8 +170,16 @@ def use_extension_folder(folder: Path) -> None:
 
 
 def extension_environment(folder: Path | None) -> dict[str, str]:
-    """What a rank needs in its environment to find the ops that were built in `folder`."""
-    return {} if folder is None else {"TORCH_EXTENSIONS_DIR": str(folder)}
+    """What a process needs in its environment to build ops in `folder`, or to find those that were; {} without one.
+
+    torch asks PATH for ninja to load an op, too. It is installed beside this interpreter, whose folder is not there
+    where the environment was not activated; last, so that the compilers stay those of the user.
+    """
+    if folder is None:
+        return {}
+    path, own = os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)
+    found = path if own in path.split(os.pathsep) else f"{path}{os.pathsep}{own}"
+    return {"TORCH_EXTENSIONS_DIR": str(folder), "PATH": found}
 
 
 def record_collectives(folder: Path) -> None:

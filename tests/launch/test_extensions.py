@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from megatune.errors import LaunchError
 from megatune.launch import extensions
 from megatune.launch.build_leftovers import end_orphaned_compilers, remove_stale_locks
 from megatune.launch.extensions import ensure_built, extension_folder
+from megatune.launch.ranks import extension_environment
 
 # What DeepSpeed does for a build, in small: torch's lock (O_EXCL, kept open), a library, unlock.
 BUILD = """
@@ -63,6 +65,23 @@ def test_ops_are_built_once_and_the_build_is_announced(tmp_path):
         ensure_built(build_command(), tmp_path, say=said.append)
     assert num_builds(tmp_path) == 1
     assert said == ["compiling the DeepSpeed ops of this run, once for this environment: a minute or two"]
+
+
+def test_a_build_finds_ninja_in_an_environment_that_was_not_activated(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    find = "import shutil; assert shutil.which('ninja')"
+    ensure_built([sys.executable, "-c", find], tmp_path)
+
+    # The ranks too: torch asks for it to load what is built.
+    assert shutil.which("ninja", path=extension_environment(tmp_path)["PATH"])
+
+
+def test_the_users_programs_go_before_those_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"/users/gcc/bin:{Path(sys.executable).parent}:/usr/bin")
+
+    assert extension_environment(tmp_path)["PATH"] == f"/users/gcc/bin:{Path(sys.executable).parent}:/usr/bin"
+    monkeypatch.setenv("PATH", "/users/gcc/bin:/usr/bin")
+    assert extension_environment(tmp_path)["PATH"] == f"/users/gcc/bin:/usr/bin:{Path(sys.executable).parent}"
 
 
 def test_a_planted_lock_is_removed_with_a_notice_instead_of_waiting_for_ever(tmp_path):
