@@ -1,6 +1,8 @@
 """The device of a rank, and whether torch can use the GPUs that the machine has."""
 
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -60,6 +62,26 @@ def refuse_unusable_gpus(num_gpus: int) -> None:
             f"{torch.__version__} ({built}) cannot use them, and the run would train on the CPU.{reason} Install "
             "a torch whose CUDA this driver supports (https://pytorch.org/get-started/locally), or a newer "
             "driver; or set DS_ACCELERATOR=cpu in the environment to train on the CPU on purpose."
+        ],
+        source="this machine",
+    )
+
+
+def refuse_missing_toolkit(ops: Sequence[str]) -> None:
+    """Raise ConfigError when one of `ops`, DeepSpeed's, needs a compiler for GPUs that this machine does not have."""
+    if "quantizer" not in ops:
+        return
+    from torch.utils.cpp_extension import CUDA_HOME  # loads setuptools
+
+    if CUDA_HOME is not None and Path(CUDA_HOME, "bin/nvcc").is_file():
+        return
+    raise ConfigError(
+        [
+            "the policy asks for quantized messages (zero_quantized_weights, zero_quantized_gradients), whose kernels "
+            "DeepSpeed compiles with nvcc of the CUDA toolkit. Through CUDA_HOME, PATH and /usr/local/cuda there is "
+            f"{f'only {CUDA_HOME}, without bin/nvcc' if CUDA_HOME else 'none'}. Load or install the toolkit of CUDA "
+            f"{torch.version.cuda or 'n/a'}, which this torch is built for, on every node; or take another policy, "
+            "for instance ds_configs/zero3_hpz.json."
         ],
         source="this machine",
     )

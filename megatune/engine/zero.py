@@ -41,6 +41,7 @@ from megatune.model.forward import (
 from megatune.model.head_loss import HeadLoss
 from megatune.model.source import ModelSource
 from megatune.model.twin import empty_twin, fill
+from megatune.plan.ds_config import quantized_messages
 from megatune.plan.shards import Division
 
 _GATHERED_AT_ONCE_BYTES = 64 * 2**20
@@ -98,8 +99,7 @@ def _near_group(ds_config: dict[str, Any]) -> Any:
 
 def refuse_quantized(ds_config: dict[str, Any], world: World) -> None:
     """Raise ConfigError where DeepSpeed has no kernels for the policy's quantized messages."""
-    zero = ds_config["zero_optimization"]
-    asked = [key for key in ("zero_quantized_weights", "zero_quantized_gradients") if zero.get(key)]
+    asked = quantized_messages(ds_config)
     if asked and world.device.type == "cpu":
         raise ConfigError(
             [

@@ -17,16 +17,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatune.config import Run
 from megatune.errors import LaunchError
 from megatune.files import file_system_type, write_text_atomic
 from megatune.launch import ranks
 from megatune.launch.build_leftovers import end_orphaned_compilers, remove_stale_locks
-from megatune.launch.devices import cpu_flags
+from megatune.launch.devices import count_gpus, cpu_flags
 from megatune.launch.processes import start_process
+from megatune.plan.ds_config import quantized_messages
 
 STAMP_NAME = "built.json"
 LOG_NAME = "build.log"
@@ -52,10 +54,16 @@ _SHARED_FILE_SYSTEMS = (
 Say = Callable[[str], None]
 
 
-def needed_ops(run: Run) -> list[str]:
-    """Names of the DeepSpeed ops that must be compiled for `run`."""
+def needed_ops(run: Run, policy: Mapping[str, Any], num_gpus: int | None = None) -> list[str]:
+    """Names of the DeepSpeed ops that must be compiled for `run` with its DeepSpeed policy.
+
+    num_gpus: of a node; None asks this machine. Kernels of quantized messages exist for GPUs only.
+    """
     is_adam = run.train.optimizer in ("adam", "adamw")
-    return ["cpu_adam"] if run.parallel.offload != "none" and is_adam else []
+    ops = ["cpu_adam"] if run.parallel.offload != "none" and is_adam else []
+    if quantized_messages(policy) and (count_gpus() if num_gpus is None else num_gpus):
+        ops.append("quantizer")
+    return ops
 
 
 def extension_folder(base: Path | None = None) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatune.config import LoadedRun, Run, resolve_batch
 from megatune.data.quality_picture import draw_or_tell
-from megatune.engine.accelerator import refuse_unusable_gpus
+from megatune.engine.accelerator import refuse_missing_toolkit, refuse_unusable_gpus
 from megatune.engine.world import check_degrees
 from megatune.errors import ConfigError
 from megatune.launch.devices import count_cpus, count_gpus
@@ -112,10 +112,14 @@ def _read_model(run: Run) -> ModelSource:
 
 
 def ready_ops(run: Run) -> Path | None:
-    """Compile the ops that `run` needs, unless they are there. The folder they are in; None without any."""
-    ops = needed_ops(run)
+    """Compile the ops that `run` needs, unless they are there. The folder they are in; None without any.
+
+    Raises ConfigError where this machine cannot compile one for GPUs.
+    """
+    ops = needed_ops(run, read_policy(run.deepspeed))
     if not ops:
         return None
+    refuse_missing_toolkit(ops)
     build = extension_folder()
     ensure_built(module_command("megatune.engine.build_ops", *ops), build)
     return build

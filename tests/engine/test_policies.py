@@ -40,6 +40,27 @@ def test_quantized_messages_are_refused_where_there_are_no_kernels() -> None:
         refuse_quantized(json.loads(POLICIES[0].with_name("zero3_zeropp.json").read_text()), single_world())
 
 
+@pytest.mark.parametrize(("toolkit", "told"), [(None, "there is none"), ("{}", "only {}, without bin/nvcc")])
+def test_a_missing_compiler_for_their_kernels_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toolkit: str | None, told: str
+) -> None:
+    import torch.utils.cpp_extension
+
+    from megatune.engine.accelerator import refuse_missing_toolkit
+    from megatune.errors import ConfigError
+
+    found = toolkit and toolkit.format(tmp_path)
+    monkeypatch.setattr(torch.utils.cpp_extension, "CUDA_HOME", found)
+    refuse_missing_toolkit(["cpu_adam"])
+    with pytest.raises(ConfigError, match=rf"compiles with nvcc.*{told.format(tmp_path)}.*zero3_hpz"):
+        refuse_missing_toolkit(["cpu_adam", "quantizer"])
+
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (tmp_path / "bin/nvcc").touch()
+    monkeypatch.setattr(torch.utils.cpp_extension, "CUDA_HOME", str(tmp_path))
+    refuse_missing_toolkit(["quantizer"])
+
+
 @pytest.mark.parametrize("policy", ON_CPU, ids=lambda path: path.stem)
 def test_a_policy_trains_like_deepspeeds_defaults(
     worlds: Worlds, session_folder: Path, extensions: Path, tmp_path: Path, policy: Path

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from megatune.config import Run
 from megatune.errors import LaunchError
 from megatune.launch import extensions
 from megatune.launch.build_leftovers import end_orphaned_compilers, remove_stale_locks
-from megatune.launch.extensions import ensure_built, extension_folder
+from megatune.launch.extensions import ensure_built, extension_folder, needed_ops
 from megatune.launch.ranks import extension_environment
 
+DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 # What DeepSpeed does for a build, in small: torch's lock (O_EXCL, kept open), a library, unlock.
 BUILD = """
 import os, sys, time
@@ -236,6 +238,29 @@ def test_a_cache_that_is_no_folder_is_told_with_the_fix(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(LaunchError, match="MEGATUNE_CACHE"):
         ensure_built(build_command(), tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    ("policy", "offload", "num_gpus", "ops"),
+    [
+        ("zero3_zeropp", "none", 8, ["quantizer"]),
+        ("zero3_zeropp", "optimizer", 8, ["cpu_adam", "quantizer"]),
+        ("zero3_zeropp", "none", 0, []),  # the engine refuses such a run
+        ("zero3_hpz", "none", 8, []),
+    ],
+)
+def test_what_a_run_needs_is_built_before_its_ranks_start(policy, offload, num_gpus, ops, monkeypatch):
+    sections = {
+        "model": {"model_name_or_path": "m"},
+        "data": {"train": "t.jsonl"},
+        "train": {"output_dir": "r"},
+    }
+    run = Run.model_validate({**sections, "parallel": {"offload": offload}})
+    asked = json.loads((DS_CONFIGS / f"{policy}.json").read_text())
+
+    assert needed_ops(run, asked, num_gpus) == ops
+    monkeypatch.setattr(extensions, "count_gpus", lambda: num_gpus)
+    assert needed_ops(run, asked) == ops
 
 
 def test_another_environment_gets_another_folder(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from megatune.launch.extensions import needed_ops
 from megatune.launch.slurm import text
 from megatune.launch.slurm.options import check_additional, check_srun_arguments
 from megatune.launch.slurm.site import Container, GpuRequest, Requeue, SiteProfile
-from megatune.plan.ds_config import make_ds_config, read_policy
+from megatune.plan.ds_config import Json, make_ds_config, read_policy
 
 _MAX_SIGNAL_DELAY_S = 65535  # sbatch(1), --signal
 _SUBMITTABLE = ("auto", "slurm")
@@ -131,6 +131,7 @@ class _Builder:
         self.folder = run.folder
         self.slurm = self.run.slurm or SlurmSection()
         self.site = site
+        self.policy: Json = {}
         self.problems: list[str] = []
 
     def build(self, python: str, working_dir: Path) -> JobRequest:
@@ -163,7 +164,7 @@ class _Builder:
             max_restarts=slurm.max_restarts,
             array_parallelism=slurm.array_parallelism,
             preflight=slurm.preflight,
-            ops=tuple(needed_ops(self.run)),
+            ops=tuple(needed_ops(self.run, self.policy, gpus.per_node if gpus else 0)),
             python=self._python(python, container),
             container=container,
             modules=tuple(site.modules),
@@ -226,8 +227,8 @@ class _Builder:
             )
             return
         try:
-            batch = resolve_batch(self.run, num_ranks // degree)
-            make_ds_config(self.run, batch, read_policy(self.run.deepspeed))
+            self.policy = read_policy(self.run.deepspeed)
+            make_ds_config(self.run, resolve_batch(self.run, num_ranks // degree), self.policy)
         except ConfigError as error:
             self.problems += error.problems
 

@@ -13,8 +13,8 @@ PYTHON = "/opt/python/bin/python3"
 WORKING_DIR = Path("/home/me/project")
 
 
-def write_run(path: Path, **sections: dict[str, Any]) -> Path:
-    """A run file with what must be in it; `sections` go on top."""
+def write_run(path: Path, **sections: Any) -> Path:
+    """A run file with what must be in it; `sections`, or single entries, go on top."""
     document: dict[str, Any] = {
         "model": {"model_name_or_path": "gpt2"},
         "data": {"train": "train.jsonl"},
@@ -23,12 +23,12 @@ def write_run(path: Path, **sections: dict[str, Any]) -> Path:
         "slurm": {"gpus_per_node": 4, "cpus_per_task": 8, "time": "04:00:00"},
     }
     for name, section in sections.items():
-        document[name] = {**document.get(name, {}), **section}
+        document[name] = {**document.get(name, {}), **section} if isinstance(section, dict) else section
     path.write_text(yaml.safe_dump(document))  # escaped: PyYAML folds U+0085 where it writes it bare
     return path
 
 
-def run_of(folder: Path, **sections: dict[str, Any]) -> RunToSubmit:
+def run_of(folder: Path, **sections: Any) -> RunToSubmit:
     """The loaded run of `write_run`; its folder as the file says."""
     return load_one(write_run(folder / "run.yaml", **sections), [])
 
@@ -38,7 +38,7 @@ def request_of(
     site: dict[str, Any] | None = None,
     *,
     working_dir: Path = WORKING_DIR,
-    **sections: dict[str, Any],
+    **sections: Any,
 ) -> JobRequest:
     """The request for a run on a site, both given as their sections."""
     profile = SiteProfile.model_validate(site) if site is not None else None

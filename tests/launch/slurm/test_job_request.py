@@ -9,6 +9,7 @@ from job_cases import WORKING_DIR, array_of, request_of
 from megatune.errors import ConfigError
 from megatune.launch.slurm.request import join_requests
 
+DS_CONFIGS = Path(__file__).parents[3] / "ds_configs"
 SITE = {"partition": "site", "cpus_per_node": 64, "gpus_per_node": 8, "mem_per_node": "100G"}
 
 
@@ -36,6 +37,16 @@ def test_a_run_without_a_slurm_section_is_asked_for_what_is_missing(tmp_path):
 
     assert any("slurm.gpus_per_node is missing" in problem for problem in problems)
     assert any("slurm.cpus_per_task is missing" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(("gpus", "ops"), [(2, ("quantizer",)), (0, ())])
+def test_kernels_of_quantized_messages_are_built_on_nodes_with_gpus(tmp_path, gpus, ops):
+    policy = DS_CONFIGS / "zero3_zeropp.json"
+    request = request_of(
+        tmp_path, deepspeed=str(policy), slurm={"gpus_per_node": gpus}, launch={"nproc_per_node": 2}
+    )
+
+    assert request.ops == ops
 
 
 def test_without_gpus_the_run_file_says_how_many_ranks(tmp_path):
