@@ -137,7 +137,8 @@ def _load(source: ModelSource, initialize: str, attn_implementation: str, seed: 
 
 def _random(source: ModelSource, attention: str, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Weights are drawn on the CPU. torch.manual_seed would also reset GPUs, in the midst of training for a twin.
+        torch.default_generator.manual_seed(seed)
         model: PreTrainedModel = _auto_class(source).from_config(
             _config(source),
             dtype=torch.float32,

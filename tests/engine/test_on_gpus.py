@@ -2,14 +2,20 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import deepspeed
 import pytest
+import torch
 from on_gpu_cases import buffers_on_another_device
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
+from megatune.checkpoint.convert.generators import scalars_of, tensors_of
 from megatune.engine import start
+from megatune.model.build import build_model
+from megatune.model.source import open_source
+from megatune.train.verify.model import shrink
 
 
 def test_no_op_of_deepspeed_is_tried_out_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +36,18 @@ def test_tables_of_a_model_divided_by_zero_go_to_the_ranks_device(
 
     assert any(table in name for name in found)
     assert set(found.values()) == {("meta", False)}, "on the rank's device, and no part of a saved model"
+
+
+def test_drawing_weights_leaves_the_random_numbers_of_gpus_alone(
+    session_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, seeds = open_source(write_tiny_model("llama", session_folder)), list[int]()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+
+    for initialize in ("random", "empty"):  # a model of a run; the twin that an evaluation speaks with
+        build_model(source, dtype=torch.float32, initialize=initialize, seed=7)
+    tensors_of(1), scalars_of(1)
+    tokenizer: Any = SimpleNamespace(get_vocab=lambda: {"last": 100})
+    shrink(source, tokenizer, tmp_path / "shrunken", seed=7)
+
+    assert seeds == []

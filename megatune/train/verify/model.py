@@ -84,7 +84,7 @@ def shrink(source: ModelSource, tokenizer: PreTrainedTokenizerBase, folder: Path
     generator = torch.Generator().manual_seed(seed)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             model: Any = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
             )
