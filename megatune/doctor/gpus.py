@@ -9,6 +9,7 @@ from typing import Any
 from megatune.doctor.place import Place
 from megatune.doctor.verdict import Answers, Finding, Group, Json, Problem, conclude, not_available
 from megatune.launch.devices import count_gpus
+from megatune.launch.ranks import visible_devices
 from megatune.units import format_bytes
 
 _TIMEOUT_S = 20.0
@@ -34,11 +35,25 @@ def measure_gpus(place: Place) -> Json:
     usable = count_gpus()
     if usable == 0:
         return {"usable": 0, "gpus": []}
-    gpus = _ask(_STATE)
+    gpus = _visible(_ask(_STATE), visible_devices())
     for fields in (_ERRORS, ("index", *_SLOWDOWNS)):
         more = {gpu["index"]: gpu for gpu in _ask(fields)}
         gpus = [{**gpu, **more.get(gpu["index"], {})} for gpu in gpus]
     return {"usable": usable, "gpus": gpus}
+
+
+def _visible(
+    gpus: Sequence[dict[str, str | None]], visible: Sequence[str] | None
+) -> list[dict[str, str | None]]:
+    """Those of CUDA_VISIBLE_DEVICES: nvidia-smi, which does not read it, lists the GPUs of other people's jobs, too."""
+    if visible is None:
+        return list(gpus)
+    return [
+        gpu
+        for gpu in gpus
+        if gpu["index"] in visible
+        or any(entry.startswith("GPU-") and (gpu["uuid"] or "").startswith(entry) for entry in visible)
+    ]
 
 
 def _ask(fields: Sequence[str]) -> list[dict[str, str | None]]:

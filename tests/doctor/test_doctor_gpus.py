@@ -1,12 +1,26 @@
 """What nvidia-smi prints, planted: full, broken, slowed down and silent GPUs."""
 
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from megatune.doctor.gpus import judge_gpus, parse_query
+from megatune.doctor.gpus import judge_gpus, measure_gpus, parse_query
 from megatune.doctor.verdict import Group
 
 STATE = ("index", "uuid", "name", "memory.total", "memory.used")
 WHO = Group(world_size=3, nodes={0: "n1", 1: "n2", 2: "n3"})
+FIRST: Any = SimpleNamespace(is_first_of_node=True)
+# Somebody else is at work on the second GPU.
+TWO_GPUS = """
+case "$1" in
+  -L) echo "GPU 0: NVIDIA A100"; echo "GPU 1: NVIDIA A100" ;;
+  *memory.used*) echo "0, GPU-aa11, NVIDIA A100, 40960, 4"; echo "1, GPU-bb22, NVIDIA A100, 40960, 30000" ;;
+  *) exit 2 ;;
+esac
+"""
 
 
 def gpu(index: int, used_mib: int = 4, **more: str | None) -> dict[str, str | None]:
@@ -16,6 +30,43 @@ def gpu(index: int, used_mib: int = 4, **more: str | None) -> dict[str, str | No
 
 def nodes(*gpus: list[dict[str, str | None]]) -> dict[int, dict[str, object]]:
     return {rank: {"usable": len(found), "gpus": found} for rank, found in enumerate(gpus)}
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Installs a stand-in for nvidia-smi that runs the given lines of shell."""
+
+    def install(lines: str) -> None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\n{lines}")
+        tool.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return install
+
+
+@pytest.mark.parametrize(
+    ("visible", "indices", "verdict"),
+    [
+        (None, ["0", "1"], "fail"),
+        ("0", ["0"], "ok"),
+        ("GPU-aa", ["0"], "ok"),
+        ("1", ["1"], "fail"),
+        ("1,0", ["0", "1"], "fail"),
+    ],
+)
+def test_only_gpus_that_the_job_may_use_are_judged(nvidia_smi, monkeypatch, visible, indices, verdict):
+    nvidia_smi(TWO_GPUS)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    measured = measure_gpus(FIRST)
+
+    assert [gpu["index"] for gpu in measured["gpus"]] == indices
+    assert measured["usable"] == len(indices)
+    assert judge_gpus({0: measured}, WHO).verdict == verdict
 
 
 def test_good_gpus_are_counted():
