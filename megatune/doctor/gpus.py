@@ -36,8 +36,8 @@ def measure_gpus(place: Place) -> Json:
     if usable == 0:
         return {"usable": 0, "gpus": []}
     gpus = _visible(_ask(_STATE), visible_devices())
-    for fields in (_ERRORS, ("index", *_SLOWDOWNS)):
-        more = {gpu["index"]: gpu for gpu in _ask(fields)}
+    for answer in (_ask(_ERRORS), _ask_slowdowns()):
+        more = {gpu["index"]: gpu for gpu in answer}
         gpus = [{**gpu, **more.get(gpu["index"], {})} for gpu in gpus]
     return {"usable": usable, "gpus": gpus}
 
@@ -54,6 +54,13 @@ def _visible(
         if gpu["index"] in visible
         or any(entry.startswith("GPU-") and (gpu["uuid"] or "").startswith(entry) for entry in visible)
     ]
+
+
+def _ask_slowdowns() -> list[dict[str, str | None]]:
+    """Newer drivers call them clocks_event_reasons, and need not answer to the older names, which are kept here."""
+    newer = [name.replace("throttle", "event") for name in _SLOWDOWNS]
+    rows = _ask(("index", *_SLOWDOWNS)) or _ask(("index", *newer))
+    return [dict(zip(("index", *_SLOWDOWNS), row.values(), strict=True)) for row in rows]
 
 
 def _ask(fields: Sequence[str]) -> list[dict[str, str | None]]:

@@ -47,6 +47,16 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
     return install
 
 
+@pytest.mark.parametrize("group", ["throttle", "event"])
+def test_a_driver_that_knows_one_name_of_slowdowns_is_asked_by_it(nvidia_smi, group):
+    answer = f"*clocks_{group}_reasons*) echo '1, Not Active, Active, Not Active, Not Active' ;;"
+    nvidia_smi(TWO_GPUS.replace("*) exit 2", f"{answer}\n  *) exit 2"))
+
+    finding = judge_gpus({0: measure_gpus(FIRST)}, WHO)
+
+    assert "GPU 1 of n1 is slowed down: hw_thermal_slowdown" in finding.message
+
+
 @pytest.mark.parametrize(
     ("visible", "indices", "verdict"),
     [
