@@ -34,15 +34,23 @@ from megatune.engine.world import World
 class _Act:
     """Something that runs in a thread of its own."""
 
-    def __init__(self, act: Callable[[], Any]) -> None:
-        self._act, self._done = act, threading.Event()
+    def __init__(self, act: Callable[[], Any], device: torch.device) -> None:
+        """device: this rank's."""
+        self._act, self._device, self._done = act, device, threading.Event()
         self.outcome = Outcome()
         # A daemon: a rank that fails meanwhile must not wait for its disk.
         threading.Thread(target=self._run, name="checkpoint", daemon=True).start()
 
     def _run(self) -> None:
-        self.outcome = attempt(self._act)
+        self.outcome = attempt(self._on_own_device)
         self._done.set()
+
+    def _on_own_device(self) -> Any:
+        if (
+            self._device.type == "cuda"
+        ):  # a new thread is on the first GPU, and would take 0.5 GiB there for a context
+            torch.cuda.set_device(self._device)
+        return self._act()
 
     @property
     def is_done(self) -> bool:
@@ -98,7 +106,7 @@ class SaveInFlight:
         del self._state  # what training changes must not be what is written
         if copy_to is None:
             self._copied.set()
-        self._act = _Act(lambda: self._write(state, generators, copy_to))
+        self._act = _Act(lambda: self._write(state, generators, copy_to), self._world.device)
 
     def wait_until_copied(self) -> None:
         """Wait until training may change the state, in a save behind it."""
@@ -129,7 +137,7 @@ class SaveInFlight:
             self.committed_at, self.remark = values[0]
             return True
         self._files = {name: entry for entries in values for name, entry in entries.items()}
-        self._act = _Act(self._commit if self._world.is_first else lambda: None)
+        self._act = _Act(self._commit if self._world.is_first else lambda: None, self._world.device)
         return False
 
     def _make_room(self) -> None:

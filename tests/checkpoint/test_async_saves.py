@@ -2,15 +2,18 @@
 
 import errno
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from async_cases import hashes, train_on_a_slow_disk
 from tiny_runs import metrics_of, write_model_with_tokenizer, write_run
 from worlds import Worlds
 
+from megatune.checkpoint.in_flight import _Act
 from megatune.checkpoint.snapshot import judge_memory
 
 pytestmark = pytest.mark.world
@@ -44,6 +47,20 @@ def start(worlds: Worlds, run_file: Path, tmp_path: Path) -> Start:
 def events(run: Path) -> list[tuple[str, int]]:
     entries = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [(entry["event"], entry["step"]) for entry in entries if entry["event"] in ("step", "save")]
+
+
+@pytest.mark.parametrize(("device", "used"), [("cuda:3", ["cuda:3", "checkpoint"]), ("cpu", ["checkpoint"])])
+def test_the_thread_of_a_save_is_on_the_ranks_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, used: list[str]
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda own: seen.append(str(own)))
+
+    act = _Act(lambda: seen.append(threading.current_thread().name), torch.device(device))
+    act.wait(10)
+
+    assert act.is_done
+    assert seen == used
 
 
 @pytest.mark.parametrize("copying", ["at once", "when the next update is due"])
