@@ -39,6 +39,8 @@ def make_ds_config(
         merged["zero_optimization"] |= set_sizes(asked, sizes or {})
     if run.parallel.disk_folder is not None:
         merged["zero_optimization"].setdefault("sub_group_size", DISK_GROUP_ELEMENTS)
+    # On a GPU it waits for all that is queued, twice a micro-batch; metrics.jsonl has the speed.
+    merged.setdefault("timers", {"throughput": {"enabled": False}})
     return merged
 
 

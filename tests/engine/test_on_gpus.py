@@ -7,7 +7,7 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
-from on_gpu_cases import buffers_on_another_device
+from on_gpu_cases import buffers_on_another_device, waits_of_the_timer
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
@@ -51,3 +51,8 @@ def test_drawing_weights_leaves_the_random_numbers_of_gpus_alone(
     shrink(source, tokenizer, tmp_path / "shrunken", seed=7)
 
     assert seeds == []
+
+
+@pytest.mark.world
+def test_no_timer_waits_for_the_device(worlds: Worlds, session_folder: Path) -> None:
+    assert worlds.run(1, waits_of_the_timer, str(write_tiny_model("llama", session_folder)), 2) == [0]

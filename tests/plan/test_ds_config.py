@@ -73,6 +73,15 @@ def test_low_precision_adds_gradients_in_fp32() -> None:
 
 
 @pytest.mark.parametrize(
+    ("policy", "is_timed"), [({}, False), ({"timers": {"throughput": {"enabled": True}}}, True)]
+)
+def test_deepspeeds_timer_is_off_unless_a_policy_asks_for_it(policy: dict[str, Any], is_timed: bool) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    assert DeepSpeedConfig(make_ds_config(tiny_run("model"), BATCH, policy)).timers_config.enabled is is_timed
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [
         ({"offload": "optimizer", "keep_gathered": True}, "kept on the device only without offload"),
