@@ -22,14 +22,14 @@ _ADDED_AT_A_TIME = 2**18
 
 def keep_own_gradients(zero: Any) -> None:
     """For the only rank of a data-parallel group: its gradients are the mean, and all of them its own."""
-    dtype = zero.gradient_accumulation_dtype
 
     def own(parameters: list[nn.Parameter], communication: torch.dtype) -> list[torch.Tensor]:
+        """As they are: they are cast where they are added up (stage3.py, `partition_grads`), one at a time."""
         del communication
         gradients = []
         for parameter in parameters:
             assert parameter.grad is not None
-            gradients.append(parameter.grad.view(-1).to(dtype))
+            gradients.append(parameter.grad.view(-1))
         return gradients
 
     _scatter_by(zero, own)

@@ -14,7 +14,7 @@ from megatune.engine.live_weights import LiveWeights, keep_live
 from megatune.engine.replacing import method_of, replace_method
 from megatune.engine.shared_gradients import SharedGradients, keep_own_gradients
 from megatune.engine.world import World
-from megatune.plan.buckets import buckets_of, keeps_gathered
+from megatune.plan.buckets import buckets_of, keeps_gathered, keeps_own_gradients
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ def take_over(
     may_keep = run.parallel.offload == "none" and not is_quantized
     is_kept = may_keep and keeps_gathered(sum(sizes), buckets, data_parallel=world.data_parallel)
     weights = keep_live(zero, parameters, world.data_group) if is_kept else None
-    if world.device.type != "cpu":
-        return TakenOver(weights)
-    if world.data_parallel == 1:
+    on_cpu = world.device.type == "cpu"
+    if keeps_own_gradients(world.data_parallel, run.parallel.offload, buckets, on_cpu=on_cpu):
         keep_own_gradients(zero)
+        return TakenOver(weights)
+    if not on_cpu:
         return TakenOver(weights)
     gradients = SharedGradients.install(zero, world.data_group, num_params=sum(sizes), largest=max(sizes))
     return TakenOver(weights, gradients)

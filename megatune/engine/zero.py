@@ -41,7 +41,7 @@ from megatune.model.forward import (
 from megatune.model.head_loss import HeadLoss
 from megatune.model.source import ModelSource
 from megatune.model.twin import empty_twin, fill
-from megatune.plan.ds_config import quantized_messages
+from megatune.plan.buckets import quantized_messages
 from megatune.plan.shards import Division
 
 _GATHERED_AT_ONCE_BYTES = 64 * 2**20

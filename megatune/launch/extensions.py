@@ -28,7 +28,7 @@ from megatune.launch import ranks
 from megatune.launch.build_leftovers import end_orphaned_compilers, remove_stale_locks
 from megatune.launch.devices import count_gpus, cpu_flags
 from megatune.launch.processes import start_process
-from megatune.plan.ds_config import quantized_messages
+from megatune.plan.buckets import quantized_messages
 
 STAMP_NAME = "built.json"
 LOG_NAME = "build.log"

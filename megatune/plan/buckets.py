@@ -24,6 +24,8 @@ class Buckets:
     """`parallel.keep_gathered`."""
     near_ranks: int = 1
     """hpZ: so many neighbours keep a second copy of the weights between them; 1 is none."""
+    is_quantized: bool = False
+    """ZeRO++ sends weights or gradients in a few bits."""
     overlap: bool = False
     """Under stages 1 and 2, where it doubles the bucket; stage 3 has one whatever this says."""
 
@@ -90,7 +92,16 @@ def buckets_of(ds_config: Mapping[str, Any], model: ModelWeights | None = None) 
     given: dict[str, Any] = {
         name: int(zero[key]) for name, key in _KEYS.items() if zero.get(key, "auto") != "auto"
     }
-    return Buckets(**given, overlap=zero.get("overlap_comm") is True)
+    return Buckets(
+        **given, is_quantized=bool(quantized_messages(ds_config)), overlap=zero.get("overlap_comm") is True
+    )
+
+
+def quantized_messages(config: Mapping[str, Any]) -> list[str]:
+    """The keys of a policy, or of what is made of it, that send weights or gradients in a few bits."""
+    zero = config.get("zero_optimization")
+    keys = ("zero_quantized_weights", "zero_quantized_gradients")
+    return [key for key in keys if isinstance(zero, Mapping) and zero.get(key, "auto") not in ("auto", False)]
 
 
 def keeps_gathered(num_local_params: int, buckets: Buckets, *, data_parallel: int) -> bool:
@@ -105,6 +116,14 @@ def keeps_gathered(num_local_params: int, buckets: Buckets, *, data_parallel: in
     if buckets.keep_gathered == "auto":
         return data_parallel == 1 or num_local_params <= reused_params(buckets)
     return buckets.keep_gathered
+
+
+def keeps_own_gradients(data_parallel: int, offload: str, buckets: Buckets, *, on_cpu: bool) -> bool:
+    """Does the only rank of a data-parallel group add its gradients up under stage 3 without a bucket?
+
+    On a GPU with offload or quantized messages the way to the sums is DeepSpeed's own.
+    """
+    return data_parallel == 1 and (on_cpu or (offload == "none" and not buckets.is_quantized))
 
 
 def persistent_params(model: ModelWeights, layout: Layout, buckets: Buckets) -> int:
@@ -162,8 +181,9 @@ def bucket_bytes(
     Under stages 2 and 3: one block's (or the head's) gradients, the bucket, and its copy that is being reduced.
     The bucket is allocated whole whatever the model's size (stage3.py, `bucket.buffer`); in host memory only what
     is written to takes room. Ranks that share memory have no bucket: its gradients wait where they were made, and
-    are added up in fp32. Under stages 0 and 1 backward makes the gradients of all weights; they are counted
-    here where their fp32 sums are what states.py has.
+    are added up in fp32; nor has the only rank of a group (engine/take_over.py), where nothing is sent.
+    Under stages 0 and 1 backward makes the gradients of all weights; they are counted here where their fp32 sums are
+    what states.py has.
     """
     tp = layout.tensor_parallel
     whole = model.num_local_params(tp)
@@ -176,8 +196,11 @@ def bucket_bytes(
     copies = 2 if layout.zero_stage == 2 and buckets.overlap else 1
     block = sum(weight.num_params for weight in model.local_block(tp))
     widest = max(weight.num_params for weight in model.local_outside(tp))
-    if on_cpu and layout.zero_stage == 3 and layout.data_parallel == 1:
-        return element_bytes * max(block, widest)  # they go straight to their sums (engine/take_over.py)
+    own = keeps_own_gradients(layout.data_parallel, layout.offload, buckets, on_cpu=on_cpu)
+    if layout.zero_stage == 3 and own:
+        # A GPU's allocator keeps those of the last message until the stream that added them up is done.
+        waiting = 0 if on_cpu else waiting_params(model, layout, buckets)
+        return element_bytes * min(whole, max(block, widest) + waiting)
     if in_shared_memory:
         waiting = waiting_params(model, layout, buckets)
         return element_bytes * waiting + GRADIENT_BYTES * -(-waiting // layout.data_parallel)

@@ -44,13 +44,6 @@ def make_ds_config(
     return merged
 
 
-def quantized_messages(config: Mapping[str, Any]) -> list[str]:
-    """The keys of a policy, or of what is made of it, that send weights or gradients in a few bits."""
-    zero = config.get("zero_optimization")
-    keys = ("zero_quantized_weights", "zero_quantized_gradients")
-    return [key for key in keys if isinstance(zero, Mapping) and zero.get(key, "auto") not in ("auto", False)]
-
-
 def ds_config_problems(run: Run, batch: BatchShape, policy: Mapping[str, Any]) -> list[str]:
     """All for which `make_ds_config` would raise."""
     return [*_unproven(run), *_merged(run, batch, policy)[1]]

@@ -22,6 +22,7 @@ from megatune.plan.buckets import (
     disk_group_elements,
     gathered_params,
     keeps_gathered,
+    keeps_own_gradients,
     persistent_params,
     shared_memory_bytes,
     step_gradient_bytes,
@@ -301,7 +302,8 @@ def _step_bytes(work: Workload, layout: Layout, place: Place) -> dict[str, int]:
     on_device = layout.offload == "none" or place.on_cpu
     is_gathered = layout.zero_stage == 3
     kept = persistent_params(work.model, layout, work.buckets_of(layout)) if is_gathered else 0
-    has_bucket = is_gathered and not (place.on_cpu and (dp == 1 or _shares_memory(layout, place)))
+    is_own = keeps_own_gradients(dp, layout.offload, work.buckets, on_cpu=place.on_cpu)
+    has_bucket = is_gathered and not (is_own or _shares_memory(layout, place))
     bucket = (
         min(work.buckets.reduce, work.model.num_local_params(tp)) if place.on_cpu else work.buckets.reduce
     )

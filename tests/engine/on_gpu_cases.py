@@ -1,8 +1,10 @@
 """What ranks do in the tests of GPUs on a machine without one."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -10,7 +12,8 @@ from deepspeed.utils import timer
 from parity_steps import SEQUENCES, batches, run_steps, tiny_run, world_of, zero_engine
 
 from megatune.config import BatchShape
-from megatune.engine.zero import _build
+from megatune.engine import take_over, zero
+from megatune.engine.zero import ZeroEngine, _build
 from megatune.model.source import open_source
 from megatune.plan.ds_config import make_ds_config
 
@@ -38,3 +41,35 @@ def waits_of_the_timer(folder: str, accumulation: int) -> int:
     with mock.patch.object(timer, "get_accelerator", lambda: accelerator):
         run_steps(engine, batches(4), accumulation=accumulation, learning_rate=0.1)
     return len(waits)
+
+
+def train_alone(folder: str, tp: int, settings: dict[str, Any], extensions: str) -> dict[str, dict[str, Any]]:
+    """Three steps of two micro-batches with one data-parallel rank, as DeepSpeed adds gradients up and as megatune
+    does on a GPU. extensions: the folder with the compiled Adam."""
+    os.environ["TORCH_EXTENSIONS_DIR"] = extensions
+    return {way: _train_alone(folder, way, tp, settings) for way in ("DeepSpeed", "megatune")}
+
+
+def _train_alone(folder: str, way: str, tp: int, settings: dict[str, Any]) -> dict[str, Any]:
+    take = take_over.take_over
+
+    def as_on_a_gpu(optimizer: Any, parameters: Any, run: Any, world: Any, ds_config: Any) -> Any:
+        return take(optimizer, parameters, run, replace(world, device=torch.device("cuda", 0)), ds_config)
+
+    keep = take_over.keep_own_gradients if way == "megatune" else lambda _: None
+    with (
+        mock.patch.object(zero, "take_over", as_on_a_gpu),
+        mock.patch.object(take_over, "keep_own_gradients", keep),
+    ):
+        run = tiny_run(folder, tp, **settings)
+        engine = zero_engine(run, world_of(tp), micro=SEQUENCES // 2, accumulation=2)
+    assert isinstance(engine, ZeroEngine)
+    losses, norms = run_steps(engine, batches(3), accumulation=2, learning_rate=0.1)
+    return {
+        "losses": losses,
+        "norms": norms,
+        "weights": {name: weight.float().numpy().copy() for name, weight in engine.weights(master=True)},
+        "has_bucket": any(
+            bucket.buffer is not None for bucket in engine._engine.optimizer.ipg_buckets.values()
+        ),
+    }

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
+import numpy as np
 import pytest
 import torch
-from on_gpu_cases import buffers_on_another_device, waits_of_the_timer
+from on_gpu_cases import buffers_on_another_device, train_alone, waits_of_the_timer
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
@@ -56,3 +57,36 @@ def test_drawing_weights_leaves_the_random_numbers_of_gpus_alone(
 @pytest.mark.world
 def test_no_timer_waits_for_the_device(worlds: Worlds, session_folder: Path) -> None:
     assert worlds.run(1, waits_of_the_timer, str(write_tiny_model("llama", session_folder)), 2) == [0]
+
+
+@pytest.mark.world
+@pytest.mark.timeout(900)  # the first run on a machine compiles for minutes
+@pytest.mark.parametrize(
+    ("precision", "tp", "offload", "has_bucket"),
+    [
+        ("fp32", 1, "none", False),
+        ("bf16", 1, "none", False),
+        ("bf16", 2, "none", False),
+        ("bf16", 1, "optimizer", True),  # DeepSpeed's copies to the host run beside the computation
+    ],
+)
+def test_the_only_data_parallel_rank_adds_its_gradients_up_without_a_bucket(
+    worlds: Worlds,
+    session_folder: Path,
+    extensions: Path,
+    precision: str,
+    tp: int,
+    offload: str,
+    has_bucket: bool,
+) -> None:
+    folder = str(write_tiny_model("llama", session_folder))
+    train = {"optimizer": "adamw", "momentum": 0.0}
+    settings = {"precision": precision, "train": train, "parallel": {"offload": offload}}
+
+    found = worlds.run(tp, train_alone, folder, tp, settings, str(extensions))[0]
+
+    theirs, ours = found["DeepSpeed"], found["megatune"]
+    assert (theirs["has_bucket"], ours["has_bucket"]) == (True, has_bucket)
+    assert (ours["losses"], ours["norms"]) == (theirs["losses"], theirs["norms"])
+    for name, weight in theirs["weights"].items():
+        assert np.array_equal(ours["weights"][name], weight), name

@@ -89,6 +89,24 @@ def test_offload_moves_states_to_the_host_of_the_node() -> None:
     assert none.disk_bytes == optimizer.disk_bytes == 0
 
 
+def test_the_only_data_parallel_rank_has_no_bucket_of_gradients() -> None:
+    model = question().work.model
+    alone = ledger(data_parallel=1)
+    block = sum(weight.num_params for weight in model.local_block(1))
+    widest = max(weight.num_params for weight in model.local_outside(1))
+    reduce = max(2 * block, widest)  # the bucket of a policy that does not say
+    assert alone.device["gradient_buckets"] == 2 * (widest + reduce), (
+        "what is made, and what waits to be added up"
+    )
+    # DeepSpeed's own way: the bucket, and its copy that is being reduced.
+    quantized = {"zero_optimization": {"zero_quantized_gradients": True}}
+    for theirs in (
+        ledger(data_parallel=1, offload="optimizer"),
+        ledger(question(policy=quantized), data_parallel=1),
+    ):
+        assert theirs.device["gradient_buckets"] == 2 * (widest + 2 * 2 * block)
+
+
 def test_tensor_parallelism_divides_activations_but_not_what_every_rank_computes() -> None:
     before, after = ledger(), ledger(tensor_parallel=5, data_parallel=8)
     ratio = after.device["activations"] / before.device["activations"]
