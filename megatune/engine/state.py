@@ -60,7 +60,7 @@ class SavedState(Protocol):
 def export_state(masters: Masters, names: Iterable[str]) -> RankState:
     """The state of this rank; the tensors are views of the optimizer's, not copies."""
     tensors: dict[str, dict[str, torch.Tensor]] = {WEIGHT: {}}
-    counters: dict[str, Any] = {}
+    counters: dict[str, Any] = {}  # equal for all parameters
     for name in names:
         piece = masters.saved(name)
         tensors[WEIGHT][name] = _stretch(piece.owner.detach(), piece)
@@ -68,8 +68,12 @@ def export_state(masters: Masters, names: Iterable[str]) -> RankState:
             if torch.is_tensor(value) and value.shape == piece.owner.shape:
                 tensors.setdefault(kind, {})[name] = _stretch(value, piece)
             else:
-                counters[kind] = {"value": float(value), "is_tensor": torch.is_tensor(value)}
-    return RankState(tensors, {"optimizer": counters, "loss_scale": _loss_scale_state(masters.loss_scaler)})
+                counters[kind] = value
+    # Once a kind: a fused optimizer keeps them on the GPU, and each look waits for it.
+    read = {
+        kind: {"value": float(value), "is_tensor": torch.is_tensor(value)} for kind, value in counters.items()
+    }
+    return RankState(tensors, {"optimizer": read, "loss_scale": _loss_scale_state(masters.loss_scaler)})
 
 
 def import_state(masters: Masters, names: Iterable[str], state: SavedState) -> None:

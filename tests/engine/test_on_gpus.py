@@ -14,6 +14,8 @@ from worlds import Worlds
 
 from megatune.checkpoint.convert.generators import scalars_of, tensors_of
 from megatune.engine import start
+from megatune.engine.masters import Piece
+from megatune.engine.state import export_state
 from megatune.model.build import build_model
 from megatune.model.source import open_source
 from megatune.train.verify.model import shrink
@@ -90,3 +92,24 @@ def test_the_only_data_parallel_rank_adds_its_gradients_up_without_a_bucket(
     assert (ours["losses"], ours["norms"]) == (theirs["losses"], theirs["norms"])
     for name, weight in theirs["weights"].items():
         assert np.array_equal(ours["weights"][name], weight), name
+
+
+def test_a_step_counter_on_the_device_is_read_once_for_all_parameters() -> None:
+    class Counter:
+        reads = 0
+
+        def __float__(self) -> float:
+            self.reads += 1
+            return 3.0
+
+    owner, step = torch.zeros(8), Counter()
+    masters: Any = SimpleNamespace(
+        saved=lambda name: Piece(owner=owner, start=4 * int(name), count=4, padded=4),
+        optimizer=SimpleNamespace(state={owner: {"step": step, "exp_avg": torch.ones(8)}}),
+        loss_scaler=None,
+    )
+
+    state = export_state(masters, ["0", "1"])
+
+    assert state.scalars["optimizer"] == {"step": {"value": 3.0, "is_tensor": False}}
+    assert step.reads == 1
