@@ -17,10 +17,17 @@ export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$python" - <<'CHECK' || exit 2
 import sys
 import torch
+from megatune.launch.devices import count_gpus
 if not torch.cuda.is_available():
     sys.exit(f"benchmarks/gpu.sh: torch {torch.__version__} sees no GPU")
 if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 11):
     sys.exit(f"benchmarks/gpu.sh: torch is {torch.__version__}; these figures are kept for 2.11 and later")
+if count_gpus() == 0:
+    sys.exit(
+        f"benchmarks/gpu.sh: torch sees {torch.cuda.device_count()} GPU(s) and megatune none, so that its cases would run "
+        "on the CPU. It asks `nvidia-smi -L`, then /proc/driver/nvidia/gpus, and takes DS_ACCELERATOR=cpu for your wish: "
+        "unset that, or give the container the driver's tools (NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
+    )
 free, total = torch.cuda.mem_get_info()
 print(f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, torch {torch.__version__}")
 CHECK

@@ -233,3 +233,27 @@ def test_the_gpu_script_says_what_is_missing_on_a_machine_without_one(tmp_path: 
     assert done.returncode == 2
     assert "sees no GPU" in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+# What the script asks of torch, where that sees a GPU.
+TORCH = """
+from types import SimpleNamespace
+__version__ = "2.13.0+cu130"
+cuda = SimpleNamespace(is_available=lambda: True, device_count=lambda: 1)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the script would train on it")
+def test_the_gpu_script_trains_on_no_cpu_where_megatune_does_not_find_the_gpu(tmp_path: Path):
+    (tmp_path / "torch.py").write_text(TORCH)
+    done = subprocess.run(
+        [str(SUITES.parent / "gpu.sh"), str(tmp_path / "results")],
+        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path), "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "torch sees 1 GPU(s) and megatune none" in done.stderr
+    assert not (tmp_path / "results").exists()
