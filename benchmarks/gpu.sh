@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Times the suites `single-gpu`, `largest` and `gpu-layouts` on one GPU, unattended and without a network, within
-# 9 minutes.
+# Times the suites `single-gpu` and `largest` and most of `gpu-layouts` on one GPU, unattended and without a network,
+# within 9 minutes.
 #
 #   benchmarks/gpu.sh [RESULTS_FOLDER]
 #
@@ -35,19 +35,21 @@ nvidia-smi --query-gpu=name,power.limit,driver_version --format=csv,noheader || 
 mkdir -p "$results"
 
 failed=0
-run() {  # run SUITE SECONDS: one round of a suite
-    "$python" -m megatune bench "$1" --rounds 1 --budget "$2" --timeout 240 --results "$results" || failed=1
+run() {  # run SUITE SECONDS [OPTION...]: one round of a suite
+    "$python" -m megatune bench "$1" --rounds 1 --budget "$2" --timeout 240 --results "$results" "${@:3}" || failed=1
 }
-part() {  # part SUITE TENTHS: so much of the time that is left, unless that is too little for a case
+part() {  # part SUITE TENTHS [OPTION...]: so much of the time that is left, unless that is too little for a case
     left=$((deadline - SECONDS))
     if [ "$left" -gt 30 ]; then
-        run "$1" $((left * $2 / 10))
+        run "$1" $((left * $2 / 10)) "${@:3}"
     else
         echo "benchmarks/gpu.sh: no time was left for $1" >&2
         failed=1
     fi
 }
+# The op of the cases with the optimizer on the host: no case of them has to compile within its own time.
+"$python" -m megatune.launch.slurm.prebuild cpu_adam || failed=1
 part single-gpu 5
 part largest 6
-part gpu-layouts 10
+part gpu-layouts 10 --only 'as planned' --only 'whole logits' --only 'stage *'
 exit "$failed"

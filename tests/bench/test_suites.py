@@ -1,6 +1,7 @@
 """Suite files: the ones of the checkout are whole, and a wrong one is refused with all that is wrong."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -257,3 +258,11 @@ def test_the_gpu_script_trains_on_no_cpu_where_megatune_does_not_find_the_gpu(tm
     assert done.returncode == 2
     assert "torch sees 1 GPU(s) and megatune none" in done.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_the_gpu_script_leaves_two_cases_of_the_layouts_out():
+    patterns = re.findall(r"--only '([^']*)'", (SUITES.parent / "gpu.sh").read_text())
+
+    names = {case.name for case in chosen(load_suite("gpu-layouts"), tuple(patterns))}
+
+    assert names == {"as planned", "whole logits", "stage 0", "stage 2"}
