@@ -18,6 +18,13 @@ _COLLECTIVE = re.compile(
     r'File ".*(torch/distributed/|deepspeed/comm/|megatune/engine/(?:world|meeting))', re.IGNORECASE
 )
 
+# NCCL's collectives return at once on a GPU: the host waits where it next needs a number, copies one there, or waits
+# for a stream. Only where that is the innermost frame: all that a rank does is called from some of these files.
+_WAIT_FOR_GPU = re.compile(
+    r'\(most recent call first\):\n +File ".*(torch/cuda/(?:streams|__init__)|deepspeed/runtime/utils'
+    r"|megatune/(?:train/step|engine/zero|model/forward)|transformers/masking_utils)\.py\""
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hang:
@@ -36,12 +43,12 @@ def judge_hang(beats: Sequence[Beat], stacks: Mapping[int, str], limit_s: float)
     """Which ranks the others wait for. `stacks`: by rank, of those that answered when asked for them.
 
     A rank that did not answer is stopped or stuck in native code. Else it is one that waits in no
-    collective while others do. Else the one that has come least far.
+    collective, or for what a GPU does with one, while others do. Else the one that has come least far.
     """
     silent = [beat for beat in beats if beat.rank not in stacks]
     if silent and len(silent) < len(beats):
         return Hang(suspects=tuple(silent), reason="it does not answer: stopped, or stuck", limit_s=limit_s)
-    busy = [beat for beat in beats if beat.rank in stacks and not _COLLECTIVE.search(stacks[beat.rank])]
+    busy = [beat for beat in beats if beat.rank in stacks and not _is_waiting(stacks[beat.rank])]
     if busy and len(busy) < len(beats):
         return Hang(suspects=tuple(busy), reason="the others wait for it in a collective", limit_s=limit_s)
     least = min(beat.progress for beat in beats)
@@ -49,6 +56,10 @@ def judge_hang(beats: Sequence[Beat], stacks: Mapping[int, str], limit_s: float)
     if len(behind) < len(beats):
         return Hang(suspects=tuple(behind), reason="it has come least far", limit_s=limit_s)
     return Hang(suspects=tuple(beats), reason="all ranks stand at the same place", limit_s=limit_s)
+
+
+def _is_waiting(stack: str) -> bool:
+    return bool(_COLLECTIVE.search(stack) or _WAIT_FOR_GPU.search(stack))
 
 
 def write_crash_bundle(

@@ -122,6 +122,27 @@ def test_a_rank_that_waits_at_shared_memory_is_in_a_collective() -> None:
     assert [suspect.rank for suspect in hang.suspects] == [0]
 
 
+@pytest.mark.parametrize(
+    "innermost",
+    [
+        "megatune/train/step.py",  # .tolist() of what the ranks have summed
+        "megatune/engine/zero.py",  # float(norm)
+        "deepspeed/runtime/utils.py",  # is_invalid_grad_norm
+        "torch/cuda/streams.py",  # Stream.synchronize, in a hook of backward
+    ],
+)
+def test_a_rank_whose_gpu_waits_for_another_is_in_a_collective(innermost) -> None:
+    step = 'File "/x/megatune/train/step.py", line 7 in train_step'
+    head = "Thread 0x00007f4a8f6856c0 (most recent call first):\n  "
+    waiting = f'{head}File "/x/{innermost}", line 9 in wait\n  {step}\n'
+    busy = f'{head}File "/x/read.py", line 9 in read\n  {step}\n'
+
+    hang = judge_hang([beat(0), beat(1), beat(2)], {0: waiting, 1: busy, 2: waiting}, 10.0)
+
+    assert [suspect.rank for suspect in hang.suspects] == [1]
+    assert hang.reason == "the others wait for it in a collective"
+
+
 def test_of_ranks_that_all_wait_the_one_that_came_least_far_is_named() -> None:
     beats = [beat(0, number=7), beat(1, number=6), beat(2, number=7)]
     hang = judge_hang(beats, dict.fromkeys(range(3), IN_A_COLLECTIVE), 10.0)
