@@ -70,9 +70,7 @@ def export_state(masters: Masters, names: Iterable[str]) -> RankState:
             else:
                 counters[kind] = value
     # Once a kind: a fused optimizer keeps them on the GPU, and each look waits for it.
-    read = {
-        kind: {"value": float(value), "is_tensor": torch.is_tensor(value)} for kind, value in counters.items()
-    }
+    read = {kind: {"value": float(value)} for kind, value in counters.items()}
     return RankState(tensors, {"optimizer": read, "loss_scale": _loss_scale_state(masters.loss_scaler)})
 
 
@@ -96,7 +94,7 @@ def import_state(masters: Masters, names: Iterable[str], state: SavedState) -> N
             slot[piece.count :] = 0
             _fill(slot[: piece.count], state, kind, name)
         for kind, counter in state.scalars["optimizer"].items():
-            slots[kind] = _counter(counter, piece.owner.device)
+            slots[kind] = _counter(masters.optimizer, counter["value"], piece.owner.device)
     _catch_up(masters.optimizer, state.scalars["optimizer"])
     _restore_loss_scale(masters.loss_scaler, state.scalars["loss_scale"])
 
@@ -130,11 +128,16 @@ def _fill(slot: torch.Tensor, state: SavedState, kind: str, name: str) -> None:
     slot.copy_(piece)
 
 
-def _counter(saved: dict[str, Any], device: torch.device) -> torch.Tensor | int:
-    """The optimizer's step count as it keeps it: torch's a tensor beside the weights, DeepSpeed's CPU Adam an int."""
-    if saved["is_tensor"]:
-        return torch.tensor(saved["value"], dtype=torch.float32, device=device)
-    return int(saved["value"])
+def _counter(optimizer: Any, value: float, device: torch.device) -> torch.Tensor | int:
+    """A count of steps as this optimizer keeps it, whichever saved it: DeepSpeed's compiled Adam, which offload uses,
+    a number, torch's a tensor beside the weights."""
+    if _is_compiled(optimizer):
+        return int(value)
+    return torch.tensor(value, dtype=torch.float32, device=device)
+
+
+def _is_compiled(optimizer: Any) -> bool:
+    return hasattr(optimizer, "ds_opt_adam")
 
 
 def _check_pieces(masters: Masters, names: Sequence[str], state: SavedState) -> None:
@@ -155,7 +158,7 @@ def _catch_up(optimizer: Any, counters: Mapping[str, Any]) -> None:
     It keeps the bias correction as a running product, beta by beta; for a step that does not follow
     its last one it takes a power instead, which differs in the last bits. Some microseconds a step.
     """
-    if not hasattr(optimizer, "ds_opt_adam") or "step" not in counters:
+    if not _is_compiled(optimizer) or "step" not in counters:
         return
     beta1, beta2 = optimizer.param_groups[0]["betas"]
     weight, gradient, first, second = torch.zeros(4, 1).unbind()

@@ -57,11 +57,18 @@ def _merged(run: Run, batch: BatchShape, policy: Mapping[str, Any]) -> tuple[Jso
         "gradient_clipping": run.train.max_grad_norm,
         "zero_optimization": _zero(run),
         "zero_allow_untested_optimizer": True,  # Adagrad and SGD are proven by our own parity tests
+        **_offload_of_others(run),
         **_precision(run),
         "steps_per_print": 10**9,  # metrics.jsonl is the only log of steps
     }
     problems = [*_contradictions(run, policy), *_unfit_for_groups(run, policy)]
     return _merge(own, policy, "", problems), problems
+
+
+def _offload_of_others(run: Run) -> Json:
+    """DeepSpeed has a compiled Adam for host memory, and refuses what it has not: torch steps there as well."""
+    is_adam = run.train.optimizer in ("adam", "adamw")
+    return {} if is_adam or run.parallel.offload == "none" else {"zero_force_ds_cpu_optimizer": False}
 
 
 def read_policy(path: Path | None) -> Json:

@@ -47,7 +47,7 @@ def state_after(step: int, rank: int) -> RankState:
     tensors = {
         kind: {name: piece(kind, name, ENTRIES, LAYOUT, rank) + step for name in ENTRIES} for kind in KINDS
     }
-    scalars = {"optimizer": {"step": {"value": float(step), "is_tensor": True}}, "loss_scale": {}}
+    scalars = {"optimizer": {"step": {"value": float(step)}}, "loss_scale": {}}
     return RankState(tensors, scalars)
 
 

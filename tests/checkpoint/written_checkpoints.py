@@ -59,7 +59,7 @@ def write_checkpoint(
         held = {f"{kind}/{key}": piece(kind, key, weights, layout, rank) for kind in KINDS for key in weights}
         held["weight/norm"] = held.get("weight/norm", torch.zeros(0)) + step
         files[name] = write_tensor_file(folder / name, held | rng_tensors(torch.device("cpu")))
-        scalars = {"optimizer": {"step": {"value": float(step), "is_tensor": True}}, "loss_scale": {}}
+        scalars = {"optimizer": {"step": {"value": float(step)}}, "loss_scale": {}}
         texts[rank_file(rank, "json")] = {**scalars, "rng": rng_scalars()}
     for name, value in texts.items():
         content = json.dumps(value).encode()

@@ -13,6 +13,7 @@ from worlds import Worlds
 
 pytestmark = [pytest.mark.world, pytest.mark.timeout(900)]  # the first run on a machine compiles for minutes
 
+OPTIMIZERS = ["adamw", "adam", "sgd", "adagrad"]
 SHARED = [[[[0], [1, 2], [3]], [[4]]], [[[5], [6]], [[7, 8]]]]
 
 
@@ -20,7 +21,7 @@ SHARED = [[[[0], [1, 2], [3]], [[4]]], [[[5], [6]], [[7, 8]]]]
 def traces(worlds: Worlds, session_folder: Path, extensions: Path) -> dict[str, Trace]:
     folders = {"llama": str(write_tiny_model("llama", session_folder))}
     found: dict[str, Trace] = {}
-    for optimizer in ("adamw", "adam"):
+    for optimizer in OPTIMIZERS:
         train: dict[str, Any] = {"optimizer": optimizer, "weight_decay": 0.1, "adam_epsilon": 1e-5}
         for tp in (1, 2):
             base = Case(layout=SHARED, model="llama", tp=tp, settings={"train": train}, learning_rate=0.01)
@@ -36,7 +37,7 @@ def traces(worlds: Worlds, session_folder: Path, extensions: Path) -> dict[str, 
 
 @pytest.mark.parametrize("offload", ["optimizer", "all"])
 @pytest.mark.parametrize("tp", [1, 2])
-@pytest.mark.parametrize("optimizer", ["adamw", "adam"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_offload_trains_like_no_offload(
     traces: dict[str, Trace], optimizer: str, tp: int, offload: str
 ) -> None:

@@ -68,7 +68,7 @@ def optimizer_of(folder: Path, kinds: frozenset[str], groups: Any) -> str:
 
 def counter(value: Any) -> dict[str, Any]:
     """One of the optimizer's counters, as a rank's JSON file holds it."""
-    return {"value": float(value), "is_tensor": torch.is_tensor(value)}
+    return {"value": float(value)}
 
 
 def loss_scale_of(scaler: Any) -> dict[str, float]:
