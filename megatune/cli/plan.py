@@ -12,7 +12,7 @@ from megatune.cli.plan_view import plan_views, rate_text, seconds_text
 from megatune.config import LoadedRun, Run, load_run
 from megatune.errors import ConfigError, PlanError
 from megatune.files import write_text_atomic
-from megatune.launch.devices import count_cpus, count_gpus, gpu_kind, host_memory_bytes
+from megatune.launch.devices import count_gpus, gpu_kind, host_memory_bytes, ranks_here
 from megatune.launch.measurements import measured_for
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.text import memory_bytes, time_limit_s
@@ -160,11 +160,10 @@ def _machine(run: Run, options: PlanOptions) -> Machine:
     gpus = options.gpus_per_node
     if gpus is None and slurm is not None:
         gpus = slurm.gpus_per_node
-    ranks = None if run.launch.nproc_per_node == "auto" else run.launch.nproc_per_node
-    on_gpus = _on_gpus(gpus, is_here=ranks is None or (nodes == 1 and slurm is None))
+    asked = run.launch.nproc_per_node
+    on_gpus = _on_gpus(gpus, is_here=asked == "auto" or (nodes == 1 and slurm is None))
     accelerator = _accelerator(options.gpu, on_gpus=on_gpus)
-    asked = ranks if gpus is None else gpus
-    per_node = asked or (count_gpus() if accelerator else 0) or max(1, count_cpus())
+    per_node = gpus or ranks_here(asked, run.parallel.tp_size, num_gpus=count_gpus() if accelerator else 0)
     memory = memory_bytes(slurm.mem.upper()) or None if slurm and slurm.mem else None
     is_elsewhere = accelerator is not None and not count_gpus()
     if memory is None and slurm is None and not is_elsewhere:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatune.config import LoadedRun
-from megatune.launch.devices import count_cpus, count_gpus
+from megatune.launch.devices import count_gpus, ranks_here
 from megatune.launch.local import run_ranks
 from megatune.launch.processes import module_command
 
@@ -46,6 +46,8 @@ def check_this_machine(
 
 
 def choose_num_ranks(loaded: LoadedRun | None) -> int:
-    """As many ranks as `train` would start here: launch.nproc_per_node, else one a GPU, else one a core."""
-    asked = loaded.run.launch.nproc_per_node if loaded else "auto"
-    return asked if isinstance(asked, int) else count_gpus() or count_cpus()
+    """As many ranks as `train` would start here; without a run file one a GPU, else one a core."""
+    if loaded is None:
+        return ranks_here("auto", 1, num_gpus=count_gpus())
+    run = loaded.run
+    return ranks_here(run.launch.nproc_per_node, run.parallel.tp_size, num_gpus=count_gpus())

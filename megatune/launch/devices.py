@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 from megatune.launch import ranks
 
@@ -33,6 +34,21 @@ def count_gpus(driver_folder: Path = Path("/proc/driver/nvidia/gpus")) -> int:
             break
         usable += 1
     return usable
+
+
+def ranks_here(asked: int | Literal["auto"], tensor_parallel: int, *, num_gpus: int) -> int:
+    """Ranks that a start makes on this machine: as many as asked for, of launch.nproc_per_node.
+
+    With auto one a GPU, where there are `num_gpus`; without GPUs one a core, in whole tensor-parallel groups.
+
+    >>> ranks_here("auto", 2, num_gpus=8), ranks_here(3, 1, num_gpus=8)
+    (8, 3)
+    >>> ranks_here("auto", 4096, num_gpus=0)  # more than cores: one group
+    4096
+    """
+    if asked != "auto":
+        return asked
+    return num_gpus or max(1, count_cpus() // tensor_parallel) * tensor_parallel
 
 
 def gpu_names() -> list[str]:

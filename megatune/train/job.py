@@ -11,7 +11,7 @@ from megatune.data.quality_picture import draw_or_tell
 from megatune.engine.accelerator import refuse_missing_toolkit, refuse_unusable_gpus
 from megatune.engine.world import check_degrees
 from megatune.errors import ConfigError
-from megatune.launch.devices import count_cpus, count_gpus
+from megatune.launch.devices import count_gpus, ranks_here
 from megatune.launch.extensions import ensure_built, extension_folder, needed_ops
 from megatune.launch.fork_server import rank_starts
 from megatune.launch.launchers import start_command
@@ -126,7 +126,7 @@ def ready_ops(run: Run) -> Path | None:
 
 
 def choose_num_ranks(run: Run) -> int:
-    """Ranks on this machine: one a GPU; without GPUs one a core, in whole tensor-parallel groups.
+    """Ranks on this machine, as `ranks_here` counts them.
 
     Raises ConfigError when there are fewer GPUs, when torch cannot use them, or when tp_size does not
     divide the ranks.
@@ -134,8 +134,7 @@ def choose_num_ranks(run: Run) -> int:
     asked, degree = run.launch.nproc_per_node, run.parallel.tp_size
     gpus = count_gpus()
     refuse_unusable_gpus(gpus)
-    one_a_core = max(1, count_cpus() // degree) * degree
-    num_ranks = (gpus or one_a_core) if asked == "auto" else asked
+    num_ranks = ranks_here(asked, degree, num_gpus=gpus)
     if gpus and num_ranks > gpus:
         raise ConfigError(
             [

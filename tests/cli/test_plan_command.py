@@ -10,6 +10,7 @@ import pytest
 import yaml
 from command_line import Done, assert_refused, megatune
 
+from megatune.cli.plan import PlanOptions, plan_run
 from megatune.config import load_run
 from megatune.plan.auto import fill_auto
 from megatune.plan.hardware import accelerator_named
@@ -253,6 +254,27 @@ def test_ranks_of_a_machine_without_gpus_are_no_gpus(planned, tmp_path):
     assert (found["devices"]["name"], found["devices"]["count"]) == ("cpu", 2)
     elsewhere = megatune("plan", planned, *options, "--nodes", "4", DS_ACCELERATOR="cpu")
     assert_refused(elsewhere, "which GPU is it?", "cpu plans for machines without GPUs")
+
+
+@pytest.mark.parametrize(("cores", "tp_size", "ranks"), [(7, 5, 5), (2, 5, 5), (6, 1, 6)])
+def test_this_machine_is_planned_with_the_ranks_that_train_starts(
+    planned, tmp_path, monkeypatch, capsys, cores, tp_size, ranks
+):
+    (tmp_path / "model/config.json").write_text(json.dumps(MODEL | {"n_layer": 2, "n_embd": 100}))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(cores)))
+    options = PlanOptions(nodes=None, gpus_per_node=None, gpu=None, layout=None, lengths=None,
+                          price_per_gpu_hour=None, write=False, as_json=True)  # fmt: skip
+    own_batch = ["slurm=null", "train.global_batch_size=null", f"parallel.tp_size={tp_size}"]
+    plan_run(planned, own_batch, options)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["devices"]["name"], found["devices"]["count"]) == ("cpu", ranks)
+    assert found["layout"]["tp"] == tp_size
+
+
+def test_nodes_without_gpus_have_the_ranks_that_the_run_file_gives_them(planned):
+    options = ("slurm.gpus_per_node=0", "slurm.nodes=2", "slurm.mem=256G", "launch.nproc_per_node=32")
+    found = answer(megatune("plan", planned, *options, "--json"))
+    assert (found["devices"]["count"], found["devices"]["per_node"]) == (64, 32)
 
 
 def test_machines_without_gpus_are_planned_by_their_memory(planned):

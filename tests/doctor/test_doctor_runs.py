@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from command_line import assert_refused, megatune
 
+from megatune.config import load_run
+from megatune.doctor.job import choose_num_ranks as doctor_ranks
 from megatune.plan.links import read_links
+from megatune.train.job import choose_num_ranks as train_ranks
 
 pytestmark = pytest.mark.world
 
@@ -47,6 +50,14 @@ def test_a_checkpoint_is_counted_at_twelve_bytes_a_parameter(run_file):
     ]
     adam_bytes, sgd_bytes = (rung["measured"]["checkpoint_bytes"] for rung in needed)
     assert adam_bytes == 3 * sgd_bytes > 0
+
+
+@pytest.mark.parametrize(("cores", "tp_size", "ranks"), [(5, 2, 4), (2, 3, 3), (4, 1, 4)])
+def test_as_many_ranks_answer_as_train_would_start(run_file, monkeypatch, cores, tp_size, ranks):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(cores)))
+    loaded = load_run(run_file, ["launch.nproc_per_node=auto", f"parallel.tp_size={tp_size}"])
+    assert doctor_ranks(loaded) == train_ranks(loaded.run) == ranks
+    assert doctor_ranks(None) == cores
 
 
 def test_people_get_a_table_and_the_links(tmp_path):

@@ -10,6 +10,7 @@ from megatune.launch.devices import (
     cpu_flags,
     gpu_driver_version,
     host_memory_bytes,
+    ranks_here,
 )
 
 GIB = 2**30
@@ -90,6 +91,24 @@ def test_a_hanging_nvidia_smi_does_not_hang_the_start(nvidia_smi, monkeypatch, t
 @pytest.fixture
 def eight_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("asked", "tensor_parallel", "num_gpus", "expected"),
+    [
+        ("auto", 1, 0, 8),
+        ("auto", 3, 0, 6),
+        ("auto", 16, 0, 16),
+        ("auto", 3, 4, 4),
+        (5, 3, 0, 5),
+        (2, 1, 4, 2),
+    ],
+)
+def test_ranks_are_those_asked_for_or_one_a_gpu_or_whole_groups_of_cores(
+    asked, tensor_parallel, num_gpus, expected
+):
+    assert ranks_here(asked, tensor_parallel, num_gpus=num_gpus) == expected
 
 
 @pytest.mark.usefixtures("eight_cores")

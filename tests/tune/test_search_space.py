@@ -55,6 +55,14 @@ def test_lists_ranges_and_sections_are_axes_in_the_order_of_the_file(run_file):
     assert Space.from_object(space.as_object()) == space
 
 
+def test_a_batch_that_no_group_of_ranks_can_take_is_found_on_a_machine_of_fewer_cores(run_file, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1})
+    auto = ("launch.nproc_per_node=auto", "parallel.tp_size=4")
+    sizes = "train.per_device_train_batch_size: [2, 4]"
+    problems = refused(run_file, sizes, *auto, "train.global_batch_size=3")
+    assert any("global_batch_size" in problem for problem in problems), problems
+
+
 def test_whole_ends_of_a_key_that_takes_fractions_are_no_whole_range(run_file):
     (axis,) = space_of(run_file, "train.weight_decay: {low: 0, high: 2}").axes
     assert not axis.whole

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megatune.config import LoadedRun
-from megatune.launch.devices import count_cpus, count_gpus, gpu_names, host_memory_bytes
+from megatune.launch.devices import count_gpus, gpu_names, host_memory_bytes, ranks_here
 from megatune.launch.measurements import measured_for
 from megatune.launch.slurm.preview import machine_of
 from megatune.launch.slurm.workers_job import request_of
@@ -14,13 +14,11 @@ from megatune.plan.question import Machine
 def machine_here(loaded: LoadedRun, gpu: str | None) -> Machine:
     """This machine, with as many ranks as `megatune train` would start on it. Raises PlanError for an unknown --gpu."""
     run, gpus = loaded.run, count_gpus()
-    asked, degree = run.launch.nproc_per_node, run.parallel.tp_size
-    one_a_core = max(1, count_cpus() // degree) * degree
     accelerator = _accelerator(gpu, gpus)
     device = accelerator.name if accelerator else None if gpus else "cpu"
     return Machine(
         nodes=1,
-        ranks_per_node=(gpus or one_a_core) if asked == "auto" else asked,
+        ranks_per_node=ranks_here(run.launch.nproc_per_node, run.parallel.tp_size, num_gpus=gpus),
         accelerator=accelerator,
         host_memory_bytes=host_memory_bytes(),
         measured=measured_for(run, device=device),

@@ -7,7 +7,7 @@ from pathlib import Path
 from megatune.config import LoadedRun, load_run, resolve_batch, resolved_values, resolved_yaml
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
-from megatune.launch.devices import count_cpus, count_gpus
+from megatune.launch.devices import count_gpus, ranks_here
 from megatune.tune.search.folder import SearchFolder
 from megatune.tune.search.space import check_points, load_space
 from megatune.tune.search.study import PRUNERS, SAMPLERS, Definition, open_study, set_up, trials_in
@@ -111,11 +111,6 @@ def _check_batch(loaded: LoadedRun) -> None:
     asked, degree = loaded.run.launch.nproc_per_node, loaded.run.parallel.tp_size
     if loaded.run.slurm is not None:
         asked = loaded.run.slurm.gpus_per_node or asked
-    if asked == "auto":
-        asked = _num_ranks_here() // degree * degree
-    if asked >= degree and asked % degree == 0:  # else `megatune train` refuses the layout itself
-        resolve_batch(loaded.run, asked // degree)
-
-
-def _num_ranks_here() -> int:
-    return count_gpus() or count_cpus()
+    ranks = ranks_here(asked, degree, num_gpus=count_gpus())
+    if ranks % degree == 0:  # else `megatune train` refuses the layout itself
+        resolve_batch(loaded.run, ranks // degree)
