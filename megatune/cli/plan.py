@@ -12,8 +12,9 @@ from megatune.cli.plan_view import plan_views, rate_text, seconds_text
 from megatune.config import LoadedRun, Run, load_run
 from megatune.errors import ConfigError, PlanError
 from megatune.files import write_text_atomic
-from megatune.launch.devices import count_gpus, gpu_kind, host_memory_bytes, ranks_here
+from megatune.launch.devices import count_gpus, gpu_kind, ranks_here
 from megatune.launch.measurements import measured_for
+from megatune.launch.planned_run import machine_here
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.text import memory_bytes, time_limit_s
 from megatune.plan.answer import plan_answer
@@ -162,17 +163,16 @@ def _machine(run: Run, options: PlanOptions) -> Machine:
         gpus = slurm.gpus_per_node
     asked = run.launch.nproc_per_node
     on_gpus = _on_gpus(gpus, is_here=asked == "auto" or (nodes == 1 and slurm is None))
-    accelerator = _accelerator(options.gpu, on_gpus=on_gpus)
+    gpu = options.gpu if options.gpu or on_gpus else "cpu"
+    accelerator = _accelerator(gpu)
     per_node = gpus or ranks_here(asked, run.parallel.tp_size, num_gpus=count_gpus() if accelerator else 0)
-    memory = memory_bytes(slurm.mem.upper()) or None if slurm and slurm.mem else None
-    is_elsewhere = accelerator is not None and not count_gpus()
-    if memory is None and slurm is None and not is_elsewhere:
-        memory = host_memory_bytes()
+    if slurm is None and (accelerator is None or count_gpus()):
+        return machine_here(run, num_nodes=nodes, ranks_per_node=per_node, gpu=gpu)
     return Machine(
         nodes=nodes,
         ranks_per_node=per_node,
         accelerator=accelerator,
-        host_memory_bytes=memory,
+        host_memory_bytes=memory_bytes(slurm.mem.upper()) or None if slurm and slurm.mem else None,
         measured=measured_for(run, device=accelerator.name if accelerator else "cpu"),
     )
 
@@ -184,13 +184,12 @@ def _on_gpus(gpus: int | None, *, is_here: bool) -> bool:
     return count_gpus() > 0 if is_here else True
 
 
-def _accelerator(name: str | None, *, on_gpus: bool) -> Accelerator | None:
+def _accelerator(name: str | None) -> Accelerator | None:
+    """The GPUs of that name, None for cpu; without a name those of this machine. Raises PlanError where nobody says."""
     if name == "cpu":
         return None
     if name is not None:
         return accelerator_named(name)
-    if not on_gpus:
-        return None
     kind = gpu_kind() if count_gpus() else None
     row = find_accelerator(kind[0]) if kind else None
     if row is not None:

@@ -51,12 +51,6 @@ def ranks_here(asked: int | Literal["auto"], tensor_parallel: int, *, num_gpus: 
     return num_gpus or max(1, count_cpus() // tensor_parallel) * tensor_parallel
 
 
-def gpu_names() -> list[str]:
-    """The driver's names of the installed GPUs; none where nvidia-smi is absent, fails or hangs."""
-    listed = _nvidia_smi("--query-gpu=name", "--format=csv,noheader") or ""
-    return [line.strip() for line in listed.splitlines() if line.strip()]
-
-
 def gpu_kind() -> tuple[str, int] | None:
     """The driver's name of this machine's GPUs and the bytes of one; None where they differ or nobody says.
 

@@ -13,7 +13,7 @@ from megatune.plan.assess import Assessment, Question, assess
 from megatune.plan.auto import Choice, fill_auto
 from megatune.plan.ds_config import read_policy
 from megatune.plan.forecast import forecast
-from megatune.plan.hardware import find_accelerator
+from megatune.plan.hardware import accelerator_named, find_accelerator
 from megatune.plan.layout_keys import value_of
 from megatune.plan.question import Machine, layout_of, make_question
 from megatune.plan.search import Found
@@ -93,17 +93,22 @@ def _settle_saves(loaded: LoadedRun, judged: Assessment) -> LoadedRun:
     return loaded.planned(loaded.run.model_copy(update={"checkpoint": settled}), ["checkpoint.async"])
 
 
-def machine_here(run: Run, *, num_nodes: int, ranks_per_node: int) -> Machine:
-    """`num_nodes` machines like this one."""
-    on_cpu = count_gpus() == 0
+def machine_here(run: Run, *, num_nodes: int, ranks_per_node: int, gpu: str | None = None) -> Machine:
+    """`num_nodes` machines like this one.
+
+    gpu: the name of its GPUs in the hardware table, where the driver's is not in it, or cpu. Raises PlanError for
+    another name. The memory is the board's own, unless the table knows the board by another name than that.
+    """
+    on_cpu = gpu == "cpu" or count_gpus() == 0
     kind = None if on_cpu else gpu_kind()
-    accelerator = find_accelerator(kind[0]) if kind else None
+    own = find_accelerator(kind[0]) if kind else None
+    accelerator = own if gpu is None else None if gpu == "cpu" else accelerator_named(gpu)
     device = "cpu" if on_cpu else accelerator.name if accelerator else None
     return Machine(
         nodes=num_nodes,
         ranks_per_node=ranks_per_node,
         accelerator=accelerator,
-        device_memory_bytes=kind[1] if kind else None,
+        device_memory_bytes=kind[1] if kind and own in (None, accelerator) else None,
         host_memory_bytes=host_memory_bytes(),
         measured=measured_for(run, device=device),
         on_cpu=on_cpu,

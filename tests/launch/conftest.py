@@ -1,4 +1,4 @@
-"""`launch(rank_code, **asked)` starts a launcher process whose ranks run that code."""
+"""`launch(rank_code, **asked)` starts a launcher process whose ranks run that code; `nvidia_smi` plays a driver."""
 
 import os
 import signal
@@ -36,3 +36,19 @@ def launch(start_launcher, request):
         return start_launcher(rank_code, given, code=request.param, **(popen or {}))
 
     return start
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Installs a stand-in for nvidia-smi that runs the given shell line."""
+
+    def install(line: str) -> None:
+        tool = tmp_path / "bin" / "nvidia-smi"
+        tool.parent.mkdir()
+        tool.write_text(f"#!/bin/sh\n{line}\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    return install

@@ -24,22 +24,6 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-@pytest.fixture
-def nvidia_smi(tmp_path, monkeypatch):
-    """Installs a stand-in for nvidia-smi that runs the given shell line."""
-
-    def install(line: str) -> None:
-        tool = tmp_path / "bin" / "nvidia-smi"
-        tool.parent.mkdir()
-        tool.write_text(f"#!/bin/sh\n{line}\n")
-        tool.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    return install
-
-
 LIST_TWO = "echo 'GPU 0: NVIDIA A100 (UUID: GPU-a)'; echo '  MIG 1g.10gb'; echo 'GPU 1: NVIDIA A100'"
 
 

@@ -21,7 +21,7 @@ from megatune.tune.layouts.candidates import Tuned
 from megatune.tune.layouts.definition import Definition, Rules, keep_definition
 from megatune.tune.layouts.journal import TuneFolder
 from megatune.tune.layouts.knobs import BY_KEY, POLICY
-from megatune.tune.layouts.machine import machine_here, machine_in_job
+from megatune.tune.layouts.machine import machine_in_job, machine_of_trials
 from megatune.tune.layouts.measure import Clock
 from megatune.tune.layouts.objective import parse_objective
 from megatune.tune.layouts.space import Choice, build_space
@@ -175,7 +175,7 @@ def _run_problems(loaded: LoadedRun, *, in_job: bool) -> Iterator[str]:
 
 def _machine(loaded: LoadedRun, run_file: Path, options: TuneOptions, *, in_job: bool) -> Machine:
     if not in_job:
-        return machine_here(loaded, options.gpu)
+        return machine_of_trials(loaded.run, options.gpu)
     machine = machine_in_job(loaded, tune_folder(loaded).path, run_file)
     nodes = surroundings().get("SLURM_JOB_NODELIST")
     if not options.on_slurm and nodes is not None and len(expand_nodelist(nodes)) != machine.nodes:

@@ -61,6 +61,7 @@ class Definition:
                 "nodes": self.machine.nodes,
                 "ranks_per_node": self.machine.ranks_per_node,
                 "accelerator": device.name if device else None,
+                "device_memory_bytes": self.machine.device_memory_bytes,
                 "host_memory_bytes": self.machine.host_memory_bytes,
                 "on_cpu": self.machine.on_cpu,
             },
