@@ -16,7 +16,7 @@ from megatune.launch.devices import count_gpus, gpu_kind, ranks_here
 from megatune.launch.measurements import measured_for
 from megatune.launch.planned_run import machine_here
 from megatune.launch.run_folder import RunFolder
-from megatune.launch.slurm.text import memory_bytes, time_limit_s
+from megatune.launch.slurm.quantities import parse_limit_s, parse_memory_bytes
 from megatune.plan.answer import plan_answer
 from megatune.plan.assess import Question, assess
 from megatune.plan.auto import open_keys, space_of
@@ -74,7 +74,7 @@ def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None
         question,
         chosen,
         num_steps=num_steps,
-        limit_s=time_limit_s(slurm.time) if slurm and slurm.time else None,
+        limit_s=parse_limit_s(slurm.time) if slurm and slurm.time else None,
         reserve_s=slurm.signal_delay_s if slurm else 0,
         price_per_gpu_hour=options.price_per_gpu_hour,
     )
@@ -172,7 +172,7 @@ def _machine(run: Run, options: PlanOptions) -> Machine:
         nodes=nodes,
         ranks_per_node=per_node,
         accelerator=accelerator,
-        host_memory_bytes=memory_bytes(slurm.mem.upper()) or None if slurm and slurm.mem else None,
+        host_memory_bytes=parse_memory_bytes(slurm.mem) if slurm and slurm.mem else None,
         measured=measured_for(run, device=accelerator.name if accelerator else "cpu"),
     )
 

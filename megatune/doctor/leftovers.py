@@ -10,6 +10,7 @@ from megatune.errors import SubmitError
 from megatune.launch import ranks
 from megatune.launch.build_leftovers import find_stale_locks
 from megatune.launch.slurm.command import Call, call
+from megatune.launch.slurm.quantities import parse_left_s
 from megatune.units import format_duration
 
 _SLURM_TIMEOUT_S = 10.0
@@ -79,24 +80,8 @@ def ask_slurm(job: str, call: Call = call) -> Json:
     return {
         "job": job,
         "error": None if wrong is None else (wrong.err.strip() or f"exit code {wrong.code}"),
-        "left_s": parse_left(left.out) if left.code == 0 else None,
+        "left_s": parse_left_s(left.out.strip()) if left.code == 0 else None,
     }
-
-
-def parse_left(text: str) -> float | None:
-    """Seconds of squeue's %L, `1-02:03:04` or `4:05`; None for UNLIMITED and anything that is no time.
-
-    >>> parse_left("1-00:00:10")
-    86410.0
-    """
-    days, dash, clock = text.strip().rpartition("-")
-    parts = clock.split(":")
-    if not all(part.isdigit() for part in parts) or (dash and not days.isdigit()):
-        return None
-    seconds = 0
-    for part in parts:
-        seconds = 60 * seconds + int(part)
-    return float(seconds + 86400 * int(days or 0))
 
 
 def judge_slurm(answers: Answers, _group: Group) -> Finding:

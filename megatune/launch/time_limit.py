@@ -1,17 +1,16 @@
 """How long the allocation of a Slurm job still lasts."""
 
-import re
 import threading
 import time
 from collections.abc import Callable
 
 from megatune.errors import SubmitError
 from megatune.launch.slurm.command import Call, call
+from megatune.launch.slurm.quantities import parse_left_s
 from megatune.launch.slurm_ranks import SlurmJob
 
 _ASK_EVERY_S = 240.0  # an administrator may move the end of a running job
 _NO_LIMIT = ("UNLIMITED", "NOT_SET")
-_TIME_LEFT = re.compile(r"(?:(\d{1,6})-)?(?:(\d{1,9}):)?(\d{1,9}):(\d{1,9})", re.ASCII)
 
 
 class JobEnd:
@@ -59,19 +58,6 @@ class JobEnd:
             self._has_failed = True
 
 
-def seconds_of(text: str) -> float | None:
-    """Seconds of Slurm's `[D-][HH:]MM:SS`, or None for other text.
-
-    >>> seconds_of("1-02:03:04"), seconds_of("4:05"), seconds_of("INVALID")
-    (93784.0, 245.0, None)
-    """
-    match = _TIME_LEFT.fullmatch(text)
-    if match is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-
-
 def _end_of(job_id: str, call: Call, clock: Callable[[], float]) -> float | None:
     """When the job ends, in seconds since 1970; None without a limit. Raises SubmitError.
 
@@ -84,7 +70,7 @@ def _end_of(job_id: str, call: Call, clock: Callable[[], float]) -> float | None
         raise SubmitError(f"squeue failed (exit {answer.code}): {words}")
     if said in _NO_LIMIT:
         return None
-    left_s = seconds_of(said)
+    left_s = parse_left_s(said)
     if left_s is None:
         raise SubmitError(f"squeue gave {said!r} for the time that job {job_id} has left.")
     return clock() + left_s

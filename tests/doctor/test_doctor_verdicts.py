@@ -5,7 +5,7 @@ import pytest
 from megatune.doctor.clock import judge_clock
 from megatune.doctor.disk import judge_disk
 from megatune.doctor.group import judge_collectives, judge_group
-from megatune.doctor.leftovers import ask_slurm, judge_build_locks, judge_slurm, parse_left
+from megatune.doctor.leftovers import ask_slurm, judge_build_locks, judge_slurm
 from megatune.doctor.matmul import judge_matmul
 from megatune.doctor.memory import judge_cpus, judge_host_memory, judge_shared_memory
 from megatune.doctor.network import interface_exists, is_loopback, judge_names, judge_ports, route_interface
@@ -205,11 +205,6 @@ def test_slurms_answer_gives_the_time_left():
     assert judge_slurm({0: facts}, cluster(1, 1)).verdict == "ok"
     assert judge_slurm({0: {**facts, "left_s": 120.0}}, cluster(1, 1)).verdict == "warn"
     assert judge_slurm({0: {}}, cluster(1, 1)).verdict == "n/a"
-
-
-@pytest.mark.parametrize("text", ["UNLIMITED", "INVALID", "NOT_SET", "", "x-1:00"])
-def test_a_time_left_that_is_none_is_unknown(text):
-    assert parse_left(text) is None
 
 
 def test_scontrol_that_cannot_be_reached_warns_with_its_words():

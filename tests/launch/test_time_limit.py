@@ -3,7 +3,7 @@ import pytest
 from megatune.errors import SubmitError
 from megatune.launch.slurm.command import Answer
 from megatune.launch.slurm_ranks import SlurmJob
-from megatune.launch.time_limit import JobEnd, seconds_of
+from megatune.launch.time_limit import JobEnd
 
 NOW_S = 1_000_000.0
 
@@ -43,14 +43,6 @@ def look(end):
     end.seconds_left()
     end.wait_for_answer()
     return end.seconds_left()
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("1-02:03:04", 93784), ("02:03:04", 7384), ("59:30", 3570), ("0:00", 0), ("INVALID", None), ("", None)],
-)
-def test_slurms_times_are_read(text, seconds):
-    assert seconds_of(text) == seconds
 
 
 def test_squeue_is_asked_for_the_time_left():

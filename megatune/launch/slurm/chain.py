@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from megatune.config.fields import SlurmTime
 from megatune.errors import ConfigError
-from megatune.launch.slurm.text import time_limit_s
+from megatune.launch.slurm.quantities import parse_limit_s
 from megatune.report.metrics import read_metrics
 from megatune.report.standing import Standing, standing
 
@@ -90,11 +90,14 @@ def eta_of(text: str | None, known: Standing, planned_s: float | None) -> Eta | 
     if text is None:
         return None if planned_s is None else Eta(seconds=planned_s, source="by the planner's forecast")
     try:
-        return Eta(seconds=float(time_limit_s(_TIME.validate_python(text))), source="by --eta")
+        seconds = parse_limit_s(_TIME.validate_python(text))
     except ValidationError:
+        seconds = None
+    if seconds is None:
         raise ConfigError(
             [f"--eta is {text!r}; it must be HH:MM:SS, D-HH:MM:SS, or minutes."], source="--eta"
-        ) from None
+        )
+    return Eta(seconds=float(seconds), source="by --eta")
 
 
 def standing_of(metrics: Path) -> Standing:

@@ -5,8 +5,8 @@ from typing import Any
 
 from megatune.config import LoadedRun, Run
 from megatune.errors import ConfigError, ModelError, PlanError
+from megatune.launch.slurm.quantities import parse_memory_bytes
 from megatune.launch.slurm.request import JobRequest
-from megatune.launch.slurm.text import memory_bytes
 from megatune.plan.answer import plan_answer
 from megatune.plan.assess import Assessment, Question, assess
 from megatune.plan.auto import Choice, fill_auto
@@ -156,7 +156,7 @@ def machine_of(request: JobRequest, measured: Measured) -> Machine:
         nodes=request.nodes,
         ranks_per_node=request.tasks_per_node,
         accelerator=accelerator_named(gpus.name) if gpus and gpus.name else None,
-        host_memory_bytes=memory_bytes(request.mem.upper()) or None if request.mem else None,
+        host_memory_bytes=parse_memory_bytes(request.mem) if request.mem else None,
         measured=measured,
         on_cpu=gpus is None,
         needs_limit=False,

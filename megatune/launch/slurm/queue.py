@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from megatune.errors import SubmitError
 from megatune.launch.slurm.command import Call
+from megatune.launch.slurm.quantities import parse_left_s
 from megatune.launch.slurm.states import JobState, job_state
 
 # The unit separator: reasons hold commas, colons, brackets and spaces, and an administrator's own words.
 _SEPARATOR = "\x1f"
 _FIELDS = ("%i", "%T", "%r", "%N", "%D", "%L", "%l")
 _JOB_ID = re.compile(r"\d+(_\d+|\+\d+)?")
-_DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", re.ASCII)
 _AGED_OUT = re.compile(r"Invalid job id", re.IGNORECASE)
 
 
@@ -68,20 +68,6 @@ def _job(line: str) -> QueuedJob:
         reason=reason if reason not in ("", "None") else None,
         nodes=nodes or None,
         num_nodes=int(num_nodes) if num_nodes.isdecimal() else None,
-        time_left_s=parse_duration_s(left),
-        time_limit_s=parse_duration_s(limit),
+        time_left_s=parse_left_s(left),
+        time_limit_s=parse_left_s(limit),
     )
-
-
-def parse_duration_s(text: str) -> int | None:
-    """Seconds of `[days-][hours:]minutes:seconds`; None for UNLIMITED, INVALID, NOT_SET and the like.
-
-    >>> parse_duration_s("1-02:03:04")
-    93784
-    >>> parse_duration_s("UNLIMITED")
-    """
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

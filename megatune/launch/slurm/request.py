@@ -9,6 +9,7 @@ from megatune.errors import ConfigError
 from megatune.launch.extensions import needed_ops
 from megatune.launch.slurm import text
 from megatune.launch.slurm.options import check_additional, check_srun_arguments
+from megatune.launch.slurm.quantities import parse_limit_s
 from megatune.launch.slurm.site import Container, GpuRequest, Requeue, SiteProfile
 from megatune.plan.ds_config import Json, make_ds_config, read_policy
 
@@ -84,7 +85,7 @@ class JobRequest:
 
     @property
     def time_limit_s(self) -> int | None:
-        return None if self.time is None else text.time_limit_s(self.time)
+        return None if self.time is None else parse_limit_s(self.time)
 
 
 _OF_ONE_RUN = frozenset({"runs", "job_name"})
@@ -255,7 +256,8 @@ class _Builder:
             self.problems.append(
                 f"slurm.signal_delay_s = {delay_s}; Slurm takes at most {_MAX_SIGNAL_DELAY_S}."
             )
-        if time is not None and 0 < text.time_limit_s(time) <= delay_s:
+        limit_s = None if time is None else parse_limit_s(time)
+        if limit_s and limit_s <= delay_s:
             self.problems.append(
                 f"slurm.time = {time} is not longer than slurm.signal_delay_s = {delay_s}: the run would be told "
                 "to stop as soon as it starts. Ask for more time, or for less warning."

@@ -145,31 +145,3 @@ def scratch_parts(text: str) -> tuple[str, str]:
     """
     found = _SCRATCH.fullmatch(text)
     return (found["name"], found["below"]) if found else ("", text)
-
-
-def time_limit_s(time: str) -> int:
-    """Seconds of a time limit as Slurm writes it (`config.fields.SlurmTime` has checked its form).
-
-    >>> time_limit_s("1-02:00:00"), time_limit_s("90"), time_limit_s("30:00")
-    (93600, 5400, 1800)
-    """
-    days, dash, clock = time.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if dash:  # days-hours[:minutes[:seconds]]
-        hours, minutes, seconds = (*parts, 0, 0)[:3]
-    elif len(parts) == 1:  # minutes
-        hours, minutes, seconds = 0, parts[0], 0
-    else:  # [hours:]minutes:seconds
-        hours, minutes, seconds = ((0, *parts) if len(parts) == 2 else tuple(parts))[:3]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def memory_bytes(memory: str) -> int:
-    """Bytes of an amount of memory as Slurm writes it; a bare number is MiB.
-
-    >>> memory_bytes("2G")
-    2147483648
-    """
-    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    number = memory.rstrip("KMGT")
-    return int(number) * units[memory[len(number) :] or "M"]

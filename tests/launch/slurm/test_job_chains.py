@@ -58,7 +58,7 @@ def test_the_user_wins_over_earlier_steps_and_they_over_the_forecast():
     assert eta_of(None, Standing(), None) is None
 
 
-@pytest.mark.parametrize("text", ["soon", "1h", "", "-5", "1:2:3:4"])
+@pytest.mark.parametrize("text", ["soon", "1h", "", "-5", "1:2:3:4", "9" * 5000])
 def test_a_time_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="--eta is"):
         eta_of(text, Standing(), None)

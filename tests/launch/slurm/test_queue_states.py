@@ -7,7 +7,7 @@ from megatune.errors import SubmitError
 from megatune.launch.slurm.accounting import parse_accounts
 from megatune.launch.slurm.history import SubmittedJob
 from megatune.launch.slurm.jobs import JobReport, look_up
-from megatune.launch.slurm.queue import ask_queue, parse_duration_s, parse_queue
+from megatune.launch.slurm.queue import ask_queue, parse_queue
 from megatune.launch.slurm.reasons import reason_in_words
 from megatune.launch.slurm.states import Stage, job_state
 
@@ -185,21 +185,6 @@ def test_one_question_covers_all_jobs_of_a_cluster():
 def test_squeue_failing_for_another_reason_than_age_is_an_error():
     with pytest.raises(SubmitError, match="connect failure"):
         ask_queue(["7"], None, FakeSlurm(squeue=CONTROLLER_DOWN))
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("0:05", 5),
-        ("1:00:00", 3600),
-        ("2-00:00:01", 172801),
-        ("UNLIMITED", None),
-        ("INVALID", None),
-        ("", None),
-    ],
-)
-def test_durations_of_squeue_become_seconds(text: str, seconds: int | None):
-    assert parse_duration_s(text) == seconds
 
 
 def test_a_state_of_a_newer_slurm_keeps_its_name_and_claims_nothing():

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 
 from megatune.launch.slurm.lint.finding import Hit, LintFacts, Rule
-from megatune.launch.slurm.lint.parse import BatchScript, Command, Option, seconds_of
+from megatune.launch.slurm.lint.parse import BatchScript, Command, Option
+from megatune.launch.slurm.quantities import parse_limit_s
 from megatune.units import format_duration
 
 _SIGNAL = re.compile(r"(?:[BR]{1,2}:)?(?:SIG)?([A-Z0-9]+)(?:@(\d+))?", re.ASCII | re.IGNORECASE)
@@ -66,7 +67,7 @@ def _no_time(script: BatchScript, _: LintFacts) -> Iterator[Hit]:
 
 def _time_against_run(script: BatchScript, facts: LintFacts) -> Iterator[Hit]:
     option = script.option("time")
-    limit = seconds_of(option.value) if option else None
+    limit = parse_limit_s(option.value) if option else None
     goes_on = script.option("requeue") is not None or script.option("dependency") is not None
     if option and limit and facts.eta_s is not None and facts.eta_s > limit:
         source = f" ({facts.eta_source})" if facts.eta_source else ""

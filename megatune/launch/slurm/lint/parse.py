@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from megatune.launch.slurm.options import SBATCH_FLAGS, SHORT_OPTIONS
 
-_NUMBER = re.compile(r"\d+", re.ASCII)
-_CLOCK = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
-_MEMORY = re.compile(r"(\d+)([KMGT]?)B?", re.ASCII | re.IGNORECASE)
-_FACTORS = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40}
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)  # Python refuses to convert very long ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,35 +95,6 @@ def parse_script(text: str) -> BatchScript:
         option for number, line in enumerate(lines, start=1) for option in _options(line, number, first)
     ]
     return BatchScript(lines=lines, options=tuple(options), commands=commands)
-
-
-def seconds_of(value: str) -> int | None:
-    """A time limit of sbatch in seconds; None for one without an end or that is no time.
-
-    >>> seconds_of("1-02:00:00"), seconds_of("90"), seconds_of("10:30")
-    (93600, 5400, 630)
-    """
-    found = _CLOCK.fullmatch(value)
-    if not found:
-        return None
-    days, first, second, third = (None if part is None else int(part) for part in found.groups())
-    if days is not None:
-        return ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
-    if second is None:
-        return (first or 0) * 60
-    if third is None:
-        return (first or 0) * 60 + second
-    return ((first or 0) * 60 + second) * 60 + third
-
-
-def bytes_of(value: str) -> int | None:
-    """An amount of memory of sbatch in bytes; a bare number is MiB.
-
-    >>> bytes_of("4G"), bytes_of("500")
-    (4294967296, 524288000)
-    """
-    found = _MEMORY.fullmatch(value)
-    return int(found[1]) * _FACTORS[found[2].upper()] if found else None
 
 
 def without_strings(text: str) -> str:

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 
 from megatune.launch.slurm.lint.finding import Hit, LintFacts, Rule
-from megatune.launch.slurm.lint.parse import BatchScript, bytes_of
+from megatune.launch.slurm.lint.parse import BatchScript
+from megatune.launch.slurm.quantities import parse_memory_bytes
 from megatune.units import format_bytes
 
 NODE_LAUNCHERS = ("torchrun", "torch.distributed.run", "torch.distributed.launch", "accelerate", "deepspeed")
@@ -141,7 +142,7 @@ def _threads(script: BatchScript, _: LintFacts) -> Iterator[Hit]:
 
 def _memory(script: BatchScript, facts: LintFacts) -> Iterator[Hit]:
     option = script.option("mem")
-    given = bytes_of(option.value) if option else None
+    given = parse_memory_bytes(option.value) if option else None
     if option and given and facts.host_bytes_per_node and given < facts.host_bytes_per_node:
         yield Hit(
             line=option.line,
