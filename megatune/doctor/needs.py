@@ -6,9 +6,8 @@ import struct
 from pathlib import Path
 
 from megatune.config import Run
+from megatune.plan.states import ELEMENT_BYTES, optimizer_bytes
 
-_MOMENTS = {"adamw": 2, "adam": 2, "adagrad": 1, "sgd": 0}
-_FP32_BYTES = 4
 _MOST_HEADER_BYTES = 2**27
 
 
@@ -30,8 +29,7 @@ def checkpoint_bytes(run: Run, num_params: int | None) -> int | None:
     """
     if num_params is None:
         return None
-    moments = _MOMENTS[run.train.optimizer] + (run.train.optimizer == "sgd" and run.train.momentum > 0)
-    return num_params * _FP32_BYTES * (1 + moments)
+    return num_params * optimizer_bytes(run.train.optimizer, momentum=run.train.momentum)
 
 
 def host_bytes(run: Run, num_params: int | None, *, on_gpu: bool) -> int | None:
@@ -44,7 +42,7 @@ def host_bytes(run: Run, num_params: int | None, *, on_gpu: bool) -> int | None:
     states = checkpoint_bytes(run, num_params)
     if num_params is None or states is None:
         return None
-    working = num_params * 2 * (_FP32_BYTES if run.precision == "fp32" else 2)
+    working = num_params * 2 * ELEMENT_BYTES[run.precision]
     if run.parallel.disk_folder is not None:
         states = 0
     if not on_gpu or run.parallel.offload == "all":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from parity_steps import tiny_run
 from tiny_models import TINY, write_tiny_model
 
 from megatune.launch.ranks import child_environment
@@ -16,7 +17,7 @@ from megatune.model.build import build_model
 from megatune.model.heads import HeadSpec
 from megatune.model.source import open_source
 from megatune.train.verify.compare import TOLERANCES, compare
-from megatune.train.verify.model import count_params, shrunken_config, without_dropout
+from megatune.train.verify.model import bytes_per_param, count_params, shrunken_config, without_dropout
 from megatune.train.verify.trace import Trace, write_weights
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "data"))
@@ -94,6 +95,20 @@ def test_a_layout_that_is_right_passes_for_a_model_with_dropout(session_folder, 
     (note,) = answer["notes"]
     assert "attn_pdrop, resid_pdrop" in note or "resid_pdrop, attn_pdrop" in note
     assert not list((tmp_path / "run").glob(".verify-*")), "the traces are gone"
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "momentum", "expected"),
+    [
+        ("fp32", "adamw", 0.0, 16),
+        ("bf16", "adamw", 0.0, 20),
+        ("fp32", "sgd", 0.9, 12),
+        ("bf16", "sgd", 0.0, 12),
+    ],
+)
+def test_the_reference_is_counted_with_masters_and_moments(precision, optimizer, momentum, expected):
+    train = {"optimizer": optimizer, "momentum": momentum}
+    assert bytes_per_param(tiny_run("model", precision=precision, train=train)) == expected
 
 
 # Qwen3's query and key norms see only a rank's own heads; their gradients are summed over the group.

@@ -14,6 +14,7 @@ from megatune.launch.devices import available_memory_bytes
 from megatune.model.build import build_model
 from megatune.model.heads import HeadSpec
 from megatune.model.source import ModelSource
+from megatune.plan.states import optimizer_bytes
 from megatune.units import format_bytes, format_count
 
 _SHRUNKEN_LAYERS = 2
@@ -184,8 +185,8 @@ def bytes_per_param(run: Run) -> int:
 
     16 in fp32 with Adam (4 + 4 + 8), 20 in bf16 (2 + 2 + 4 + 4 + 8).
     """
-    states = {"adamw": 8, "adam": 8, "adagrad": 4, "sgd": 4 if run.train.momentum else 0}[run.train.optimizer]
-    return (12 if run.precision == "bf16" else 8) + states
+    beside_masters = 8 if run.precision == "bf16" else 4
+    return beside_masters + optimizer_bytes(run.train.optimizer, momentum=run.train.momentum)
 
 
 def count_params(source: ModelSource) -> int:
