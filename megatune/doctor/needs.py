@@ -1,25 +1,22 @@
 """What a run will need of disk and host memory, as far as its files tell. Lower bounds, never guesses."""
 
-import json
-import math
-import struct
-from pathlib import Path
-
 from megatune.config import Run
+from megatune.errors import ModelError, PlanError
+from megatune.plan.model_config import read_model_config
+from megatune.plan.question import class_head_of
 from megatune.plan.states import ELEMENT_BYTES, optimizer_bytes
+from megatune.plan.weights import count_model
 
-_MOST_HEADER_BYTES = 2**27
 
+def num_params_of(run: Run) -> int | None:
+    """Parameters of the run's model, by its config.json; None where the planner does not know such a model.
 
-def count_stored_params(folder: Path) -> int | None:
-    """Elements of all tensors in the safetensors files of `folder`, from their headers; None without any.
-
-    The header is described at github.com/huggingface/safetensors#format.
+    Of a classifier head whose labels only the rows tell, the fewest that there can be.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    counts = [_elements(file) for file in files]
-    known = [count for count in counts if count is not None]
-    return sum(known) if known and len(known) == len(files) else None
+    try:
+        return count_model(read_model_config(run), class_head_of(run)).num_params
+    except (ModelError, PlanError):
+        return None  # `train` says so; here the size is unknown
 
 
 def checkpoint_bytes(run: Run, num_params: int | None) -> int | None:
@@ -48,16 +45,3 @@ def host_bytes(run: Run, num_params: int | None, *, on_gpu: bool) -> int | None:
     if not on_gpu or run.parallel.offload == "all":
         return states + working
     return 0 if run.parallel.offload == "none" else states
-
-
-def _elements(file: Path) -> int | None:
-    with file.open("rb") as content:
-        prefix = content.read(8)
-        header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        header = content.read(header_bytes) if 0 < header_bytes < _MOST_HEADER_BYTES else b""
-    try:
-        tensors = json.loads(header)
-    except ValueError:
-        return None  # damaged: `train` says so; here the size is unknown
-    shapes = [entry["shape"] for name, entry in tensors.items() if name != "__metadata__"]
-    return sum(math.prod(map(int, shape)) for shape in shapes)

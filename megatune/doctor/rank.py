@@ -18,7 +18,7 @@ from megatune.config import Run, load_run
 from megatune.doctor.climb import FirstRank, follow
 from megatune.doctor.exchange import PortTakenError, open_exchange
 from megatune.doctor.mpi_gather import HostFacts, find_rank
-from megatune.doctor.needs import checkpoint_bytes, count_stored_params, host_bytes
+from megatune.doctor.needs import checkpoint_bytes, host_bytes, num_params_of
 from megatune.doctor.pairs import points, split_kinds
 from megatune.doctor.place import Place, Setting
 from megatune.doctor.rungs import VERSIONS
@@ -110,7 +110,7 @@ def setting_of(request: Request, device: torch.device) -> Setting:
     run = request.run
     if run is None:
         return Setting(folder=Path(), asked_nodes=request.nodes)
-    num_params = count_stored_params(Path(run.model.model_name_or_path))
+    num_params = num_params_of(run)
     return Setting(
         folder=Path(run.train.output_dir),
         has_run=True,
