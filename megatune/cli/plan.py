@@ -69,18 +69,15 @@ def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None
         assert given.chosen is not None, "refused by the callee"
         chosen = given.chosen
     slurm = run.slurm
-    num_steps, uncounted = steps_of_run(run, chosen.layout.global_sequences)
     ahead = forecast(
         question,
         chosen,
-        num_steps=num_steps,
+        num_steps=steps_of_run(run, chosen.layout.global_sequences),
         limit_s=parse_limit_s(slurm.time) if slurm and slurm.time else None,
         reserve_s=slurm.signal_delay_s if slurm else 0,
         price_per_gpu_hour=options.price_per_gpu_hour,
     )
     answer = plan_answer(question, chosen, found, ahead) | ({} if given is None else given.as_object())
-    if uncounted is not None and chosen.step_s is not None:
-        answer["notes"].append(uncounted)
     lines = [] if given is None else given.lines()
     show(answer, *plan_views(answer, question, chosen, found, lines), as_json=options.as_json)
     if not chosen.ledger.fits:

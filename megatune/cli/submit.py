@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
+from megatune.cli.plan_steps import steps_of_run
 from megatune.cli.submit_plan import plan_lines
 from megatune.errors import ConfigError, PlanError, SubmitError
 from megatune.launch.measurements import measured_for
@@ -29,7 +30,6 @@ from megatune.launch.slurm.submit import (
     submit_jobs,
     without_requeue,
 )
-from megatune.plan.rates import Measured
 from megatune.report.standing import Standing
 from megatune.report.tables import show
 
@@ -98,10 +98,7 @@ def prepare_submission(run_file: Path | None, overrides: list[str], options: Sub
         _tell(notice)
     request = _request(runs, options.array[0] if options.array else run_file or Path())
     known = standing_of(RunFolder(runs[0].folder).metrics) if len(runs) == 1 else Standing()
-    seen = [
-        preview(run.loaded, request, measured=_measured(run, request), num_steps=known.total_steps)
-        for run in runs
-    ]
+    seen = [_seen(run, request, known) for run in runs]
     # The runs of an array are jobs of their own: their first one's forecast says nothing of the others.
     planned_s = seen[0].left_s(known.step or 0) if len(runs) == 1 else None
     eta = eta_of(options.eta, known, planned_s)
@@ -161,6 +158,15 @@ def _request(runs: list[RunToSubmit], run_file: Path) -> JobRequest:
     return join_requests(requests)
 
 
+def _seen(run: RunToSubmit, request: JobRequest, known: Standing) -> Preview:
+    def count_steps(sequences: int) -> int | None:
+        return steps_of_run(run.loaded.run, sequences) or known.total_steps
+
+    device = request.gpus.name if request.gpus else "cpu"
+    measured = measured_for(run.loaded.run, device=device)
+    return preview(run.loaded, request, measured=measured, count_steps=count_steps)
+
+
 def _facts(
     run: RunToSubmit, request: JobRequest, known: Standing, eta: Eta | None, seen: Preview
 ) -> LintFacts:
@@ -177,11 +183,6 @@ def _facts(
         eta_source=eta.source if eta else None,
         grace_s=request.signal_delay_s or None,
     )
-
-
-def _measured(run: RunToSubmit, request: JobRequest) -> Measured:
-    device = request.gpus.name if request.gpus else "cpu"
-    return measured_for(run.loaded.run, device=device)
 
 
 def _refuse(submission: Submission) -> None:

@@ -2,6 +2,7 @@
 
 from megatune.launch.slurm.preview import Planned, Preview
 from megatune.plan.answer import fits
+from megatune.plan.forecast import STEPS_NEED
 from megatune.plan.search import why_too_big
 from megatune.units import format_bytes, format_count, format_duration
 
@@ -35,7 +36,7 @@ def _planned_lines(seen: Preview, planned: Planned) -> list[str]:
     rate = judged.tokens_per_second_per_device * seen.request.num_ranks
     whole = format_duration(seen.total_s)
     if seen.num_steps is None:
-        whole = "n/a (train.max_steps is not set)"
+        whole = f"n/a (it needs {STEPS_NEED})"
     return [
         *lines,
         f"step time: {judged.step_s:.3g} s, {rate:,.0f} tokens/s (the planner's forecast)",

@@ -33,8 +33,8 @@ class PlannedRun:
     why_not: str
     """Why the planner says nothing of it; "" when it does."""
 
-    def as_object(self) -> dict[str, Any]:
-        """What plan.json holds."""
+    def as_object(self, num_steps: int) -> dict[str, Any]:
+        """What plan.json holds of a run of so many steps."""
         chosen = {key: value_of(self.loaded.run, key) for key in self.choice.keys} if self.choice else {}
         planned = {"chosen": chosen, "why": self.choice.why if self.choice else None}
         if self.question is None or self.judged is None:
@@ -42,7 +42,7 @@ class PlannedRun:
         ahead = forecast(
             self.question,
             self.judged,
-            num_steps=self.loaded.run.train.max_steps,
+            num_steps=num_steps,
             limit_s=None,
             reserve_s=0,
             price_per_gpu_hour=None,

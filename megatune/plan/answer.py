@@ -5,7 +5,7 @@ from typing import Any
 
 from megatune.plan.assess import Assessment, Question
 from megatune.plan.families import why_never_cut
-from megatune.plan.forecast import Forecast
+from megatune.plan.forecast import STEPS_NEED, Forecast
 from megatune.plan.search import Found, pareto_front
 from megatune.plan.snapshot import MOST_OF_AVAILABLE
 from megatune.plan.step_time import Phases
@@ -32,7 +32,7 @@ def plan_answer(question: Question, chosen: Assessment, found: Found, ahead: For
         "time": time_values(chosen),
         "forecast": asdict(ahead),
         "fits": fits(chosen),
-        "notes": notes(question, chosen),
+        "notes": [*notes(question, chosen), *_about_steps(chosen, ahead)],
         "reasons": reasons(chosen, found),
         "rejected": [{"layout": one.layout, "reason": one.reason} for one in found.rejected_beside(chosen)],
         "skipped": found.skipped,
@@ -83,6 +83,11 @@ def notes(question: Question, chosen: Assessment) -> list[str]:
     if never_cut:
         found.append(f"the model trains with tp_size 1: {never_cut}.")
     return [*found, *saves_notes(question, chosen)]
+
+
+def _about_steps(chosen: Assessment, ahead: Forecast) -> list[str]:
+    is_missing = ahead.num_steps is None and chosen.step_s is not None
+    return [f"no whole-run figures: they need {STEPS_NEED}."] if is_missing else []
 
 
 def saves_notes(question: Question, chosen: Assessment) -> list[str]:

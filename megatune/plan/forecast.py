@@ -5,6 +5,12 @@ from dataclasses import dataclass
 
 from megatune.plan.assess import Assessment, Question
 
+STEPS_NEED = (
+    "train.max_steps, or prepared data (megatune prepare with this run file), which are recognised where model and "
+    "data are files here"
+)
+"""What tells how many steps a run has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:

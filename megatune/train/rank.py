@@ -98,8 +98,9 @@ def _train_rank(
     )
     run = loaded.run
     batch, ds_config = lay_out(run, rank.world_size, sizes)
-    if planned is not None:
-        write_run_folder(folder, planned, ds_config)
+    if planned is not None and prepared is not None:
+        num_steps = total_steps(run, prepared.train.num_rows, batch.global_sequences)
+        write_run_folder(folder, planned, ds_config, num_steps)
     world = make_world(run.parallel.tp_size, device, timeout_s=run.launch.timeout_s)
     inputs = _share_inputs(run, prepared, rank, world)
     place = find_place(rank, own_slurm_job(), world)
@@ -366,10 +367,12 @@ def _export(run: Run, loop: TrainingLoop, folder: RunFolder, reporter: Reporter,
         reporter.note(f"exported {folder.export}")
 
 
-def write_run_folder(folder: RunFolder, planned: PlannedRun, ds_config: dict[str, object]) -> None:
+def write_run_folder(
+    folder: RunFolder, planned: PlannedRun, ds_config: dict[str, object], num_steps: int
+) -> None:
     """The files that say what this run is."""
     folder.create()
     folder.write_text_atomic(folder.run_file.name, resolved_yaml(planned.loaded))
-    folder.write_text_atomic(folder.plan.name, to_json(planned.as_object()) + "\n")
+    folder.write_text_atomic(folder.plan.name, to_json(planned.as_object(num_steps)) + "\n")
     folder.write_text_atomic(folder.ds_config.name, to_json(ds_config) + "\n")
     folder.write_text_atomic(folder.environment.name, environment_report())

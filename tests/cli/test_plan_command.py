@@ -227,6 +227,28 @@ def test_steps_are_counted_from_prepared_data(run_file, tiny_gpt2, rows_file):
     assert not any("megatune prepare" in note for note in after["notes"])
 
 
+def test_submit_forecasts_the_whole_run_as_plan_does(run_file, tiny_gpt2, rows_file, tmp_path):
+    (tmp_path / "site.yaml").write_text("gpu: h100-80gb\n")
+    options = ("train.max_steps=null", "train.num_train_epochs=3", "precision=bf16", "slurm.nodes=1",
+               "slurm.gpus_per_node=1", f"slurm.site={tmp_path}/site.yaml", "slurm.time=01:00:00",
+               "slurm.cpus_per_task=4")  # fmt: skip
+    newest = max(path.stat().st_ctime for path in (rows_file, *tiny_gpt2.iterdir()))
+    time.sleep(max(0.0, newest + 2.1 - time.time()))
+    before = megatune("submit", run_file, *options, "--dry-run")
+    assert "whole run: n/a (it needs train.max_steps, or prepared data" in before.text
+    unknown = answer(megatune("submit", run_file, *options, "--dry-run", "--json"))["plan"]
+    assert any("no whole-run figures" in note for note in unknown["notes"])
+
+    assert megatune("prepare", run_file, *options).code == 0
+    planned = answer(megatune("plan", run_file, *options, "--gpu", "h100-80gb", "--json"))
+    submitted = answer(megatune("submit", run_file, *options, "--dry-run", "--json"))["plan"]
+
+    assert submitted["forecast"] == planned["forecast"]
+    assert submitted["forecast"]["total_s"] > 0
+    chained = megatune("submit", run_file, *options, "--dry-run", "--chain", "auto")
+    assert "by the planner's forecast" in chained.text
+
+
 def test_without_steps_a_note_says_what_is_missing(planned):
     done = megatune("plan", planned, "train.max_steps=null", "--gpu", "a100-40gb")
     assert done.code == 0, done.text

@@ -63,6 +63,14 @@ def test_the_plan_is_kept_beside_it(run_dir: Path) -> None:
     )
 
 
+def test_the_plan_counts_the_steps_of_epochs(worlds: Worlds, session_folder: Path, tmp_path: Path) -> None:
+    model = write_model_with_tokenizer(session_folder, "llama")
+    run_file = write_run(tmp_path / "run.yaml", model, train={"num_train_epochs": 0.2})
+    assert set(worlds.run(2, train, str(run_file), [])) == {0}
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    assert plan["forecast"]["num_steps"] == len(metrics_of(tmp_path / "run", "step")) > 0
+
+
 def test_model_states_are_what_was_planned_byte_for_byte(run_dir: Path) -> None:
     found = compare(read_metrics(run_dir / "metrics.jsonl"))
     assert found is not None

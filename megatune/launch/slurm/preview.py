@@ -1,5 +1,6 @@
 """What a job will train, as far as a login node can say: ranks, batch, and the planner's memory and times."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ from megatune.plan.validity import refuse_untrainable
 
 _HELD_ON_CPU = ("weights", "gradients", "optimizer", "shared_memory", "framework", "snapshot")
 """What a rank without a GPU holds at the very least; the rest of its ledger is of one moment."""
+
+CountSteps = Callable[[int], int | None]
+"""Steps of the whole run with so many sequences a step; None where nobody has counted them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +112,12 @@ def preview(
     request: JobRequest,
     *,
     measured: Measured | None = None,
-    num_steps: int | None = None,
+    count_steps: CountSteps,
 ) -> Preview:
     """What `loaded` will be on the nodes of `request`; what it leaves open is filled in as the job will do it.
 
-    measured: by the doctor and by runs, where the job goes. num_steps: of the whole run, where an earlier start
-    has counted them. Raises ConfigError for a layout that the job would refuse, as a degree the model cannot be cut to.
+    measured: by the doctor and by runs, where the job goes. count_steps: gives the steps of the whole run.
+    Raises ConfigError for a layout that the job would refuse, as a degree the model cannot be cut to.
     """
     machine = machine_of(request, measured or Measured())
     question, why_not = _ask(loaded.run, machine)
@@ -135,7 +139,7 @@ def preview(
         accumulation=layout.accumulation,
         sequences_per_step=sequences,
         tokens_per_step=sequences * run.data.max_seq_length,
-        num_steps=run.train.max_steps or num_steps,
+        num_steps=count_steps(sequences),
         choice=choice,
         planned=planned,
         why_not=why_not,
