@@ -3,14 +3,12 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
 from megatune.launch.processes import signal_name
-from megatune.launch.watch import STOP_SIGNALS
-
-# One Ctrl-C may arrive twice: from the terminal and passed on by a wrapper such as `uv run`.
-_REPEAT_S = 1.0
+from megatune.launch.signals import REPEAT_S, STOP_SIGNALS, take_signals
 
 
 class CutOff(BaseException):
@@ -27,28 +25,22 @@ class CutOffSignals:
         self.received: str | None = None
         """The first signal, as `SIGTERM`."""
         self._received_at = 0.0
-        self._before: dict[int, object] = {}
+        self._give_back: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
-        known = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        self._before = {
-            number: before for number, before in known.items() if before not in (signal.SIG_IGN, None)
-        }
-        for number in self._before:
-            signal.signal(number, self._note)
+        self._give_back = take_signals(STOP_SIGNALS, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what getsignal() gave, signal() takes
+        self._give_back()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.received is None:
             self.received, self._received_at = signal_name(number), time.monotonic()
             raise CutOff(self.received)
-        if time.monotonic() - self._received_at > _REPEAT_S:
+        if time.monotonic() - self._received_at > REPEAT_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

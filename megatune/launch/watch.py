@@ -12,13 +12,10 @@ from types import FrameType
 from typing import Generic, Protocol, TypeVar
 
 from megatune.launch.processes import signal_name
+from megatune.launch.signals import REPEAT_S, STOP_SIGNALS, take_signals
 
 _TICK_S = 0.1
-# One Ctrl-C may arrive twice: from the terminal and passed on by a wrapper such as `uv run`.
-_REPEAT_S = 1.0
 _DRAIN_S = 0.5
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""What asks a job to save and stop."""
 _PASSED_ON_AS = {signal.SIGHUP: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR2}  # NCCL may catch USR1
 
 
@@ -153,16 +150,11 @@ class Watch(Generic[AnyMember]):
     @contextmanager
     def signals_noted(self) -> Iterator[None]:
         """Take signals while the block runs; those that are ignored (nohup, `&`) stay ignored."""
-        before = {signum: signal.getsignal(signum) for signum in (*STOP_SIGNALS, signal.SIGWINCH)}
-        for signum, handler in before.items():
-            if handler not in (signal.SIG_IGN, None):
-                signal.signal(signum, self.note_signal)
+        give_back = take_signals((*STOP_SIGNALS, signal.SIGWINCH), self.note_signal)
         try:
             yield
         finally:
-            for signum, handler in before.items():
-                if handler is not None:
-                    signal.signal(signum, handler)
+            give_back()
 
     def _pump(self, wait_s: float) -> bool:
         """Take what is there, waiting up to `wait_s` for some. False when none will come."""
@@ -197,7 +189,7 @@ class Watch(Generic[AnyMember]):
                 self.stop_signal, self._stopped_at = signum, time.monotonic()
                 for member in self._running():
                     member.stop(signum)
-            elif time.monotonic() > self._stopped_at + _REPEAT_S:
+            elif time.monotonic() > self._stopped_at + REPEAT_S:
                 self.give_up(f"killed by a second signal ({signal_name(signum)}); what was not saved is lost")
 
     def _end_after_failure(self) -> None:

@@ -15,39 +15,37 @@ from megatune.config import path_override
 from megatune.launch.processes import kill_group, module_command, start_process
 from megatune.launch.ranks import child_environment
 from megatune.launch.run_folder import RunFolder
+from megatune.launch.signals import REPEAT_S, STOP_SIGNALS, take_signals
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _TICK_S = 0.05
 
 
 class StopSignals:
-    """Notes SIGINT, SIGTERM and SIGUSR2 while it is entered: the first asks to stop, a second to stop at once."""
+    """Notes stop signals while it is entered: the first asks to stop, a second one a moment later to stop at once."""
 
     def __init__(self) -> None:
-        self.received: list[int] = []
-        self._before: dict[int, object] = {}
+        self._asked_at = math.inf
+        self._give_back: Callable[[], None] = lambda: None
+        self.at_once = False
 
     @property
     def asked(self) -> bool:
-        return bool(self.received)
-
-    @property
-    def at_once(self) -> bool:
-        return len(self.received) > 1
+        return self._asked_at < math.inf
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._give_back = take_signals(STOP_SIGNALS, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() gave, it takes
+        self._give_back()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.received.append(number)
+        del number, frame
+        now = time.monotonic()
+        self.at_once |= now > self._asked_at + REPEAT_S
+        self._asked_at = min(self._asked_at, now)
 
 
 @dataclass(frozen=True, kw_only=True)

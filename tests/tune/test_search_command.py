@@ -39,7 +39,7 @@ def test_a_search_that_was_stopped_goes_on_and_a_diverged_trial_is_a_result(sear
     with subprocess.Popen(searched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
         while first.poll() is None and not (metrics.exists() and metrics_of(metrics.parent, "step")):
             time.sleep(0.05)
-        first.send_signal(signal.SIGTERM)
+        first.send_signal(signal.SIGHUP)
         told = first.communicate()[1]
     assert first.returncode == 75, told
     assert "the same command goes on" in told
