@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from megatune.checkpoint.layout import MANIFEST, MODEL_FOLDER, TRAINING, read_json, step_of
+from megatune.checkpoint.layout import MODEL_FOLDER, TRAINING, read_json
 from megatune.checkpoint.manifest import read_manifest, why_incomplete
 from megatune.files import sync_folder, write_text_atomic
+from megatune.launch.checkpoints import MANIFEST, step_of
 
 _UNFINISHED = re.compile(r"step-\d{8}(\.old)?\.tmp")
 _OLD = ".old.tmp"

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from megatune.checkpoint.agreement import Agreement, Outcome, attempt
-from megatune.checkpoint.layout import folder_name
 from megatune.checkpoint.manifest import FileEntry
 from megatune.checkpoint.snapshot import HostCopy
 from megatune.checkpoint.write import (
@@ -29,6 +28,7 @@ from megatune.checkpoint.write import (
 )
 from megatune.engine.state import RankState
 from megatune.engine.world import World
+from megatune.launch.checkpoints import folder_name
 
 
 class _Act:

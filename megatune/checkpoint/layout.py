@@ -11,18 +11,15 @@ No file is a pickle: reading a checkpoint runs no code from it.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatune.errors import CheckpointError
 
-MANIFEST = "manifest.json"
 TRAINING = "training.json"
 WEIGHTS = "weights.json"
 MODEL_FOLDER = "model"
-_NAME = re.compile(r"step-(\d{8})", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +43,9 @@ class Layout:
         return f"dp={self.data_parallel} x tp={self.tensor_parallel}"
 
 
-def folder_name(step: int) -> str:
-    """The folder of the checkpoint after `step` steps."""
-    return f"step-{step:08d}"
-
-
 def rank_file(rank: int, suffix: str) -> str:
     """File name of one rank, `suffix` without the dot."""
     return f"rank-{rank:05d}.{suffix}"
-
-
-def step_of(folder: Path) -> int | None:
-    """The step in a checkpoint folder's name; None for anything else."""
-    match = _NAME.fullmatch(folder.name)
-    return int(match.group(1)) if match else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

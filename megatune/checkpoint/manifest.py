@@ -13,17 +13,9 @@ from typing import Any
 
 import xxhash
 
-from megatune.checkpoint.layout import (
-    MANIFEST,
-    MODEL_FOLDER,
-    TRAINING,
-    WEIGHTS,
-    Layout,
-    parse_json,
-    rank_file,
-    step_of,
-)
+from megatune.checkpoint.layout import MODEL_FOLDER, TRAINING, WEIGHTS, Layout, parse_json, rank_file
 from megatune.errors import CheckpointError
+from megatune.launch.checkpoints import MANIFEST, step_of
 
 SCHEMA = 3
 _MAX_BYTES = 2**28

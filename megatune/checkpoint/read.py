@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatune.checkpoint.folders import whole_and_passed_over
-from megatune.checkpoint.layout import MANIFEST, TRAINING, WEIGHTS, Layout, read_json, step_of
+from megatune.checkpoint.layout import TRAINING, WEIGHTS, Layout, read_json
 from megatune.checkpoint.manifest import Manifest, read_manifest, why_incomplete
 from megatune.checkpoint.rng import restore_rng
 from megatune.checkpoint.saved_state import SavedPieces
@@ -14,6 +14,7 @@ from megatune.checkpoint.verify import damage
 from megatune.checkpoint.weights_index import WeightEntry
 from megatune.engine.world import World
 from megatune.errors import CheckpointError, ResumeError
+from megatune.launch.checkpoints import finished, step_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,7 @@ def find_checkpoint(checkpoints: Path, resume: str, world: World) -> tuple[Found
 
 def _something_was_saved(checkpoints: Path, world: World) -> bool:
     """Whether a checkpoint was ever finished here: starting anew is then nothing to do without being asked."""
-    return world.first_rank(
-        lambda: any((path / MANIFEST).is_file() for path in checkpoints.glob("step-????????"))
-    )
+    return world.first_rank(lambda: bool(finished(checkpoints)))
 
 
 def _the_one(folder: Path, world: World) -> Found:

@@ -17,7 +17,7 @@ import torch
 import xxhash
 
 from megatune.checkpoint.folders import put_in_place
-from megatune.checkpoint.layout import MANIFEST, MODEL_FOLDER, TRAINING, WEIGHTS, rank_file
+from megatune.checkpoint.layout import MODEL_FOLDER, TRAINING, WEIGHTS, rank_file
 from megatune.checkpoint.manifest import FileEntry, Manifest, render_manifest
 from megatune.checkpoint.read import layout_of
 from megatune.checkpoint.rng import rng_scalars, rng_tensors
@@ -26,6 +26,7 @@ from megatune.engine.state import WEIGHT, RankState
 from megatune.engine.world import World
 from megatune.errors import CheckpointError, SaveError
 from megatune.files import make_folder, sync_folder
+from megatune.launch.checkpoints import MANIFEST
 from megatune.units import format_bytes
 
 Json = Mapping[str, Any]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from megatune.checkpoint.folders import best_of, prunable, prune, whole_and_passed_over
-from megatune.checkpoint.layout import MANIFEST, step_of
 from megatune.checkpoint.manifest import read_manifest
 from megatune.checkpoint.verify import verify_checkpoint
 from megatune.errors import DataError
+from megatune.launch.checkpoints import MANIFEST, finished
 from megatune.launch.run_folder import RunFolder
 from megatune.report.tables import render_table, show
 from megatune.units import format_bytes
@@ -59,7 +59,7 @@ def _describe(folder: Path, best: Path | None) -> dict[str, Any]:
 
 def verify_checkpoints(path: Path, *, as_json: bool) -> int:
     """Print what is wrong with a checkpoint, or with each of a run. Returns 1 when something is, else 0."""
-    folders = [path] if (path / MANIFEST).is_file() else _finished(_checkpoints_of(path))
+    folders = [path] if (path / MANIFEST).is_file() else sorted(finished(_checkpoints_of(path)))
     found = [verify_checkpoint(folder) for folder in folders]
     broken = any(each.problems for each in found)
     rows = [
@@ -99,13 +99,6 @@ def prune_checkpoints(run: Path, *, keep: int, dry_run: bool, as_json: bool) -> 
     }
     line = f"{len(removed)} checkpoints {words}, {format_bytes(num_bytes)}"
     show(answer, *([render_table(rows)] if rows else []), line, as_json=as_json)
-
-
-def _finished(checkpoints: Path) -> list[Path]:
-    """Every folder with a checkpoint's name that was finished once, the damaged among them."""
-    return sorted(
-        path for path in checkpoints.iterdir() if step_of(path) is not None and (path / MANIFEST).is_file()
-    )
 
 
 def _checkpoints_of(run: Path) -> Path:

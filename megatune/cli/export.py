@@ -48,7 +48,7 @@ def model_folder(model: Path) -> Iterator[Path]:
 def find_source(source: Path) -> Path:
     """The checkpoint folder that `source` is, or the newest whole one of the run folder that it is."""
     from megatune.checkpoint.folders import newest_whole
-    from megatune.checkpoint.layout import MANIFEST
+    from megatune.launch.checkpoints import MANIFEST
 
     if (source / MANIFEST).is_file():
         return source

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from megatune.launch.checkpoints import newest_saved_step
 from megatune.launch.flight_recorder import ask_for_trace
 from megatune.launch.hang import judge_hang, write_crash_bundle
 from megatune.launch.heartbeat import ENDED, Heart, limit_of, read_beats
 from megatune.launch.processes import STOPPED_BUT_SAVED
-from megatune.launch.progress import newest_saved_step
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.stacks import read_stacks, stack_path, write_own_stacks
 

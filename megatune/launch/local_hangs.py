@@ -5,11 +5,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatune.launch.checkpoints import newest_saved_step
 from megatune.launch.flight_recorder import ask_for_trace, traces
 from megatune.launch.hang import Hang, judge_hang, write_crash_bundle
 from megatune.launch.heartbeat import StillnessWatch, forget_beats, read_beats
 from megatune.launch.processes import STOPPED_BUT_SAVED, RankProcess
-from megatune.launch.progress import newest_saved_step
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.stacks import STACK_SIGNAL, read_stacks
 from megatune.launch.verdict import RanksResult

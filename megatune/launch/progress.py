@@ -4,17 +4,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from megatune.launch.checkpoints import newest_saved_step
 from megatune.launch.processes import GOOD_ENDS
 from megatune.launch.verdict import RanksResult
 
-_WHOLE = "manifest.json"  # written last into a checkpoint folder
 _USER_ERROR = 2
-
-
-def newest_saved_step(checkpoints: Path) -> int:
-    """The step of the newest whole checkpoint; -1 without any."""
-    folders = (path.parent.name for path in checkpoints.glob(f"step-????????/{_WHOLE}"))
-    return max((int(name.removeprefix("step-")) for name in folders), default=-1)
 
 
 def run_with_restarts(

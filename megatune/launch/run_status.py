@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from megatune.launch.checkpoints import MANIFEST, folder_name, newest_saved_step
 from megatune.launch.digest import Digest, digest_run
 from megatune.launch.processes import STOPPED_BUT_SAVED
-from megatune.launch.progress import newest_saved_step
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.command import Call, call
 from megatune.launch.slurm.history import SubmittedJob, jobs_of
@@ -20,7 +20,6 @@ from megatune.report.standing import Standing, standing
 
 FINISHED, SAVED = "FINISHED", "SAVED"
 """States of a run without a job that its own stop record tells: all steps done; stopped early and saved."""
-_WHOLE = "manifest.json"  # written last into a checkpoint folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +198,7 @@ def _status(
     step, saved_at = saved[-1] if saved else (None, None)
     newest = newest_saved_step(folder.checkpoints)
     if newest > (-1 if step is None else step):  # its ranks were killed before they told
-        step, saved_at = newest, _written_at(folder.checkpoints / f"step-{newest:08d}" / _WHOLE)
+        step, saved_at = newest, _written_at(folder.checkpoints / folder_name(newest) / MANIFEST)
     found = RunStatus(
         folder=folder,
         jobs=tuple(reports[job] for job in jobs),
@@ -229,7 +228,7 @@ def _digest(status: RunStatus) -> Digest | None:
 
 
 def _is_whole(checkpoints: Path, step: int) -> bool:
-    return (checkpoints / f"step-{step:08d}" / _WHOLE).is_file()
+    return (checkpoints / folder_name(step) / MANIFEST).is_file()
 
 
 def _written_at(path: Path) -> datetime:

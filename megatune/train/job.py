@@ -11,6 +11,7 @@ from megatune.data.quality_picture import draw_or_tell
 from megatune.engine.accelerator import refuse_missing_toolkit, refuse_unusable_gpus
 from megatune.engine.world import check_degrees
 from megatune.errors import ConfigError
+from megatune.launch.checkpoints import newest_saved_step
 from megatune.launch.devices import count_gpus, ranks_here
 from megatune.launch.extensions import ensure_built, extension_folder, needed_ops
 from megatune.launch.fork_server import rank_starts
@@ -19,7 +20,7 @@ from megatune.launch.local import run_ranks
 from megatune.launch.local_hangs import HangRule
 from megatune.launch.planned_run import plan_start
 from megatune.launch.processes import Start, module_command
-from megatune.launch.progress import newest_saved_step, run_with_restarts
+from megatune.launch.progress import run_with_restarts
 from megatune.launch.ranks import extension_environment
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.verdict import RanksResult

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatune.checkpoint.folders import prune, remove_unfinished, set_aside_newer, write_hint
-from megatune.checkpoint.layout import folder_name
 from megatune.checkpoint.read import Found, find_checkpoint, layout_of, open_state, restore_generators
 from megatune.checkpoint.weights_index import describe_weights
 from megatune.checkpoint.write import Shared
 from megatune.config import BatchShape, Run
 from megatune.data.prepared import PreparedSet
 from megatune.engine.base import TrainingEngine
+from megatune.launch.checkpoints import folder_name
 from megatune.launch.run_folder import RunFolder
 from megatune.report.records import ResumeRecord
 from megatune.tasks.scores import greater_is_better

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch.distributed as dist
 from killed_writers import LAYOUT, WRITERS, Writer, rank_world
 
-from megatune.checkpoint.layout import MANIFEST
 from megatune.engine.world import single_world
+from megatune.launch.checkpoints import MANIFEST
 
 READY, SAVED, TENDED = b"R", b"S", b"T"
 _RECORD_BYTES = 9

@@ -13,7 +13,7 @@ from written_checkpoints import KINDS, SMALL, piece
 
 from megatune.checkpoint import folders
 from megatune.checkpoint.in_flight import SaveInFlight, save_checkpoint
-from megatune.checkpoint.layout import TRAINING, Layout, folder_name, rank_file, read_json, step_of
+from megatune.checkpoint.layout import TRAINING, Layout, rank_file, read_json
 from megatune.checkpoint.read import find_checkpoint
 from megatune.checkpoint.saved_state import SavedPieces
 from megatune.checkpoint.snapshot import HostCopy
@@ -22,6 +22,7 @@ from megatune.checkpoint.weights_index import WeightEntry
 from megatune.checkpoint.write import Shared
 from megatune.engine.state import RankState
 from megatune.engine.world import World, single_world
+from megatune.launch.checkpoints import folder_name, step_of
 from megatune.model.collectives import TensorGroup
 
 KEEP = 2

@@ -13,13 +13,14 @@ import xxhash
 from written_checkpoints import SMALL, whole, write_checkpoint
 
 from megatune.checkpoint import saved_state
-from megatune.checkpoint.layout import MANIFEST, Layout
+from megatune.checkpoint.layout import Layout
 from megatune.checkpoint.manifest import why_incomplete
 from megatune.checkpoint.read import Found, find_checkpoint, open_state
 from megatune.checkpoint.rng import restore_rng
 from megatune.checkpoint.verify import verify_checkpoint
 from megatune.engine.world import single_world
 from megatune.errors import CheckpointError, MegatuneError
+from megatune.launch.checkpoints import MANIFEST
 
 FOUR_RANKS = Layout(data_parallel=2, tensor_parallel=2)
 WEIGHTS = {name: entry.to_json() for name, entry in SMALL.items()}

@@ -14,7 +14,7 @@ from tiny_runs import metrics_of, train, write_model_with_tokenizer, write_run
 from worlds import TestWorld, Worlds
 
 from megatune.checkpoint.folders import newest_whole
-from megatune.checkpoint.layout import step_of
+from megatune.launch.checkpoints import step_of
 
 pytestmark = [pytest.mark.world, pytest.mark.timeout(1200)]
 

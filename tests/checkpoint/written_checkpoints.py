@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 import xxhash
 
-from megatune.checkpoint.layout import MANIFEST, TRAINING, WEIGHTS, Layout, folder_name, rank_file
+from megatune.checkpoint.layout import TRAINING, WEIGHTS, Layout, rank_file
 from megatune.checkpoint.manifest import FileEntry, Manifest, render_manifest
 from megatune.checkpoint.rng import rng_scalars, rng_tensors
 from megatune.checkpoint.stream import write_tensor_file
 from megatune.checkpoint.weights_index import WeightEntry
+from megatune.launch.checkpoints import MANIFEST, folder_name
 from megatune.plan.shards import Cut, Segment
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")

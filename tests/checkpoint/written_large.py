@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from megatune.checkpoint.layout import MANIFEST, MODEL_FOLDER, TRAINING, WEIGHTS, Layout, rank_file
+from megatune.checkpoint.layout import MODEL_FOLDER, TRAINING, WEIGHTS, Layout, rank_file
 from megatune.checkpoint.manifest import FileEntry, Manifest, render_manifest
 from megatune.checkpoint.reshard import Placement
 from megatune.checkpoint.stream import TensorFile, TensorPlan
 from megatune.checkpoint.weights_index import WeightEntry
 from megatune.files import hash_file
+from megatune.launch.checkpoints import MANIFEST
 from megatune.plan.shards import Cut, Segment
 
 _SIDE = 3072

@@ -8,9 +8,10 @@ import pytest
 from launcher_process import Launcher, is_alive, wait_until
 
 from megatune.engine import meeting
+from megatune.launch.checkpoints import newest_saved_step
 from megatune.launch.hang import judge_hang
 from megatune.launch.heartbeat import Beat, StillnessWatch, read_beat
-from megatune.launch.progress import newest_saved_step, run_with_restarts
+from megatune.launch.progress import run_with_restarts
 from megatune.launch.verdict import RanksResult
 
 LIMIT_S = 2.0

@@ -17,20 +17,13 @@ from megatune.checkpoint.convert.foreign import ForeignState
 from megatune.checkpoint.convert.generators import scalars_of, tensors_of
 from megatune.checkpoint.convert.target_model import TargetModel, match_names
 from megatune.checkpoint.folders import put_in_place
-from megatune.checkpoint.layout import (
-    MANIFEST,
-    MODEL_FOLDER,
-    TRAINING,
-    WEIGHTS,
-    Layout,
-    folder_name,
-    rank_file,
-)
+from megatune.checkpoint.layout import MODEL_FOLDER, TRAINING, WEIGHTS, Layout, rank_file
 from megatune.checkpoint.manifest import FileEntry, Manifest, render_manifest
 from megatune.checkpoint.stream import TensorFile, TensorPlan
 from megatune.engine.state import WEIGHT
 from megatune.errors import CheckpointError, ConvertError
 from megatune.files import hash_file, sync_folder
+from megatune.launch.checkpoints import MANIFEST, folder_name
 from megatune.units import format_bytes
 
 _PACKAGES = ("megatune", "torch", "transformers")
