@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +16,7 @@ from megatune.bench.rounds import Result, name_of
 from megatune.bench.suite import Suite
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
-from megatune.launch.devices import count_cpus, count_gpus, cpu_model, host_memory_bytes
+from megatune.launch.devices import count_cpus, count_gpus, cpu_model, host_memory_bytes, query_gpus
 from megatune.launch.environment import source_commit
 from megatune.report.tables import to_json
 from megatune.units import format_bytes, format_count
@@ -101,21 +100,11 @@ def machine() -> dict[str, Any]:
 
 def gpus() -> list[dict[str, str]]:
     """Name, memory and power limit of each GPU, as nvidia-smi tells them."""
-    if not count_gpus():
+    number = count_gpus()
+    if not number:
         return []
-    fields = ("name", "memory.total", "power.limit", "driver_version")
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return [{"name": "n/a"} for _ in range(count_gpus())]
-    rows = [line.split(", ") for line in done.stdout.splitlines() if line]
-    return [dict(zip(fields, row, strict=True)) for row in rows]
+    told = query_gpus(("name", "memory.total", "power.limit", "driver_version"), units=True)
+    return told or [{"name": "n/a"} for _ in range(number)]
 
 
 def save_record(record: dict[str, Any], folder: Path) -> Path:

@@ -1,9 +1,11 @@
 """What this machine has, without torch: GPUs, CPU cores and memory that this process may use."""
 
+import csv
 import math
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -56,12 +58,23 @@ def gpu_kind() -> tuple[str, int] | None:
 
     The smallest memory of equal names: MIG slices and broken boards have less.
     """
-    text = _nvidia_smi("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
-    rows = [line.rsplit(",", 1) for line in (text or "").splitlines() if "," in line]
-    names, sizes = {name.strip() for name, _ in rows}, [size.strip() for _, size in rows]
+    rows = query_gpus(("name", "memory.total"), units=False)
+    names, sizes = {row["name"] for row in rows}, [row["memory.total"] for row in rows]
     if len(names) != 1 or not all(size.isdigit() for size in sizes):
         return None
     return names.pop(), min(int(size) for size in sizes) * 2**20
+
+
+def query_gpus(fields: Sequence[str], *, units: bool) -> list[dict[str, str]]:
+    """What the driver says of each installed GPU, in its own words; none where nvidia-smi is absent, fails or hangs.
+
+    A line with another number of values, such as a warning, is left out.
+    """
+    text = _nvidia_smi(
+        f"--query-gpu={','.join(fields)}", f"--format=csv,noheader{'' if units else ',nounits'}"
+    )
+    rows = csv.reader((text or "").splitlines(), skipinitialspace=True)
+    return [dict(zip(fields, map(str.strip, row), strict=True)) for row in rows if len(row) == len(fields)]
 
 
 def gpu_driver_version(root: Path = Path("/")) -> str | None:

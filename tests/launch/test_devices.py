@@ -3,13 +3,16 @@ from pathlib import Path
 
 import pytest
 
+from megatune.bench.record import gpus as gpus_of_record
 from megatune.launch.devices import (
     available_memory_bytes,
     count_cpus,
     count_gpus,
     cpu_flags,
     gpu_driver_version,
+    gpu_kind,
     host_memory_bytes,
+    query_gpus,
     ranks_here,
 )
 
@@ -43,6 +46,33 @@ def test_gpus_that_the_user_keeps_deepspeed_off_count_for_nothing(nvidia_smi, mo
     nvidia_smi(LIST_TWO)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert count_gpus() == 0
+
+
+WARNS = """case $1 in
+-L) echo 'GPU 0: NVIDIA H200 (UUID: GPU-a)';;
+*power*) echo 'NVIDIA H200, 143771 MiB, 700.00 W, 570.1';;
+*) echo 'NVIDIA H200, 143771';;
+esac
+echo 'WARNING: infoROM is corrupted at gpu 0000:01'"""
+
+
+def test_a_warning_among_what_the_driver_says_is_no_gpu(nvidia_smi):
+    nvidia_smi(WARNS)
+    assert gpu_kind() == ("NVIDIA H200", 143771 * MIB)
+    told = {
+        "name": "NVIDIA H200",
+        "memory.total": "143771 MiB",
+        "power.limit": "700.00 W",
+        "driver_version": "570.1",
+    }
+    assert query_gpus(tuple(told), units=True) == [told]
+    assert gpus_of_record() == [told]
+
+
+def test_what_nobody_says_of_gpus_is_not_made_up(nvidia_smi):
+    nvidia_smi(f"test $1 = -L && {{ {LIST_TWO}; }}")
+    assert gpu_kind() is None
+    assert gpus_of_record() == [{"name": "n/a"}, {"name": "n/a"}]
 
 
 @pytest.mark.parametrize(
