@@ -106,15 +106,14 @@ def _words(error: OSError) -> str:
 
 def judge_disk(answers: Answers, group: Group, checkpoint_bytes: int | None) -> Finding:
     """A folder that is not shared, not writable or too small for one checkpoint fails."""
-    firsts = {node: rank for node, rank in group.first_ranks().items() if answers.get(rank)}
+    by_node = group.of_first_ranks(answers)
     problems = [
         problem
-        for node, rank in firsts.items()
-        for problem in _node_problems(answers[rank], node, group, checkpoint_bytes)
+        for node, facts in by_node.items()
+        for problem in _node_problems(facts, node, group, checkpoint_bytes)
     ]
-    speeds = {node: answers[rank].get("bytes_per_s") for node, rank in firsts.items()}
-    free = [answers[rank]["free_bytes"] for rank in firsts.values() if "free_bytes" in answers[rank]]
-    known = [speed for speed in speeds.values() if speed]
+    free = [facts["free_bytes"] for facts in by_node.values() if "free_bytes" in facts]
+    known = [facts["bytes_per_s"] for facts in by_node.values() if facts.get("bytes_per_s")]
     total = sum(known) or None
     save_s = checkpoint_bytes / total if checkpoint_bytes and total else None
     measured = {
@@ -128,9 +127,7 @@ def judge_disk(answers: Answers, group: Group, checkpoint_bytes: int | None) -> 
         f"{format_bytes(total)}/s from all nodes together"
         + (f", so at least {format_duration(save_s)} a save" if save_s else "")
     )
-    return conclude(
-        problems, good=good, measured=measured, by_node={node: answers[rank] for node, rank in firsts.items()}
-    )
+    return conclude(problems, good=good, measured=measured, by_node=by_node)
 
 
 def _node_problems(facts: Json, node: str, group: Group, checkpoint_bytes: int | None) -> list[Problem]:

@@ -36,7 +36,7 @@ def measure_memory(place: Place) -> Json:
 
 def judge_shared_memory(answers: Answers, group: Group) -> Finding:
     """NCCL moves data between the GPUs of a node through /dev/shm."""
-    by_node = {node: answers[rank] for node, rank in group.first_ranks().items() if rank in answers}
+    by_node = group.of_first_ranks(answers)
     problems = []
     for node, facts in by_node.items():
         needed = _SHM_FOR_GPUS_BYTES if facts["on_gpu"] else _SHM_FOR_CPUS_BYTES
@@ -67,11 +67,9 @@ def judge_host_memory(answers: Answers, group: Group, host_bytes: int | None) ->
     by_node: dict[str, dict[str, int | None]] = {}
     num_ranks = max(1, group.world_size)
     problems = []
-    for node, rank in group.first_ranks().items():
-        if rank not in answers:
-            continue
-        usable = _least([answers[rank]["limit_bytes"], answers[rank]["available_bytes"]])
-        here = sum(other == node for other in group.nodes.values())
+    for node, facts in group.of_first_ranks(answers).items():
+        usable = _least([facts["limit_bytes"], facts["available_bytes"]])
+        here = group.num_ranks_on(node)
         needed = None if host_bytes is None else host_bytes * here // num_ranks
         by_node[node] = {"usable_bytes": usable, "needed_bytes": needed, "ranks": here}
         if usable is not None and needed is not None and usable < needed:

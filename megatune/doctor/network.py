@@ -41,15 +41,15 @@ def measure_names(place: Place) -> Json:
 def judge_names(answers: Answers, group: Group) -> Finding:
     """Own names must resolve, and not to the loopback when there are several nodes; so must rank 0's."""
     problems: list[Problem] = []
-    for node, rank in group.first_ranks().items():
-        if rank in answers:
-            problems += _name_problems(answers[rank], node, several=len(group.node_names()) > 1)
+    by_node = group.of_first_ranks(answers)
+    for node, facts in by_node.items():
+        problems += _name_problems(facts, node, several=len(group.node_names()) > 1)
     paths = sorted({str(facts["interface"] or "n/a") for facts in answers.values()})
     return conclude(
         problems,
         good=f"every name resolves; the way to rank 0 is over {', '.join(paths)}",
         measured={"interfaces_to_rank_0": paths},
-        by_node={node: answers[rank] for node, rank in group.first_ranks().items() if rank in answers},
+        by_node=by_node,
     )
 
 

@@ -23,10 +23,10 @@ def measure_offload_disk(place: Place) -> Json:
 
 def judge_offload_disk(answers: Answers, group: Group, states_bytes: int | None) -> Finding:
     """A folder that is missing, in memory or too small for its ranks' part of `states_bytes` fails."""
-    by_node = {node: answers[rank] for node, rank in group.first_ranks().items() if answers.get(rank)}
+    by_node = group.of_first_ranks(answers)
     problems, needs = [], []
     for node, facts in by_node.items():
-        here = sum(other == node for other in group.nodes.values())
+        here = group.num_ranks_on(node)
         needed = None if states_bytes is None else states_bytes * here // max(1, group.world_size)
         needs.append(needed or 0)
         problems += _problems(facts, node, needed)

@@ -38,6 +38,14 @@ class Group:
             found.setdefault(self.nodes[rank], rank)
         return found
 
+    def of_first_ranks(self, answers: Answers) -> dict[str, Json]:
+        """Node -> what its lowest rank measured; without nodes where that is nothing."""
+        return {node: answers[rank] for node, rank in self.first_ranks().items() if answers.get(rank)}
+
+    def num_ranks_on(self, node: str) -> int:
+        """Ranks of a node that have answered."""
+        return sum(other == node for other in self.nodes.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
