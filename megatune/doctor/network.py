@@ -1,7 +1,6 @@
 """Names, interfaces and the way to rank 0's host, as each rank sees them."""
 
 import contextlib
-import ipaddress
 import socket
 import struct
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from megatune.doctor.place import Place
 from megatune.doctor.verdict import Answers, Finding, Group, Json, Problem, conclude, median
+from megatune.launch.addresses import is_loopback
 
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _SLOW_LOOKUP_S = 1.0
@@ -73,7 +73,7 @@ def _name_problems(facts: Json, node: str, *, several: bool) -> list[Problem]:
                 nodes=(node,),
             )
         )
-    if several and is_loopback(facts["addresses"]):
+    if several and all_lead_back(facts["addresses"]):
         found.append(
             Problem(
                 verdict="warn",
@@ -144,11 +144,9 @@ def resolve(name: str) -> tuple[list[str], str | None]:
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers)), None
 
 
-def is_loopback(addresses: Sequence[str]) -> bool:
+def all_lead_back(addresses: Sequence[str]) -> bool:
     """Whether there are addresses and all of them lead back to the host itself."""
-    return bool(addresses) and all(
-        ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses
-    )
+    return bool(addresses) and all(map(is_loopback, addresses))
 
 
 def interfaces(folder: Path = Path("/sys/class/net")) -> list[str]:
@@ -174,7 +172,7 @@ def interface_exists(asked: str, present: Sequence[str], *, by_prefix: bool) -> 
 def route_interface(address: str, routes: Path = Path("/proc/net/route")) -> str | None:
     """The interface that a packet to this IPv4 address leaves by; None for IPv6, or when nothing tells."""
     with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(address).is_loopback:
+        if is_loopback(address):
             return "lo"
     try:
         target = struct.unpack("<I", socket.inet_aton(address))[0]

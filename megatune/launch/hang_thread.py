@@ -14,13 +14,10 @@ from contextlib import suppress
 from megatune.launch.checkpoints import newest_saved_step
 from megatune.launch.flight_recorder import ask_for_trace
 from megatune.launch.hang import judge_hang, write_crash_bundle
-from megatune.launch.heartbeat import ENDED, Heart, limit_of, read_beats
+from megatune.launch.heartbeat import ENDED, Heart, limit_of, pause_of, read_beats
 from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.stacks import read_stacks, stack_path, write_own_stacks
-
-_LOOKS_PER_LIMIT = 10
-_LONGEST_PAUSE_S = 10.0
 
 
 class HangThread:
@@ -44,7 +41,7 @@ class HangThread:
         self._folder, self._heart, self._limit_s, self._end = folder, heart, limit_s, end
         self._rank, self._num_ranks, self._code_when_saved = rank, num_ranks, code_when_saved
         self._saved_before = newest_saved_step(folder.checkpoints)
-        self._pause_s = min(limit_s / _LOOKS_PER_LIMIT, _LONGEST_PAUSE_S)
+        self._pause_s = pause_of(limit_s)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hang watch", daemon=True)
         stack_path(folder.heartbeats, rank).unlink(missing_ok=True)  # that of an earlier start

@@ -21,6 +21,8 @@ SLOW_PHASES = frozenset({"load", "first step", "save", "export"})
 """In these a healthy rank may show nothing for longer: twice the limit."""
 ENDED = "ended"
 """The phase of a rank that will not beat any more."""
+_LOOKS_PER_LIMIT = 10
+_LONGEST_PAUSE_S = 10.0
 _ORDER = (
     "load",
     "first step",
@@ -147,6 +149,11 @@ class StillnessWatch:
             elif beat.phase != ENDED and now_s - seen[1] > limit_of(beat.phase, self.limit_s):
                 overdue.append(beat)
         return overdue
+
+
+def pause_of(limit_s: float) -> float:
+    """Seconds between two looks at beats that may stand still for `limit_s`."""
+    return min(limit_s / _LOOKS_PER_LIMIT, _LONGEST_PAUSE_S)
 
 
 def limit_of(phase: str, limit_s: float) -> float:

@@ -8,15 +8,13 @@ from pathlib import Path
 from megatune.launch.checkpoints import newest_saved_step
 from megatune.launch.flight_recorder import ask_for_trace, traces
 from megatune.launch.hang import Hang, judge_hang, write_crash_bundle
-from megatune.launch.heartbeat import StillnessWatch, forget_beats, read_beats
+from megatune.launch.heartbeat import StillnessWatch, forget_beats, pause_of, read_beats
 from megatune.launch.processes import STOPPED_BUT_SAVED, RankProcess
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.stacks import STACK_SIGNAL, read_stacks
 from megatune.launch.verdict import RanksResult
 from megatune.launch.watch import Watch
 
-_LOOKS_PER_LIMIT = 10
-_LONGEST_PAUSE_S = 10.0
 _ANSWER_S = 3.0
 """What a rank has to write its stack: the handler works in C and waits for no lock."""
 
@@ -35,7 +33,7 @@ class LocalHangs:
     def __init__(self, rule: HangRule, watch: Watch[RankProcess], num_ranks: int) -> None:
         self._rule, self._watch, self._num_ranks = rule, watch, num_ranks
         self._stillness = StillnessWatch(rule.limit_s)
-        self._pause_s = min(rule.limit_s / _LOOKS_PER_LIMIT, _LONGEST_PAUSE_S)
+        self._pause_s = pause_of(rule.limit_s)
         self._look_at = 0.0
         self._asked_at: float | None = None
         self._traced = 0  # ranks that were asked for a trace of NCCL

@@ -5,7 +5,6 @@ MPI's variables hold no address. The training does not use MPI: torch's backends
 
 import contextlib
 import importlib
-import ipaddress
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from megatune import __version__
 from megatune.errors import LaunchError
+from megatune.launch.addresses import is_loopback
 from megatune.launch.ports import LOOPBACK, reserve_port
 
 _WITHOUT_MPI = "Or export MASTER_ADDR and MASTER_PORT to all ranks: then no MPI library is needed."
@@ -123,4 +123,4 @@ def _leads_elsewhere(name: str) -> bool:
         found = socket.getaddrinfo(name, None)
     except OSError:
         return False
-    return not any(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+    return not any(is_loopback(str(entry[4][0])) for entry in found)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatune.errors import LaunchError
+from megatune.launch.variables import whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ def mpi_process(environ: Mapping[str, str]) -> MpiProcess | None:
 
 def _read(environ: Mapping[str, str], names: tuple[str, str, str, str], library: str | None) -> MpiProcess:
     problems: list[str] = []
-    rank, size, local_rank, local_size = (_number(environ, name, problems) for name in names)
+    rank, size, local_rank, local_size = (whole_number(environ, name, problems) for name in names)
     for name, value in zip(names, (rank, size), strict=False):
         if value is None and not problems:
             problems.append(f"{name} is not set")
@@ -59,13 +60,3 @@ def _read(environ: Mapping[str, str], names: tuple[str, str, str, str], library:
         )
     assert rank is not None and size is not None, "told among the problems"
     return MpiProcess(rank=rank, size=size, local_rank=local_rank, local_size=local_size, library=library)
-
-
-def _number(environ: Mapping[str, str], name: str, problems: list[str]) -> int | None:
-    value = environ.get(name)
-    if not value:
-        return None
-    if value.isascii() and value.isdigit():
-        return int(value)
-    problems.append(f"{name}={value!r} must be a whole number of 0 or more")
-    return None

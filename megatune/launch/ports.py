@@ -10,7 +10,7 @@ from megatune.errors import LaunchError
 
 LOOPBACK = "127.0.0.1"
 # Below Linux's default range for outgoing connections (32768 and up), which would take it any moment.
-_PORTS = range(20000, 32000)
+PORTS = range(20000, 32000)
 _TRIES_FROM_FIRST = 1000
 
 
@@ -47,7 +47,7 @@ def reserve_port(first_port: int | None = None, *, avoid: Collection[int] = ()) 
 def _candidates(first_port: int | None) -> list[int]:
     if first_port is not None:
         return list(range(first_port, min(first_port + _TRIES_FROM_FIRST, 65536)))
-    return random.sample(_PORTS, len(_PORTS))
+    return random.sample(PORTS, len(PORTS))
 
 
 def _claim(port: int) -> socket.socket | None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from megatune.errors import LaunchError
 from megatune.launch.nodelist import expand_nodelist, expand_task_counts
+from megatune.launch.ports import PORTS
 from megatune.launch.rank_info import RankInfo
+from megatune.launch.variables import needed_number, whole_number
 
-_PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections
 # Slurm numbers the steps that are none of srun's downwards from here: batch script, extern, interactive.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 
@@ -35,8 +36,8 @@ def slurm_job(environ: Mapping[str, str]) -> SlurmJob | None:
     array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
     problems: list[str] = []
     # Slurm does not set the number of restarts in the first run.
-    restarts = _integer({"SLURM_RESTART_COUNT": "0", **environ}, "SLURM_RESTART_COUNT", problems)
-    end_time_s = _integer(environ, "SLURM_JOB_END_TIME", problems) if end_time else None
+    restarts = needed_number({"SLURM_RESTART_COUNT": "0", **environ}, "SLURM_RESTART_COUNT", problems)
+    end_time_s = needed_number(environ, "SLURM_JOB_END_TIME", problems) if end_time else None
     _raise(problems)
     return SlurmJob(
         job_id=f"{array}_{task}" if array and task else number or None,
@@ -47,9 +48,8 @@ def slurm_job(environ: Mapping[str, str]) -> SlurmJob | None:
 
 def step_size(environ: Mapping[str, str]) -> int | None:
     """Tasks of the step of srun that this process belongs to; None outside one, as in a batch script."""
-    step, size = environ.get("SLURM_STEP_ID", ""), environ.get("SLURM_STEP_NUM_TASKS", "")
-    is_special = step.isdigit() and int(step) >= _FIRST_SPECIAL_STEP
-    return int(size) if size.isdigit() and not is_special else None
+    step, size = (whole_number(environ, name, []) for name in ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"))
+    return size if step is None or step < _FIRST_SPECIAL_STEP else None
 
 
 def slurm_rank(environ: Mapping[str, str], *, whole_job: bool) -> RankInfo:
@@ -61,7 +61,7 @@ def slurm_rank(environ: Mapping[str, str], *, whole_job: bool) -> RankInfo:
     """
     problems: list[str] = []
     rank, local_rank, size, node = (
-        _integer(environ, name, problems)
+        needed_number(environ, name, problems)
         for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_NODEID")
     )
     hosts = _hosts(environ, problems)
@@ -143,22 +143,14 @@ def _missing_nodes(environ: Mapping[str, str], num_nodes: int) -> list[str]:
 def _port(environ: Mapping[str, str]) -> int:
     problems: list[str] = []
     if environ.get("MASTER_PORT"):
-        port = _integer(environ, "MASTER_PORT", problems)
+        port = needed_number(environ, "MASTER_PORT", problems)
         if not problems and not 0 < port < 65536:
             problems.append(f"MASTER_PORT={port} must be from 1 to 65535")
         _raise(problems)
         return port
-    job, step = (_integer(environ, name, problems) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    job, step = (needed_number(environ, name, problems) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     _raise(problems)
-    return _PORTS[(job + step) % len(_PORTS)]
-
-
-def _integer(environ: Mapping[str, str], name: str, problems: list[str]) -> int:
-    value = environ.get(name)
-    if value is not None and value.isascii() and value.isdigit():
-        return int(value)
-    problems.append(f"{name} is {'not set' if value is None else repr(value)}; it must be a whole number")
-    return -1
+    return PORTS[(job + step) % len(PORTS)]
 
 
 def _raise(problems: list[str]) -> None:

@@ -8,6 +8,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 
 from megatune.errors import ConfigError
+from megatune.launch.addresses import is_loopback
 
 FORWARDED_PREFIXES = ("GLOO_", "HF_", "MEGATUNE_CACHE", "NCCL_", "OMP_", "TOKENIZERS_", "TORCH_", "UCX_")
 """Variables that ranks on other hosts get as they are here. Not CUDA_VISIBLE_DEVICES and not
@@ -57,11 +58,6 @@ def is_reachable_from(address: str | None, others: Sequence[str | None]) -> bool
     """
     if address is None:
         return False
-    own = ipaddress.ip_address(address.partition("%")[0])
-    if own.is_link_local:
+    if ipaddress.ip_address(address.partition("%")[0]).is_link_local:
         return False
-    return not own.is_loopback or all(_is_loopback(other) for other in others)
-
-
-def _is_loopback(address: str | None) -> bool:
-    return address is not None and ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    return not is_loopback(address) or all(other is not None and is_loopback(other) for other in others)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from megatune.errors import LaunchError
 from megatune.launch.rank_info import RankInfo
+from megatune.launch.variables import needed_number
 
 RANK_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 # DeepSpeed quietly trains each process alone (world size 1) when LOCAL_RANK is missing: it then
@@ -17,11 +18,11 @@ def read_rank(environ: Mapping[str, str], *, launcher: str) -> RankInfo:
     refuse_half_set(environ)
     problems: list[str] = []
     local_world_name = next(name for name in _LOCAL_WORLD_NAMES if environ.get(name))
-    rank = _integer(environ, "RANK", problems)
-    local_rank = _integer(environ, "LOCAL_RANK", problems)
-    world_size = _integer(environ, "WORLD_SIZE", problems)
-    local_world_size = _integer(environ, local_world_name, problems)
-    master_port = _integer(environ, "MASTER_PORT", problems)
+    rank = needed_number(environ, "RANK", problems)
+    local_rank = needed_number(environ, "LOCAL_RANK", problems)
+    world_size = needed_number(environ, "WORLD_SIZE", problems)
+    local_world_size = needed_number(environ, local_world_name, problems)
+    master_port = needed_number(environ, "MASTER_PORT", problems)
     if not problems:
         if rank >= world_size:
             problems.append(f"RANK={rank} must be below WORLD_SIZE={world_size}")
@@ -61,11 +62,3 @@ def _half_set(present: Sequence[str], missing: Sequence[str]) -> LaunchError:
         f"`megatune train`, which set all of them; or export {', '.join(missing)}; or, for a run on this "
         f"machine alone, unset {' '.join(present)}."
     )
-
-
-def _integer(environ: Mapping[str, str], name: str, problems: list[str]) -> int:
-    value = environ[name]
-    if value.isascii() and value.isdigit():
-        return int(value)
-    problems.append(f"{name}={value!r} must be a whole number of 0 or more")
-    return -1

@@ -8,7 +8,7 @@ from megatune.doctor.group import judge_collectives, judge_group
 from megatune.doctor.leftovers import ask_slurm, judge_build_locks, judge_slurm
 from megatune.doctor.matmul import judge_matmul
 from megatune.doctor.memory import judge_cpus, judge_host_memory, judge_shared_memory
-from megatune.doctor.network import interface_exists, is_loopback, judge_names, judge_ports, route_interface
+from megatune.doctor.network import all_lead_back, interface_exists, judge_names, judge_ports, route_interface
 from megatune.doctor.presence import Seat, judge_presence, missing_nodes, name_missing
 from megatune.doctor.verdict import Finding, Group, RungResult, exclude_option, report
 from megatune.doctor.versions import judge_versions
@@ -326,9 +326,9 @@ def test_the_route_with_the_longest_prefix_wins(tmp_path):
     assert route_interface("127.0.0.1", table) == "lo"
     assert route_interface("fe80::1", table) is None
     assert (
-        is_loopback(["127.0.1.1", "::1"])
-        and not is_loopback(["127.0.1.1", "10.0.0.1"])
-        and not is_loopback([])
+        all_lead_back(["127.0.1.1", "::1"])
+        and not all_lead_back(["127.0.1.1", "10.0.0.1"])
+        and not all_lead_back([])
     )
 
 

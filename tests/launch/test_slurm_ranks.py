@@ -75,7 +75,9 @@ def test_a_step_on_some_nodes_of_the_job_is_right_by_hand_and_wrong_in_a_submitt
         ({"SLURM_LOCALID": "2"}, "SLURM_LOCALID=2 must be below 2"),
         ({"SLURM_NODEID": "1"}, "task 0 is on node 1"),
         ({"SLURM_HET_SIZE": "2"}, "heterogeneous"),
-        ({"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x'"),
+        ({"SLURM_PROCID": "x"}, "SLURM_PROCID='x' must be a whole number"),
+        ({"SLURM_PROCID": ""}, "SLURM_PROCID is not set"),
+        ({"SLURM_PROCID": "9" * 5000}, "must be a whole number"),
         ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999"),
         ({"SLURM_STEP_TASKS_PER_NODE": ""}, "SLURM_STEP_TASKS_PER_NODE is not set"),
     ],
@@ -95,6 +97,7 @@ def test_all_contradictions_are_told_at_once():
 def test_steps_that_are_none_of_srun_have_no_size():
     assert step_size(task(0, 0, 0)) == 7
     assert step_size({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_PROCID": "0"}) is None
+    assert step_size(task(0, 0, 0, SLURM_STEP_ID="²")) == 7
     for special in range(0xFFFFFFFA, 0xFFFFFFFE):
         assert step_size(task(0, 0, 0, SLURM_STEP_ID=str(special))) is None
 
@@ -119,5 +122,5 @@ def test_the_allocation_is_known_by_its_variables(environ, job):
 
 
 def test_an_end_time_that_is_none_is_refused():
-    with pytest.raises(LaunchError, match="SLURM_JOB_END_TIME is 'soon'"):
+    with pytest.raises(LaunchError, match="SLURM_JOB_END_TIME='soon'"):
         slurm_job({"SLURM_JOB_ID": "5", "SLURM_JOB_END_TIME": "soon"})
