@@ -15,15 +15,12 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # where tor
 from torch.distributed import DistNetworkError
 
 from megatune.errors import LaunchError
+from megatune.launch.ports import PortTakenError
 from megatune.launch.ranks import RankInfo
 
 _FIRST_POLL_S = 0.0005
 _LAST_POLL_S = 0.05
 _CONNECT_S = 2.0
-
-
-class PortTakenError(LaunchError):
-    """Another program holds MASTER_PORT."""
 
 
 class Exchange:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from megatune.config import Run, load_run
 from megatune.doctor.climb import FirstRank, follow
-from megatune.doctor.exchange import PortTakenError, open_exchange
+from megatune.doctor.exchange import open_exchange
 from megatune.doctor.mpi_gather import HostFacts, find_rank
 from megatune.doctor.needs import checkpoint_bytes, host_bytes, num_params_of
 from megatune.doctor.pairs import points, split_kinds
@@ -27,6 +27,7 @@ from megatune.doctor.watchdog import Watchdog
 from megatune.errors import LaunchError, MegatuneError
 from megatune.launch import ranks
 from megatune.launch.nodelist import expand_nodelist, expand_task_counts
+from megatune.launch.ports import PortTakenError
 from megatune.launch.ranks import RankInfo
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.verdict import PORT_TAKEN
