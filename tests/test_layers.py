@@ -115,6 +115,15 @@ def test_the_table_names_every_package_there_is():
     assert len(modules()) > len(LEVELS)
 
 
+def test_the_readme_gives_the_order_of_the_table():
+    text = (ROOT.parent / "README.md").read_text()
+    order = text.partition("only from packages before them in `")[2].partition("`")[0]
+    told = {
+        name.strip(): number for number, level in enumerate(order.split("·")) for name in level.split(",")
+    }
+    assert told == {name: number for name, number in LEVELS.items() if name not in ("", "__main__")}
+
+
 def test_no_module_breaks_its_layer():
     problems = [problem for path in modules() for problem in problems_of(path, (ROOT / path).read_text())]
     assert problems == []
