@@ -118,7 +118,7 @@ def train(
         help="Go on from a checkpoint although settings that decide what is learnt have changed.",
     ),
 ) -> None:
-    """Train: starts the ranks on this machine, or joins the job that torchrun started.
+    """Train: starts the ranks, here or over ssh, or is a rank of the job that torchrun, srun or mpirun started.
 
     Example: megatune train run.yaml train.learning_rate=2e-5 parallel.tp_size=2
     """
