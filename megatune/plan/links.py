@@ -1,7 +1,8 @@
 """What the doctor measured of the network: latency and bandwidth of the links inside a node and between nodes.
 
 A message of n bytes takes alpha + beta * n seconds (Hockney 1994): alpha is the latency, 1 / beta the
-bandwidth. The doctor writes the record, into the run folder and a file of all clusters; plans read it.
+bandwidth. The doctor writes the record, into the run folder and into the file in which this user keeps those of all
+places; plans read it.
 """
 
 import json

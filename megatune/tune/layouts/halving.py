@@ -2,8 +2,9 @@
 
 The first rung looks at candidates one by one, always at the one that may be best for all that is known: the
 forecast's middle less half a width. It ends when its trials are spent, or when no other can win even two widths
-below. Of those measured a third goes up, for twice the steps, and so on; a rung goes through its candidates in
-turn, so that those which stay to the end are measured in rounds.
+below. Of those measured a third goes up, and a third of those again: every rung above the first takes twice the
+first one's steps. A rung goes through its candidates in turn, so that those which stay to the end are measured in
+rounds.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""Hyper-parameter search. Read in this order: `space`, `study`, `trial`, `worker`, `result`."""
+"""Hyper-parameter search. Read in this order: `space`, `study`, `tune/trial.py`, `worker`, `result`."""
