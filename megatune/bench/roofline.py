@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatune.bench.inputs import MODELS
-from megatune.plan.flops import step_flops
+from megatune.plan.flops import model_flops
 from megatune.plan.model_config import read_config
 from megatune.plan.states import ELEMENT_BYTES
 from megatune.plan.weights import ModelWeights, count_model
@@ -71,16 +71,7 @@ def ranks_computing(ranks: int, machine: Mapping[str, Any]) -> int:
 
 
 def _row_flops(model: ModelWeights, tokens: int) -> float:
-    return step_flops(
-        num_matmul_params=model.num_matmul_params,
-        num_head_params=model.num_head_params,
-        num_layers=model.shape.num_layers,
-        attention_width=model.shape.attention_width,
-        tokens=tokens,
-        target_tokens=tokens,
-        squared_lengths=tokens**2,
-        gradient_checkpointing=False,
-    ).model
+    return model_flops(model, tokens=tokens, squared_lengths=tokens**2, gradient_checkpointing=False).model
 
 
 def _sent_bytes(model: ModelWeights, work: Mapping[str, Any], engine: str) -> float | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from megatune.plan.assess import Assessment, Question
 from megatune.plan.families import why_never_cut
+from megatune.plan.flops import model_flops
 from megatune.plan.forecast import STEPS_NEED, Forecast
 from megatune.plan.search import Found, pareto_front
 from megatune.plan.snapshot import MOST_OF_AVAILABLE
@@ -123,13 +124,12 @@ def _about_times(question: Question) -> list[str]:
 
 def flops_per_token(question: Question) -> dict[str, float]:
     """Forward and backward, in three conventions (see flops.py); `hardware` with recomputed blocks."""
-    model, seq = question.work.model, question.work.seq
-    blocks, head = 6.0 * model.num_matmul_params, 6.0 * model.num_head_params
-    attention = 12.0 * model.shape.num_layers * model.shape.attention_width * seq
+    work = question.work
+    flops = model_flops(work.model, tokens=1, squared_lengths=work.seq, gradient_checkpointing=True)
     return {
-        "model": blocks + head + attention,
-        "model_causal": blocks + head + attention / 2,
-        "hardware_with_checkpointing": blocks + head + attention + (blocks + attention) / 3,
+        "model": flops.model,
+        "model_causal": flops.model_causal,
+        "hardware_with_checkpointing": flops.hardware,
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatune.config import Run
 from megatune.plan.buckets import keeps_gathered, reused_params
-from megatune.plan.flops import StepFlops, step_flops
+from megatune.plan.flops import StepFlops, model_flops
 from megatune.plan.hardware import Accelerator
 from megatune.plan.layout import Layout
 from megatune.plan.ledger import Ledger, Place, Workload, make_ledger
@@ -120,14 +120,9 @@ def assess(question: Question, layout: Layout) -> Assessment:
 
 def layout_flops(question: Question, layout: Layout) -> StepFlops:
     """Operations of a step with rows full of tokens, all of them targets, not packed."""
-    model = question.work.model
-    return step_flops(
-        num_matmul_params=model.num_matmul_params,
-        num_head_params=model.num_head_params,
-        num_layers=model.shape.num_layers,
-        attention_width=model.shape.attention_width,
+    return model_flops(
+        question.work.model,
         tokens=layout.global_sequences * question.work.seq,
-        target_tokens=layout.global_sequences * question.work.seq,
         squared_lengths=layout.global_sequences * question.work.seq**2,
         gradient_checkpointing=layout.gradient_checkpointing,
     )

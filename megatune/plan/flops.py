@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from megatune.plan.weights import ModelWeights
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepFlops:
@@ -17,6 +19,22 @@ class StepFlops:
     model: float
     model_causal: float
     hardware: float
+
+
+def model_flops(
+    model: ModelWeights, *, tokens: int, squared_lengths: int, gradient_checkpointing: bool
+) -> StepFlops:
+    """The operations of a step of `model` whose tokens are all targets."""
+    return step_flops(
+        num_matmul_params=model.num_matmul_params,
+        num_head_params=model.num_head_params,
+        num_layers=model.shape.num_layers,
+        attention_width=model.shape.attention_width,
+        tokens=tokens,
+        target_tokens=tokens,
+        squared_lengths=squared_lengths,
+        gradient_checkpointing=gradient_checkpointing,
+    )
 
 
 def step_flops(
