@@ -119,7 +119,7 @@ class Leftover:
     def _widths(self, key: str) -> list[float]:
         if key == ACCUMULATION:
             return [_DOUBLING]
-        width = _VALUE if BY_KEY[key].layout_field is not None else _SIDE_VALUE
+        width = _VALUE if BY_KEY[key].in_layout else _SIDE_VALUE
         return [width] * len(self._varied[key]) + [_DOUBLING] * _are_numbers(self._varied[key])
 
     def _row(self, point: Mapping[str, str]) -> Vector:

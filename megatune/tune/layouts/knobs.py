@@ -8,6 +8,7 @@ from typing import Any
 from megatune.config import Run
 from megatune.config.document import format_value
 from megatune.plan.layout import Layout
+from megatune.plan.layout_keys import LAYOUT_KEYS, value_of, values_of
 from megatune.plan.weights import ModelWeights
 
 POLICY = "deepspeed:"
@@ -42,19 +43,21 @@ class Knob:
 
     key: str
     what: str
-    layout_field: str | None = None
-    """The planner's name for it: its values are those of the planner's layouts."""
     others: Callable[[Surroundings], Sequence[str]] = _nothing_else
     """Values worth a trial beside the run's own, as texts of overrides; of a knob that is no part of a layout."""
     has_effect: Callable[[Layout], bool] = _always
     """Where it has none, only the run's own value is tried."""
 
+    @property
+    def in_layout(self) -> bool:
+        """Its values are those of the planner's layouts."""
+        return self.key in LAYOUT_KEYS
+
     def own_value(self, around: Surroundings) -> str:
         """The run's value, as the text of an override."""
         if self.key.startswith(POLICY):
             return _policy_value(around.policy, self.key)
-        section, _, name = self.key.partition(".")
-        return format_value(getattr(getattr(around.run, section), name))
+        return format_value(value_of(around.run, self.key))
 
     def side_values(self, around: Surroundings) -> list[str]:
         """The run's own value and the others, none twice."""
@@ -114,19 +117,17 @@ def _reduces(layout: Layout) -> bool:
 
 
 KNOBS: tuple[Knob, ...] = (
-    Knob(key="parallel.tp_size", layout_field="tensor_parallel", what="devices that share each layer"),
-    Knob(key="parallel.zero_stage", layout_field="zero_stage", what="what data-parallel ranks share out"),
+    Knob(key="parallel.tp_size", what="devices that share each layer"),
+    Knob(key="parallel.zero_stage", what="what data-parallel ranks share out"),
     Knob(
         key="train.per_device_train_batch_size",
-        layout_field="micro_batch",
         what="sequences in a micro-batch; accumulation follows from the global batch",
     ),
     Knob(
         key="model.gradient_checkpointing",
-        layout_field="gradient_checkpointing",
         what="activations are computed again in backward",
     ),
-    Knob(key="parallel.offload", layout_field="offload", what="what lives in host memory"),
+    Knob(key="parallel.offload", what="what lives in host memory"),
     Knob(key="launch.nproc_per_node", what="ranks on this machine (only with --try)"),
     Knob(
         key="parallel.leaf_modules",
@@ -166,15 +167,12 @@ KNOBS: tuple[Knob, ...] = (
     ),
 )
 BY_KEY = {knob.key: knob for knob in KNOBS}
-LAYOUT_KNOBS = tuple(knob for knob in KNOBS if knob.layout_field is not None)
-SIDE_KNOBS = tuple(knob for knob in KNOBS if knob.layout_field is None)
+LAYOUT_KNOBS = tuple(knob for knob in KNOBS if knob.in_layout)
+SIDE_KNOBS = tuple(knob for knob in KNOBS if not knob.in_layout)
 RANKS = "launch.nproc_per_node"
 
 
 def layout_values(layout: Layout) -> dict[str, str]:
     """The keys of the run file that make `layout`; its global batch is the run's."""
-    return {
-        knob.key: format_value(getattr(layout, knob.layout_field))
-        for knob in LAYOUT_KNOBS
-        if knob.layout_field
-    }
+    values = values_of(layout)
+    return {knob.key: format_value(values[knob.key]) for knob in LAYOUT_KNOBS}
