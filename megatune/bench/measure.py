@@ -80,8 +80,7 @@ def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float, 
     logs = folder / "logs"
     logs.mkdir()
     # Ranks of several nodes do not wait for one of them to prepare the rows.
-    prepared = RunFolder(inputs.run_file.with_suffix("")).prepared
-    RunFolder(folder).prepared.symlink_to(prepared)
+    RunFolder(folder).share_prepared(RunFolder(inputs.run_file.with_suffix("")).prepared)
     overrides = [*(case.train or ()), path_override("train.output_dir", folder), *place.overrides()]
     python = place.launcher(folder.name, logs)
     command = module_command("megatune", "train", str(inputs.run_file), *overrides, python=python)

@@ -147,6 +147,11 @@ class RunFolder:
                     ]
                 ) from error
 
+    def share_prepared(self, prepared: Path) -> None:
+        """Let this run, whose folder is made, find the data of another one, and leave there what it prepares."""
+        if not self.prepared.is_symlink():
+            self.prepared.symlink_to(prepared.absolute())
+
     def write_text_atomic(self, name: str, text: str) -> Path:
         """Put `text` into the file `name` of this folder in one stroke. Raises OSError naming the file."""
         target = self.path / name

@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from megatune.errors import ConfigError, MegatuneError
+from megatune.errors import MegatuneError
 from megatune.files import write_text_atomic
-from megatune.launch.run_folder import RunFolder
+from megatune.tune.folder import TrialsFolder
 from megatune.tune.layouts.measure import Measure
 
 GOOD = "ok"
@@ -66,15 +66,10 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class TuneFolder:
-    """Paths below `path`, which is `tune` in the run folder. Nothing is made until `create`."""
+class TuneFolder(TrialsFolder):
+    """Paths below `path`, which is `tune` in the run folder."""
 
-    path: Path
-
-    @property
-    def run_file(self) -> Path:
-        """The run file that the trials start from, every key resolved."""
-        return self.path / "run.yaml"
+    command: ClassVar[str] = "tune"
 
     @property
     def definition(self) -> Path:
@@ -82,47 +77,14 @@ class TuneFolder:
         return self.path / "tune.json"
 
     @property
-    def best_file(self) -> Path:
-        """The run file of the winner, ready to be trained."""
-        return self.path / "best.yaml"
-
-    @property
     def best_policy(self) -> Path:
         """The DeepSpeed policy of the winner, where it has values of its own."""
         return self.path / "best_ds_config.json"
 
     @property
-    def picture(self) -> Path:
-        return self.path / "tune.png"
-
-    @property
-    def trials(self) -> Path:
-        return self.path / "trials"
-
-    @property
     def model(self) -> Path:
         """The run's model without dropout, where it has any."""
         return self.path / "model"
-
-    def trial(self, number: int) -> RunFolder:
-        """The run folder of a trial."""
-        return RunFolder(self.trials / f"{number:05d}")
-
-    def trial_log(self, number: int) -> Path:
-        """What the command of a trial printed."""
-        return self.trial(number).path / "train.log"
-
-    def create(self) -> None:
-        """Make the folder. Raises ConfigError when that is impossible."""
-        try:
-            self.trials.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                [
-                    f"cannot make {self.trials}: {error.strerror}. Choose a train.output_dir that you can write to."
-                ],
-                source="megatune tune",
-            ) from error
 
 
 def read_trials(folder: TuneFolder) -> list[Trial]:

@@ -86,10 +86,9 @@ class Maker:
         rules = self._definition.rules
         values = self._definition.space.candidates[step.candidate].values
         run.create()
-        shared = RunFolder(self._run.run.train.output_dir).prepared.absolute()
+        shared = RunFolder(self._run.run.train.output_dir).prepared
         shared.mkdir(parents=True, exist_ok=True)
-        if not run.prepared.is_symlink():
-            run.prepared.symlink_to(shared)
+        run.share_prepared(shared)
         given = [*overrides_of(values), *measuring_overrides(run, rules.warmup_steps + step.steps), *_STEADY]
         given.append(
             f"health.hang_timeout_s={hang_limit_s(self._run.run.health.hang_timeout_s, rules.limit_s)}"

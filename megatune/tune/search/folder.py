@@ -3,62 +3,32 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from megatune.errors import ConfigError
 from megatune.launch.run_folder import RunFolder
+from megatune.tune.folder import TrialsFolder
 
 
 @dataclass(frozen=True)
-class SearchFolder:
-    """Paths below `path`, which is `search` in the run folder. Nothing is made until `create`."""
+class SearchFolder(TrialsFolder):
+    """Paths below `path`, which is `search` in the run folder."""
 
-    path: Path
-
-    @property
-    def run_file(self) -> Path:
-        """The run file that the trials start from, every key resolved."""
-        return self.path / "run.yaml"
-
-    @property
-    def best_file(self) -> Path:
-        """The run file of the best trial, ready to be trained."""
-        return self.path / "best.yaml"
-
-    @property
-    def picture(self) -> Path:
-        return self.path / "search.png"
+    command: ClassVar[str] = "search"
 
     @property
     def prepared(self) -> Path:
         """The tokenised data of all trials."""
         return self.path / "prepared"
 
-    def trial(self, number: int) -> RunFolder:
-        """The run folder of a trial."""
-        return RunFolder(self.path / "trials" / f"{number:05d}")
-
-    def trial_log(self, number: int) -> Path:
-        """What the command of a trial printed."""
-        return self.trial(number).path / "train.log"
-
     def create(self) -> None:
         """Make the folder. Raises ConfigError when that is impossible."""
-        try:
-            self.prepared.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                [
-                    f"cannot make {self.prepared}: {error.strerror}. Choose a train.output_dir that you can write to."
-                ],
-                source="megatune search",
-            ) from error
+        self.make(self.prepared)
 
     def create_trial(self, number: int) -> RunFolder:
         """Make the folder of a trial; it finds the data that other trials have prepared."""
         run = self.trial(number)
         run.create()
-        if not run.prepared.is_symlink():
-            run.prepared.symlink_to(self.prepared.absolute())
+        run.share_prepared(self.prepared)
         return run
 
     def drop_checkpoints(self, number: int) -> None:

@@ -122,7 +122,7 @@ def _test_rates(
     run = RunFolder(folder.path / "range-test")
     shutil.rmtree(run.path, ignore_errors=True)
     run.create()
-    run.prepared.symlink_to(folder.prepared.absolute())
+    run.share_prepared(folder.prepared)
     log = run.path / "train.log"
     given = [
         *overrides,
