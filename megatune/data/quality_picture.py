@@ -1,7 +1,5 @@
 """The report on prepared data as a picture: lengths, and answers where there are few."""
 
-import contextlib
-import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -10,8 +8,10 @@ from typing import Any
 
 from megatune.data.prepared import PreparedSet
 from megatune.data.quality import NUM_BINS
+from megatune.report.figures import save_figure
 from megatune.units import format_ratio
 
+_DPI = 100
 _MOST_ANSWERS = 15
 _SETS = "Prepared sets"
 """Name of the text in a picture that says what it shows."""
@@ -30,8 +30,7 @@ def draw_quality(sets: Mapping[str, PreparedSet], target: Path) -> None:
     fingerprints = " ".join(prepared.fingerprint for prepared in sets.values())
     if _shows(target, fingerprints):
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and no display is needed
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # half a second to import
 
     labels = {name: prepared.report.labels for name, prepared in sets.items() if prepared.report.labels}
     figure = Figure(figsize=(6 * (1 + bool(labels)), 3 * len(sets)), layout="constrained")
@@ -40,18 +39,10 @@ def draw_quality(sets: Mapping[str, PreparedSet], target: Path) -> None:
         _draw_lengths(row[0], name, prepared)
         if labels:
             _draw_answers(row[1], name, prepared.report.labels)
-    FigureCanvasAgg(figure)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with warnings.catch_warnings():
-            # Answers in a script that the font lacks are drawn as boxes, which say as much as the warnings do.
-            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-            figure.savefig(scratch, format="png", metadata={_SETS: fingerprints})
-        scratch.replace(target)
-    except OSError:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            scratch.unlink(missing_ok=True)
-        raise
+    with warnings.catch_warnings():
+        # Answers in a script that the font lacks are drawn as boxes, which say as much as the warnings do.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        save_figure(figure, target, dpi=_DPI, metadata={_SETS: fingerprints})
 
 
 def _shows(target: Path, fingerprints: str) -> bool:

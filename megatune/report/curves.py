@@ -1,11 +1,11 @@
 """The course of a run: its losses and every score of its held-out splits, as numbers and as a picture."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatune.errors import ConfigError
+from megatune.report.figures import save_figure
 
 Curve = list[tuple[int, float]]
 _COLUMNS = 3
@@ -57,9 +57,7 @@ def draw_curves(entries: Sequence[Mapping[str, Any]], path: Path) -> int:
         _draw(plot, score, by_split)
     for plot in plots[len(found) :]:
         plot.set_axis_off()
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(scratch, format=path.suffix.removeprefix("."), dpi=120)
-    scratch.replace(path)
+    save_figure(figure, path)
     return len(found)
 
 

@@ -1,22 +1,20 @@
 """search.png: the losses of all trials, along each axis, and which key mattered."""
 
-import os
 from pathlib import Path
 from typing import Any
 
+from megatune.report.figures import save_figure
 from megatune.tune.search.result import SearchResult, TrialResult
 from megatune.tune.search.space import Choices, Range
 
 
 def draw_search(result: SearchResult, path: Path) -> bool:
-    """Draw the picture. False, and nothing drawn, where matplotlib is missing or no trial is done."""
+    """Draw the picture. False, and nothing drawn, where no trial is done."""
     done = [trial for trial in result.trials if trial.loss is not None]
     if not done:
         return False
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
+    from matplotlib.figure import Figure  # half a second to import
+
     axes = result.definition.space.axes
     columns = 1 + len(axes) + (result.importance is not None)
     figure = Figure(figsize=(4 * columns, 3.6), layout="constrained")
@@ -26,9 +24,7 @@ def draw_search(result: SearchResult, path: Path) -> bool:
         _draw_axis(plot, axis, done)
     if result.importance is not None:
         _draw_importance(plots[-1], result.importance)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(scratch, format="png", dpi=120)
-    scratch.replace(path)
+    save_figure(figure, path)
     return True
 
 

@@ -1,7 +1,6 @@
 """`megatune search --suggest`: learning rate and batch by rule, and a range test of the run itself."""
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from megatune.launch.digest import digest_run
 from megatune.launch.run_folder import RunFolder
 from megatune.plan.model_config import read_model_config
 from megatune.plan.weights import count_model
+from megatune.report.figures import save_figure
 from megatune.report.metrics import read_metrics
 from megatune.tune.search.folder import SearchFolder
 from megatune.tune.search.range_test import RangeResult, has_broken, judge_range
@@ -106,7 +106,11 @@ def write_suggestion(folder: SearchFolder, found: Suggestion) -> Path | None:
     """Write suggest.json, space.yaml and, after a range test, its picture, whose path is returned."""
     write_text_atomic(folder.path / "suggest.json", json.dumps(found.as_object(), indent=1) + "\n")
     write_text_atomic(folder.path / "space.yaml", found.space())
-    return None if found.tested is None else _draw(found.tested, found, folder.path / "range-test.png")
+    if found.tested is None:
+        return None
+    picture = folder.path / "range-test.png"
+    _draw(found.tested, found, picture)
+    return picture
 
 
 def _count_rows(loaded: LoadedRun, folder: SearchFolder) -> int:
@@ -150,11 +154,9 @@ def _points(run: RunFolder) -> tuple[list[float], list[float | None]]:
     return [step["learning_rate"] for step in steps], [step["loss"] for step in steps]
 
 
-def _draw(tested: RangeResult, found: Suggestion, path: Path) -> Path | None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
+def _draw(tested: RangeResult, found: Suggestion, path: Path) -> None:
+    from matplotlib.figure import Figure  # half a second to import
+
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     plot = figure.subplots()
     known = [(rate, loss) for rate, loss in zip(tested.rates, tested.losses, strict=True) if loss is not None]
@@ -173,7 +175,4 @@ def _draw(tested: RangeResult, found: Suggestion, path: Path) -> Path | None:
     plot.set_xlabel("learning rate")
     plot.set_ylabel("training loss (nats a token)")
     plot.legend(fontsize=8)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(scratch, format="png", dpi=120)
-    scratch.replace(path)
-    return path
+    save_figure(figure, path)

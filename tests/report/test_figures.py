@@ -1,0 +1,44 @@
+"""Pictures on the disk: whole, or not there."""
+
+import resource
+
+import pytest
+from matplotlib.figure import Figure
+
+from megatune.report.figures import save_figure
+
+
+@pytest.fixture
+def drawn() -> Figure:
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    return figure
+
+
+@pytest.fixture
+def at_most_100_bytes():
+    """A file of this process can hold no more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_picture_has_the_format_of_its_ending(drawn, tmp_path):
+    save_figure(drawn, tmp_path / "a.png")
+    save_figure(drawn, tmp_path / "a.svg")
+
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.usefixtures("at_most_100_bytes")
+def test_a_picture_without_room_leaves_the_old_one_and_no_scratch_file(drawn, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"the old one")
+
+    with pytest.raises(OSError, match=f"cannot write: .*{path}"):
+        save_figure(drawn, path)
+
+    assert path.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [path]
