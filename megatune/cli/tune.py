@@ -25,11 +25,11 @@ from megatune.tune.layouts.best_file import write_best
 from megatune.tune.layouts.candidates import Tuned
 from megatune.tune.layouts.definition import Definition
 from megatune.tune.layouts.expect import Forecaster
-from megatune.tune.layouts.halving import Forecast, Next, next_trial
+from megatune.tune.layouts.halving import Forecast, Next
 from megatune.tune.layouts.journal import TuneFolder
 from megatune.tune.layouts.picture import draw_tune
 from megatune.tune.layouts.result import read_tune
-from megatune.tune.layouts.worker import Worker, standing_of
+from megatune.tune.layouts.worker import Worker
 from megatune.tune.trial import StopSignals
 
 _HOW_TO_CALIBRATE = ("plans of this place do not know of these trials: --results --calibrate lets them",)
@@ -137,8 +137,7 @@ def show_result(folder: TuneFolder, command: TuneCommand) -> int:
 def _show_plan(definition: Definition, run_file: Path, overrides: list[str], *, as_json: bool) -> int:
     """What would be tried, in which order as far as it does not depend on what will be measured."""
     tuned = Tuned(run_file=run_file, overrides=overrides, machine=definition.machine)
-    forecaster = Forecaster(tuned, definition.space, definition.rules.clock)
-    order = list(_order(definition, forecaster))
+    order = list(_order(definition, definition.forecaster(tuned)))
     answer = {"schema": 1, "dry_run": True, **_plan_object(definition, order)}
     views: list[RenderableType] = dry_run_views(definition, order)
     show(answer, *views, as_json=as_json)
@@ -147,15 +146,7 @@ def _show_plan(definition: Definition, run_file: Path, overrides: list[str], *, 
 
 def _order(definition: Definition, forecaster: Forecaster) -> Iterator[int]:
     """The reference, then all others as the planner ranks them: the first trials, if it is right."""
-    first = next_trial(
-        definition.space.candidates,
-        [],
-        num_trials=definition.rules.num_trials,
-        steps=definition.rules.steps,
-        objective=definition.rules.objective,
-        judge=lambda some: standing_of(definition, some),
-        forecast=forecaster.forecast,
-    )
+    first = definition.next_trial([], forecaster)
     assert isinstance(first, Next), "with no trial there is one to make"
     yield first.candidate
     expected: Forecast = forecaster.forecast([])

@@ -7,11 +7,9 @@ import yaml
 
 from megatune.tune.layouts.begin import TuneOptions, define_tune
 from megatune.tune.layouts.candidates import Candidate, Tuned
-from megatune.tune.layouts.expect import Forecaster
-from megatune.tune.layouts.halving import Done, Next, next_trial
+from megatune.tune.layouts.halving import Done, Next
 from megatune.tune.layouts.journal import GOOD, Ended, Trial
 from megatune.tune.layouts.measure import Measure
-from megatune.tune.layouts.worker import standing_of
 
 LLAMA_17M = Path(__file__).parents[2] / "benchmarks/models/llama-17m"
 TOKENS = 1024
@@ -67,21 +65,12 @@ class Replay:
         resolved = run_file.with_name("resolved.yaml")
         resolved.write_text(self.definition.run)
         tuned = Tuned(run_file=resolved, overrides=(), machine=self.definition.machine)
-        self._forecaster = Forecaster(tuned, self.definition.space, self.definition.rules.clock)
+        self._forecaster = self.definition.forecaster(tuned)
         self.trials: list[Trial] = []
 
     def step(self, trials: Sequence[Trial]) -> object:
         """What is to be done after `trials`."""
-        rules = self.definition.rules
-        return next_trial(
-            self.definition.space.candidates,
-            trials,
-            num_trials=rules.num_trials,
-            steps=rules.steps,
-            objective=rules.objective,
-            judge=lambda some: standing_of(self.definition, some),
-            forecast=self._forecaster.forecast,
-        )
+        return self.definition.next_trial(trials, self._forecaster)
 
     def run(self) -> list[Trial]:
         """All trials to the end."""
@@ -103,5 +92,5 @@ class Replay:
     @property
     def best(self) -> Candidate | None:
         """The winner."""
-        best = standing_of(self.definition, self.trials).best
+        best = self.definition.standing(self.trials).best
         return None if best is None else best.candidate

@@ -1,7 +1,7 @@
 """What a tune is: its candidates and rules, kept in tune.json so that all its workers agree."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,9 +12,12 @@ from megatune.launch.measurements import measured_for
 from megatune.plan.hardware import accelerator_named
 from megatune.plan.question import Machine
 from megatune.tune.layouts.candidates import Candidate, Space, Tuned
-from megatune.tune.layouts.journal import TuneFolder
+from megatune.tune.layouts.expect import Forecaster
+from megatune.tune.layouts.halving import Done, Next, Wait, next_trial
+from megatune.tune.layouts.journal import Trial, TuneFolder
 from megatune.tune.layouts.measure import Clock
 from megatune.tune.layouts.objective import Objective
+from megatune.tune.layouts.standing import Standing, stand
 
 SCHEMA = 1
 
@@ -73,6 +76,32 @@ class Definition:
     def tuned(self, folder: TuneFolder) -> Tuned:
         """The run of the folder, for the planner."""
         return Tuned(run_file=folder.run_file, overrides=(), machine=self.machine)
+
+    def forecaster(self, tuned: Tuned) -> Forecaster:
+        """Tells what the candidates will take."""
+        return Forecaster(tuned, self.space, self.rules.clock)
+
+    def standing(self, trials: Sequence[Trial]) -> Standing:
+        """Where these trials put the candidates."""
+        return stand(
+            self.space.candidates,
+            trials,
+            objective=self.rules.objective,
+            clock=self.rules.clock,
+            precision=self.rules.precision,
+        )
+
+    def next_trial(self, trials: Sequence[Trial], forecaster: Forecaster) -> Next | Wait | Done:
+        """What to do now. The same trials always give the same answer."""
+        return next_trial(
+            self.space.candidates,
+            trials,
+            num_trials=self.rules.num_trials,
+            steps=self.rules.steps,
+            objective=self.rules.objective,
+            judge=self.standing,
+            forecast=forecaster.forecast,
+        )
 
 
 def read_definition(folder: TuneFolder) -> Definition | None:

@@ -8,11 +8,9 @@ from typing import Any
 
 from megatune.plan.calibration import Constants
 from megatune.tune.layouts.definition import Definition, read_definition, with_measured
-from megatune.tune.layouts.expect import Forecaster
-from megatune.tune.layouts.halving import Done, next_trial
+from megatune.tune.layouts.halving import Done
 from megatune.tune.layouts.journal import GOOD, Trial, TuneFolder, read_trials
 from megatune.tune.layouts.standing import Shown, Standing
-from megatune.tune.layouts.worker import standing_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,25 +70,16 @@ def read_tune(folder: TuneFolder) -> TuneResult | None:
         return None
     definition = with_measured(known, folder)
     trials = read_trials(folder)
-    forecaster = Forecaster(definition.tuned(folder), definition.space, definition.rules.clock)
+    forecaster = definition.forecaster(definition.tuned(folder))
     constants = forecaster.constants(trials)
-    step = next_trial(
-        definition.space.candidates,
-        trials,
-        num_trials=definition.rules.num_trials,
-        steps=definition.rules.steps,
-        objective=definition.rules.objective,
-        judge=lambda some: standing_of(definition, some),
-        forecast=forecaster.forecast,
-    )
     return TuneResult(
         folder=folder,
         definition=definition,
         trials=trials,
-        standing=standing_of(definition, trials),
+        standing=definition.standing(trials),
         constants=constants,
         planner_errors=forecaster.errors(trials, constants) if constants else [],
-        is_done=isinstance(step, Done),
+        is_done=isinstance(definition.next_trial(trials, forecaster), Done),
     )
 
 

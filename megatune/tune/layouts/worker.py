@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from megatune.errors import ConfigError
 from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.tune.layouts.definition import Definition, read_definition, with_measured
-from megatune.tune.layouts.expect import Forecaster
-from megatune.tune.layouts.halving import Done, Next, Wait, next_trial
+from megatune.tune.layouts.halving import Done, Next, Wait
 from megatune.tune.layouts.journal import INTERRUPTED, Ended, Trial, TuneFolder, enter, read_trials, take
 from megatune.tune.layouts.making import Maker
-from megatune.tune.layouts.standing import Standing, stand
 from megatune.tune.owner import Watcher, marked
 from megatune.tune.trial import StopSignals
 
@@ -28,7 +26,7 @@ class Worker:
         self._folder, self._stop = folder, stop
         self._definition = with_measured(known, folder)
         self._maker = Maker(folder, self._definition, stop)
-        self._forecaster = Forecaster(self._definition.tuned(folder), known.space, known.rules.clock)
+        self._forecaster = self._definition.forecaster(self._definition.tuned(folder))
         self._watcher = Watcher()
 
     def work(self) -> int:
@@ -43,7 +41,7 @@ class Worker:
             trials = read_trials(self._folder)
             if self._take_back_abandoned(trials):
                 continue
-            step = self._next(trials)
+            step = self._definition.next_trial(trials, self._forecaster)
             if isinstance(step, Done):
                 _tell(step.why)
                 return 0
@@ -58,21 +56,6 @@ class Worker:
                 return STOPPED_BUT_SAVED
         return STOPPED_BUT_SAVED
 
-    def _next(self, trials: Sequence[Trial]) -> Next | Wait | Done:
-        rules = self._definition.rules
-        return next_trial(
-            self._definition.space.candidates,
-            trials,
-            num_trials=rules.num_trials,
-            steps=rules.steps,
-            objective=rules.objective,
-            judge=self._standing,
-            forecast=self._forecaster.forecast,
-        )
-
-    def _standing(self, trials: Sequence[Trial]) -> Standing:
-        return standing_of(self._definition, trials)
-
     def _make(self, step: Next, number: int) -> str | None:
         """Make trial `number`; None when another worker took the number first. Returns its outcome."""
         taken = take(self._folder, number, candidate=step.candidate, rung=step.rung, steps=step.steps)
@@ -82,7 +65,8 @@ class Worker:
         _tell(f"trial {number}: {space.describe(space.candidates[step.candidate])} ({step.why})")
         with marked(run.path) as mark:
             try:
-                ended = self._maker.make(step, number, self._standing(read_trials(self._folder)), mark)
+                standing = self._definition.standing(read_trials(self._folder))
+                ended = self._maker.make(step, number, standing, mark)
             except BaseException as error:
                 enter(self._folder, number, _given_up(str(error)))
                 raise
@@ -101,18 +85,6 @@ class Worker:
             _tell(f"trial {trial.number} was left by its worker; it does not count")
             enter(self._folder, trial.number, _given_up("left by its worker"))
         return bool(gone)
-
-
-def standing_of(definition: Definition, trials: Sequence[Trial]) -> Standing:
-    """Where the tune stands."""
-    rules = definition.rules
-    return stand(
-        definition.space.candidates,
-        trials,
-        objective=rules.objective,
-        clock=rules.clock,
-        precision=rules.precision,
-    )
 
 
 def _given_up(why: str) -> Ended:
