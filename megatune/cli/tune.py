@@ -75,8 +75,7 @@ def work_for(run_file: Path) -> int:
 def _work(folder: TuneFolder, definition: Definition | None) -> int:
     if definition is not None:
         rules = definition.rules
-        clock = "wall time" if rules.clock == "wall" else "processor time of the ranks"
-        print(f"megatune: measured by {clock} ({rules.clock_why})", file=sys.stderr)
+        print(f"megatune: measured by {rules.clock_words} ({rules.clock_why})", file=sys.stderr)
     with StopSignals() as stop:
         code = Worker(folder, stop, definition).work()
     if code == STOPPED_BUT_SAVED:

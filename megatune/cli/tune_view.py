@@ -39,7 +39,7 @@ def dry_run_views(definition: Definition, order: Sequence[int]) -> list[Renderab
         f"{', '.join(map(str, sizes[1:])) or 'is taken'} in turn for {2 * rules.steps}.",
         "the first is the run's own layout, whose losses the others must have. The next ones are chosen by what the "
         "planner expects, corrected by what was measured.",
-        f"objective: {rules.objective}; measured by {_clock(rules.clock)} ({rules.clock_why})",
+        f"objective: {rules.objective}; measured by {rules.clock_words} ({rules.clock_why})",
         *[f"not tried: {reason}" for reason in space.left_out],
     ]
     return [
@@ -121,7 +121,3 @@ def _about_planner(result: TuneResult) -> str:
 
 def _by_score(one: Shown) -> tuple[bool, int, float, int]:
     return (one.score is None, -one.highest_rung, -(one.score or 0.0), one.candidate.number)
-
-
-def _clock(clock: str) -> str:
-    return "wall time" if clock == "wall" else "processor time of the ranks"

@@ -42,14 +42,13 @@ def _head(result: TuneResult, best: Shown) -> Iterator[str]:
     rules, figures = result.definition.rules, best.figures
     assert figures is not None and best.score is not None, "it was measured, or it could not have won"
     made = sum(trial.ended is not None and trial.counts for trial in result.trials)
-    clock = "wall time" if rules.clock == "wall" else "processor time of the ranks"
     yield (
         f"The best of {len(result.standing.shown)} layouts tried in {made} trials, of "
         f"{len(result.definition.space.candidates)} candidates, by {rules.objective}: {best.score:.2f} x the run's own."
     )
     yield (
-        f"{figures.tokens_per_second:,.0f} tokens/s by {clock}, {format_bytes(figures.peak_bytes)} on the fullest "
-        f"device; the losses of its steps are the reference's."
+        f"{figures.tokens_per_second:,.0f} tokens/s by {rules.clock_words}, {format_bytes(figures.peak_bytes)} on the "
+        "fullest device; the losses of its steps are the reference's."
     )
     yield "Train it: megatune train best.yaml"
 

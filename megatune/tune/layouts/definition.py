@@ -42,6 +42,11 @@ class Rules:
     in_job: bool
     """Trials are steps of srun in an allocation, not local processes."""
 
+    @property
+    def clock_words(self) -> str:
+        """What seconds are measured by."""
+        return "wall time" if self.clock == "wall" else "processor time of the ranks"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Definition:

@@ -43,7 +43,7 @@ def _draw_pareto(plot: Any, result: TuneResult, shown: list[Shown]) -> None:
             str(one.candidate.number), _point(one), textcoords="offset points", xytext=(4, 4), fontsize=7
         )
     plot.set_xlabel("memory of the fullest device (GiB)")
-    plot.set_ylabel(f"tokens/s ({'wall' if result.definition.rules.clock == 'wall' else 'processor'} time)")
+    plot.set_ylabel(f"tokens/s ({result.definition.rules.clock_words})")
     plot.legend(fontsize=7)
 
 
