@@ -9,8 +9,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from megatune.bench.compare import Spread
 from megatune.bench.cut_off import CutOff, CutOffSignals
 from megatune.bench.inputs import model_folder
@@ -20,6 +18,7 @@ from megatune.bench.record import machine, make_record, peak_words, read_record,
 from megatune.bench.regressions import Verdict, compare_records, obstacles
 from megatune.bench.rounds import Result, name_of, run_rounds
 from megatune.bench.suite import LARGEST, Case, Suite, Work, load_suite
+from megatune.cli.workers import show_handed_in
 from megatune.config import LoadedRun
 from megatune.errors import ConfigError
 from megatune.launch.processes import STOPPED_BUT_SAVED
@@ -89,14 +88,14 @@ def hand_in_suite(name: str, options: BenchOptions) -> int:
     )
     loaded, folder = _on_slurm(name, options)
     job = submit_suite(asked, loaded, folder, call)
-    answer = {"schema": 1, "folder": str(folder.path), "job_id": job.job_id, "rounds": asked.rounds}
-    lines = [
-        f"submitted job {job.job_id}: {asked.rounds} round(s) of {len(asked.suite.cases)} case(s)",
-        f"logs: {folder.job.logs}",
-        f"record: megatune bench {shlex.quote(name)} --slurm {shlex.quote(str(options.slurm))} --collect",
-    ]
-    show(answer, *map(Text, lines), as_json=options.as_json)
-    return 0
+    return show_handed_in(
+        job,
+        folder.job,
+        {"rounds": asked.rounds},
+        words=f"{asked.rounds} round(s) of {len(asked.suite.cases)} case(s)",
+        afterwards=f"record: megatune bench {shlex.quote(name)} --slurm {shlex.quote(str(options.slurm))} --collect",
+        as_json=options.as_json,
+    )
 
 
 def _refuse_what_no_job_takes(suite: Suite, works: Mapping[str, Work | None]) -> None:

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from megatune.cli.arguments import before_torch
-from megatune.cli.trials_found import show_found
+from megatune.cli.workers import show_found, show_handed_in, work
 from megatune.config import load_run
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
@@ -108,11 +108,7 @@ def work_for(run_file: Path) -> int:
 
 
 def _work(folder: SearchFolder) -> int:
-    with StopSignals() as stop:
-        code = Worker(folder, stop).work()
-    if code == STOPPED_BUT_SAVED:
-        print("megatune: stopped; the same command goes on with the search", file=sys.stderr)
-    return code
+    return work(lambda stop: Worker(folder, stop).work(), "search")
 
 
 def _search_on_slurm(
@@ -121,22 +117,16 @@ def _search_on_slurm(
     loaded = load_run(run_file, overrides)
     workers = WorkersJob("search", search_folder(loaded).path, spans_nodes=False)
     request = build_workers_request(loaded, workers, run_file, num_workers)
-    folder = begin_search(run_file, overrides, space, command.options)
+    begin_search(run_file, overrides, space, command.options)
     job = submit_workers(request, workers, call)
-    answer = {
-        "schema": 1,
-        "folder": str(folder.path),
-        "job_id": job.job_id,
-        "cluster": job.cluster,
-        "workers": num_workers,
-    }
-    lines = [
-        f"submitted job {job.job_id}: {num_workers} worker(s)",
-        f"logs: {workers.logs}",
-        f"results: megatune search {shlex.quote(str(run_file))} --results",
-    ]
-    show(answer, *[Text(line) for line in lines], as_json=command.as_json)
-    return 0
+    return show_handed_in(
+        job,
+        workers,
+        {"workers": num_workers},
+        words=f"{num_workers} worker(s)",
+        afterwards=f"results: megatune search {shlex.quote(str(run_file))} --results",
+        as_json=command.as_json,
+    )
 
 
 def show_result(folder: SearchFolder, *, as_json: bool) -> int:

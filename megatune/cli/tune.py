@@ -11,12 +11,11 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from megatune.cli.calibrate import calibrated_lines, calibrated_object
-from megatune.cli.trials_found import show_found
 from megatune.cli.tune_view import dry_run_views, result_views
+from megatune.cli.workers import show_found, show_handed_in, work
 from megatune.config import LoadedRun, load_run
 from megatune.errors import ConfigError
 from megatune.launch.calibrate import calibrate
-from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.slurm.command import call
 from megatune.launch.slurm.workers_job import WorkersJob, build_workers_request, submit_workers
 from megatune.report.tables import show
@@ -30,7 +29,6 @@ from megatune.tune.layouts.journal import TuneFolder
 from megatune.tune.layouts.picture import draw_tune
 from megatune.tune.layouts.result import read_tune
 from megatune.tune.layouts.worker import Worker
-from megatune.tune.trial import StopSignals
 
 _HOW_TO_CALIBRATE = ("plans of this place do not know of these trials: --results --calibrate lets them",)
 
@@ -76,11 +74,7 @@ def _work(folder: TuneFolder, definition: Definition | None) -> int:
     if definition is not None:
         rules = definition.rules
         print(f"megatune: measured by {rules.clock_words} ({rules.clock_why})", file=sys.stderr)
-    with StopSignals() as stop:
-        code = Worker(folder, stop, definition).work()
-    if code == STOPPED_BUT_SAVED:
-        print("megatune: stopped; the same command goes on with the tune", file=sys.stderr)
-    return code
+    return work(lambda stop: Worker(folder, stop, definition).work(), "tune")
 
 
 def _tune_on_slurm(
@@ -91,20 +85,14 @@ def _tune_on_slurm(
     request = build_workers_request(loaded, workers, run_file, command.num_workers)
     begin_tune(folder, definition, loaded)
     job = submit_workers(request, workers, call)
-    answer = {
-        "schema": 1,
-        "folder": str(folder.path),
-        "job_id": job.job_id,
-        "cluster": job.cluster,
-        "workers": command.num_workers,
-    }
-    lines = [
-        f"submitted job {job.job_id}: {command.num_workers} worker(s)",
-        f"logs: {workers.logs}",
-        f"results: megatune tune {shlex.quote(str(run_file))} --results",
-    ]
-    show(answer, *map(Text, lines), as_json=command.as_json)
-    return 0
+    return show_handed_in(
+        job,
+        workers,
+        {"workers": command.num_workers},
+        words=f"{command.num_workers} worker(s)",
+        afterwards=f"results: megatune tune {shlex.quote(str(run_file))} --results",
+        as_json=command.as_json,
+    )
 
 
 def show_result(folder: TuneFolder, command: TuneCommand) -> int:
