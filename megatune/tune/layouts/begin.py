@@ -20,7 +20,7 @@ from megatune.plan.weights import count_model
 from megatune.tune.layouts.candidates import Tuned
 from megatune.tune.layouts.definition import Definition, Rules, keep_definition
 from megatune.tune.layouts.journal import TuneFolder
-from megatune.tune.layouts.knobs import BY_KEY, POLICY
+from megatune.tune.layouts.knobs import AS_IT_IS, BY_KEY, POLICY, RANKS
 from megatune.tune.layouts.machine import machine_in_job, machine_of_trials
 from megatune.tune.layouts.measure import Clock
 from megatune.tune.layouts.objective import parse_objective
@@ -154,9 +154,9 @@ def _knob_problems(
             yield f"--try {key}: it needs values, as in --try parallel.tp_size=1,2."
         if key in fixed:
             yield f"{key} is given to --try and to --fix; keep one."
-        if key.startswith(POLICY) and not all(value.isdecimal() or value == "null" for value in values):
-            yield f"--try {key}: its values must be whole numbers, or null for DeepSpeed's own."
-        if key == "launch.nproc_per_node" and (in_job or not all(v.isdecimal() and int(v) for v in values)):
+        if key.startswith(POLICY) and not all(value.isdecimal() or value == AS_IT_IS for value in values):
+            yield f"--try {key}: its values must be whole numbers, or {AS_IT_IS} for DeepSpeed's own."
+        if key == RANKS and (in_job or not all(v.isdecimal() and int(v) for v in values)):
             yield f"--try {key}: whole numbers from 1, and only where the trials are local processes."
 
 

@@ -1,12 +1,11 @@
 """best.yaml: the run file of a tune's winner, with comments that say why its values were chosen."""
 
-import json
 from collections.abc import Iterator
 
-from megatune.config import load_run, path_override, resolved_yaml
+from megatune.config import load_run, resolved_yaml
 from megatune.config.load import LoadedRun
 from megatune.files import write_text_atomic
-from megatune.tune.layouts.candidates import overrides_of, policy_with
+from megatune.tune.layouts.candidates import is_set_in_policy, overrides_of, write_policy
 from megatune.tune.layouts.knobs import BY_KEY, POLICY
 from megatune.tune.layouts.result import TuneResult
 from megatune.tune.layouts.standing import Shown
@@ -16,17 +15,10 @@ from megatune.units import format_bytes
 def write_best(result: TuneResult, best: Shown) -> None:
     """Write the winner's run file, and its DeepSpeed policy where it has values of its own."""
     folder, values = result.folder, best.candidate.values
-    given = overrides_of(values)
-    if any(key.startswith(POLICY) and text != "null" for key, text in values.items()):
-        tuned = result.definition.tuned(folder)
-        policy = policy_with(tuned.policy(tuned.load()), values)
-        write_text_atomic(folder.best_policy, json.dumps(policy, indent=2) + "\n")
-        given.append(path_override("deepspeed", folder.best_policy))
-    loaded = load_run(folder.run_file, given)
+    policy = write_policy(result.definition.tuned(folder), values, folder.best_policy)
+    loaded = load_run(folder.run_file, [*overrides_of(values), *policy])
     why = {key: _why(result, best, key) for key in values if not key.startswith(POLICY)}
-    policy_why = [
-        _why(result, best, key) for key in values if key.startswith(POLICY) and values[key] != "null"
-    ]
+    policy_why = [_why(result, best, key) for key, text in values.items() if is_set_in_policy(key, text)]
     if policy_why:
         why["deepspeed"] = "; ".join(policy_why)
     told = LoadedRun(

@@ -1,17 +1,20 @@
 """Candidates: what a trial can be of. `space` makes them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatune.config import Run, load_run
+from megatune.config import Run, load_run, path_override
+from megatune.files import write_text_atomic
 from megatune.plan.assess import Question
 from megatune.plan.ds_config import read_policy
 from megatune.plan.layout import Layout
+from megatune.plan.layout_keys import LAYOUT_KEYS
 from megatune.plan.model_config import read_model_config
 from megatune.plan.question import Machine, make_question
-from megatune.tune.layouts.knobs import LAYOUT_KNOBS, POLICY, RANKS
+from megatune.tune.layouts.knobs import AS_IT_IS, POLICY, RANKS
 
 Values = dict[str, str]
 """Key of a knob -> value, as the text of an override."""
@@ -42,7 +45,7 @@ class Candidate:
         return cls(**{**entry, "layout": Layout(**entry["layout"])})
 
 
-_IN_LAYOUT = {knob.key for knob in LAYOUT_KNOBS} | {RANKS}
+_IN_LAYOUT = {*LAYOUT_KEYS, RANKS}
 
 
 def shorter(key: str) -> str:
@@ -103,11 +106,24 @@ def overrides_of(values: Mapping[str, str]) -> list[str]:
     return [f"{key}={text}" for key, text in values.items() if not key.startswith(POLICY)]
 
 
+def is_set_in_policy(key: str, text: str) -> bool:
+    """Whether a value stands in the DeepSpeed policy of its candidate."""
+    return key.startswith(POLICY) and text != AS_IT_IS
+
+
+def write_policy(tuned: Tuned, values: Mapping[str, str], path: Path) -> list[str]:
+    """Write the policy with the values that are its keys; the override that names it. Where none is, neither."""
+    if not any(is_set_in_policy(key, text) for key, text in values.items()):
+        return []
+    write_text_atomic(path, json.dumps(tuned.policy(tuned.load(), values), indent=2) + "\n")
+    return [path_override("deepspeed", path)]
+
+
 def policy_with(policy: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, Any]:
-    """A copy of a DeepSpeed policy with the values that are its keys; `null` leaves a key as it is."""
+    """A copy of a DeepSpeed policy with the values that are its keys; AS_IT_IS leaves a key alone."""
     merged: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in policy.items()}
     for key, text in values.items():
-        if key.startswith(POLICY) and text != "null":
+        if is_set_in_policy(key, text):
             section, _, name = key.removeprefix(POLICY).partition(".")
             merged[section] = {**merged.get(section, {}), name: int(text)}
     return merged

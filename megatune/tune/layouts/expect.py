@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from megatune.plan.assess import Question
 from megatune.plan.calibration import Constants, relative_errors
 from megatune.plan.layout import Layout
+from megatune.plan.layout_keys import LAYOUT_KEYS
 from megatune.tune.layouts.candidates import Candidate, Space, Tuned
 from megatune.tune.layouts.forecast import ACCUMULATION, Leftover, calibrate, planned_seconds
 from megatune.tune.layouts.halving import Forecast
 from megatune.tune.layouts.journal import Trial
-from megatune.tune.layouts.knobs import LAYOUT_KNOBS
 from megatune.tune.layouts.measure import Clock
 from megatune.tune.layouts.standing import figures_of
 
 _MICRO = "train.per_device_train_batch_size"
-_IN_LAYOUT = {knob.key for knob in LAYOUT_KNOBS}
 
 
 class Forecaster:
@@ -104,7 +103,7 @@ class Forecaster:
         return self._question(one), one.layout
 
     def _question(self, one: Candidate) -> Question:
-        sides = {key: text for key, text in one.values.items() if key not in _IN_LAYOUT}
+        sides = {key: text for key, text in one.values.items() if key not in LAYOUT_KEYS}
         key = tuple(sides.items())
         if key not in self._questions:
             self._questions[key] = self._tuned.question(sides)

@@ -15,6 +15,7 @@ POLICY = "deepspeed:"
 """In front of a key that is one of the DeepSpeed policy file, not of the run file."""
 AS_IT_IS = "null"
 """The value of a policy's key that is left as the run's own policy, or DeepSpeed's default, has it."""
+RANKS = "launch.nproc_per_node"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ KNOBS: tuple[Knob, ...] = (
         what="activations are computed again in backward",
     ),
     Knob(key="parallel.offload", what="what lives in host memory"),
-    Knob(key="launch.nproc_per_node", what="ranks on this machine (only with --try)"),
+    Knob(key=RANKS, what="ranks on this machine (only with --try)"),
     Knob(
         key="parallel.leaf_modules",
         what="ZeRO-3 gathers a whole block at a time",
@@ -169,7 +170,6 @@ KNOBS: tuple[Knob, ...] = (
 BY_KEY = {knob.key: knob for knob in KNOBS}
 LAYOUT_KNOBS = tuple(knob for knob in KNOBS if knob.in_layout)
 SIDE_KNOBS = tuple(knob for knob in KNOBS if not knob.in_layout)
-RANKS = "launch.nproc_per_node"
 
 
 def layout_values(layout: Layout) -> dict[str, str]:

@@ -1,20 +1,17 @@
 """Makes one trial: `megatune train` with a candidate's values, watched, and what came of it."""
 
-import json
 import time
 
 from megatune.config import load_run, path_override
 from megatune.errors import ConfigError
-from megatune.files import write_text_atomic
 from megatune.launch.digest import digest_run
 from megatune.launch.processes import STOPPED_BUT_SAVED
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.places import place_of
-from megatune.tune.layouts.candidates import overrides_of, policy_with
+from megatune.tune.layouts.candidates import overrides_of, write_policy
 from megatune.tune.layouts.definition import Definition
 from megatune.tune.layouts.halving import Next
 from megatune.tune.layouts.journal import GOOD, INTERRUPTED, SLOW, Ended, TuneFolder
-from megatune.tune.layouts.knobs import POLICY
 from megatune.tune.layouts.measure import Measure, read_measure
 from megatune.tune.layouts.objective import Figures
 from megatune.tune.layouts.standing import Standing
@@ -93,11 +90,7 @@ class Maker:
         given.append(
             f"health.hang_timeout_s={hang_limit_s(self._run.run.health.hang_timeout_s, rules.limit_s)}"
         )
-        if any(key.startswith(POLICY) and text != "null" for key, text in values.items()):
-            tuned = self._definition.tuned(self._folder)
-            policy = policy_with(tuned.policy(self._run.run), values)
-            write_text_atomic(run.path / "policy.json", json.dumps(policy, indent=1) + "\n")
-            given.append(path_override("deepspeed", run.path / "policy.json"))
+        given += write_policy(self._definition.tuned(self._folder), values, run.path / "policy.json")
         if self._folder.model.is_dir():
             given += self._without_dropout()
         return [str(self._folder.run_file), *given, *self._place.overrides()]
