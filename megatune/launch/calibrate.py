@@ -24,7 +24,7 @@ from megatune.plan.hardware import find_accelerator
 from megatune.plan.layout import Layout
 from megatune.plan.model_config import read_model_config
 from megatune.plan.question import Machine, layout_of, make_question
-from megatune.plan.rates import Rates, rates_to_fit, slowed, sustained_flops
+from megatune.plan.rates import Rates, slowed, sustained_flops
 from megatune.report.metrics import read_metrics
 
 _WARM_UP = 2
@@ -146,15 +146,7 @@ def _fit(runs: Sequence[MeasuredRun]) -> Fitted:
 
     def predict(constants: Constants) -> list[float]:
         return [
-            timed(
-                run.question,
-                run.layout,
-                slowed(
-                    rates,
-                    compute_factor=constants.compute_factor,
-                    gather_overhead_s=constants.gather_overhead_s,
-                ),
-            ).total_s
+            timed(run.question, run.layout, slowed(rates, constants)).total_s
             for run, rates in zip(runs, starting, strict=True)
         ]
 
@@ -186,16 +178,10 @@ def _fit(runs: Sequence[MeasuredRun]) -> Fitted:
 
 
 def _rates(run: MeasuredRun) -> Rates:
-    question = run.question
-    rates = rates_to_fit(
-        question.accelerator,
-        question.measured,
-        precision=question.work.precision,
-        ranks_per_node=question.place.ranks_per_node,
-        num_devices=question.num_devices,
-    )
+    rates = run.question.rates_to_fit()
     if rates is None:
+        precision = run.question.work.precision
         raise PlanError(
-            f"{run.folder}: no constants are known for {run.device} in {question.work.precision} to start from."
+            f"{run.folder}: no constants are known for {run.device} in {precision} to start from."
         )
     return rates

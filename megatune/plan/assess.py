@@ -11,7 +11,7 @@ from megatune.plan.hardware import Accelerator
 from megatune.plan.layout import Layout
 from megatune.plan.ledger import Ledger, Place, Workload, make_ledger
 from megatune.plan.practice import Practice
-from megatune.plan.rates import Measured, Rates, rates_of
+from megatune.plan.rates import Measured, Rates, cpu_rates_to_fit, rates_of
 from megatune.plan.step_time import Phases, step_phases
 
 _TIMES = 2.0
@@ -50,6 +50,12 @@ class Question:
             ranks_per_node=self.place.ranks_per_node,
             num_devices=self.num_devices,
         )
+
+    def rates_to_fit(self) -> Rates | None:
+        """What the fitting of constants starts from: the rates of a plan without any, and on CPUs always some."""
+        if self.accelerator is None and self.place.on_cpu:
+            return cpu_rates_to_fit(self.measured, self.place.ranks_per_node)
+        return replace(self, measured=replace(self.measured, calibration=None)).rates()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from megatune.plan.calibration import Calibration
+from megatune.plan.calibration import Calibration, Constants
 from megatune.plan.hardware import Accelerator
 from megatune.plan.links import Links
 from megatune.plan.network import Network, network_of
@@ -54,33 +54,21 @@ def rates_of(
     return _calibrated(Rates(device=device, network=network), measured.calibration)
 
 
-def rates_to_fit(
-    accelerator: Accelerator | None,
-    measured: Measured,
-    *,
-    precision: str,
-    ranks_per_node: int,
-    num_devices: int,
-) -> Rates | None:
-    """The rates that a calibration starts from: those of a plan without one, and on CPUs always some."""
-    without = replace(measured, calibration=None)
-    if accelerator is None:
-        flops = (measured.cpu_flops_per_s or _UNKNOWN_FLOPS * ranks_per_node) / ranks_per_node
-        return Rates(device=_cpu(flops), network=_cpu_network(measured.links))
-    return rates_of(
-        accelerator, without, precision=precision, ranks_per_node=ranks_per_node, num_devices=num_devices
-    )
+def cpu_rates_to_fit(measured: Measured, ranks_per_node: int) -> Rates:
+    """The rates of CPU cores that a calibration starts from, whether a doctor has seen them or not."""
+    flops = (measured.cpu_flops_per_s or _UNKNOWN_FLOPS * ranks_per_node) / ranks_per_node
+    return Rates(device=_cpu(flops), network=_cpu_network(measured.links))
 
 
-def slowed(rates: Rates, *, compute_factor: float, gather_overhead_s: float) -> Rates:
-    """`rates` with computation that takes `compute_factor` times as long."""
+def slowed(rates: Rates, constants: Constants) -> Rates:
+    """`rates` with constants that were fitted."""
     speeds = rates.device.speeds
     slower = replace(
         speeds,
-        matmul_share=speeds.matmul_share / compute_factor,
-        attention_share=speeds.attention_share / compute_factor,
-        memory_share=speeds.memory_share / compute_factor,
-        gather_overhead_s=gather_overhead_s,
+        matmul_share=speeds.matmul_share / constants.compute_factor,
+        attention_share=speeds.attention_share / constants.compute_factor,
+        memory_share=speeds.memory_share / constants.compute_factor,
+        gather_overhead_s=constants.gather_overhead_s,
     )
     return replace(rates, device=replace(rates.device, speeds=slower))
 
@@ -94,7 +82,7 @@ def _calibrated(rates: Rates, found: Calibration | None) -> Rates:
     if found is None:
         return rates
     factor = sustained_flops(rates) / found.flops_per_s
-    return slowed(rates, compute_factor=factor, gather_overhead_s=found.gather_overhead_s)
+    return slowed(rates, Constants(compute_factor=factor, gather_overhead_s=found.gather_overhead_s))
 
 
 def _cpu_rates(measured: Measured, precision: str, ranks_per_node: int, num_devices: int) -> Rates | None:

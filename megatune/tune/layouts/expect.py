@@ -7,7 +7,7 @@ from megatune.plan.calibration import Constants, relative_errors
 from megatune.plan.layout import Layout
 from megatune.plan.layout_keys import LAYOUT_KEYS
 from megatune.tune.layouts.candidates import Candidate, Space, Tuned
-from megatune.tune.layouts.forecast import ACCUMULATION, Leftover, calibrate, planned_seconds
+from megatune.tune.layouts.forecast import ACCUMULATION, Leftover, fitted, planned_seconds
 from megatune.tune.layouts.halving import Forecast
 from megatune.tune.layouts.journal import Trial
 from megatune.tune.layouts.measure import Clock
@@ -65,7 +65,7 @@ class Forecaster:
         """The planner's constants that fit the trials best; None without trials, or where it knows no times."""
         measured, tokens = self._measured(trials), self._tokens_a_step(trials)
         cases = [self._case(self._space.candidates[number]) for number in measured]
-        return calibrate(cases, [token_s * tokens for token_s, _ in measured.values()])
+        return fitted(cases, [token_s * tokens for token_s, _ in measured.values()])
 
     def errors(self, trials: Sequence[Trial], constants: Constants | None) -> list[float]:
         """Relative errors of the planner's steps, with such constants, against what was measured."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from megatune.plan.assess import Question, timed
 from megatune.plan.calibration import Constants, fit_constants
 from megatune.plan.layout import Layout
-from megatune.plan.rates import Rates, rates_to_fit, slowed
+from megatune.plan.rates import slowed
 from megatune.tune.layouts.knobs import BY_KEY
 
 _NOISE = 0.05
@@ -39,29 +39,11 @@ def planned_seconds(question: Question, layout: Layout, constants: Constants | N
 
     Without `constants` they are those of the plan; on CPUs that nobody has measured, relative ones.
     """
-    rates = _rates(question, fitted=constants is not None)
+    known = question.rates() if constants is None else None
+    rates = known or question.rates_to_fit()
     if rates is None:
         return None
-    if constants is not None:
-        rates = slowed(
-            rates,
-            compute_factor=constants.compute_factor,
-            gather_overhead_s=constants.gather_overhead_s,
-        )
-    return timed(question, layout, rates).total_s
-
-
-def _rates(question: Question, *, fitted: bool) -> Rates | None:
-    known = None if fitted else question.rates()
-    if known is not None or (question.accelerator is None and not question.place.on_cpu):
-        return known
-    return rates_to_fit(
-        question.accelerator,
-        question.measured,
-        precision=question.work.precision,
-        ranks_per_node=question.place.ranks_per_node,
-        num_devices=question.num_devices,
-    )
+    return timed(question, layout, rates if constants is None else slowed(rates, constants)).total_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +58,7 @@ class Expected:
         return self.value * math.exp(-widths * self.width)
 
 
-def calibrate(cases: Sequence[tuple[Question, Layout]], measured_s: Sequence[float]) -> Constants | None:
+def fitted(cases: Sequence[tuple[Question, Layout]], measured_s: Sequence[float]) -> Constants | None:
     """The planner's constants that fit the measured steps best; None where it knows no times."""
     if not cases or any(planned_seconds(*case, _PLAIN) is None for case in cases):
         return None
