@@ -26,18 +26,18 @@ from megatune.doctor.verdict import RungResult, passed, report
 from megatune.doctor.watchdog import Watchdog
 from megatune.errors import LaunchError, MegatuneError
 from megatune.launch import ranks
+from megatune.launch.measurements import keep_links
 from megatune.launch.nodelist import expand_nodelist, expand_task_counts
 from megatune.launch.ports import PortTakenError
 from megatune.launch.ranks import RankInfo
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.verdict import PORT_TAKEN
-from megatune.plan.links import Links, fit_link, links_json, place_key, write_links
+from megatune.plan.links import Links, fit_link, links_json
 from megatune.report.tables import to_json
 
 _MEET_S = 60.0
 _REPORT_S = 2.0  # kept for the report when ranks are missing, after a start that was slow itself
 _LEAST_S = 1.0
-_LINKS_FILE = "links.json"
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -154,13 +154,7 @@ def _keep(answer: dict[str, Any], links: Links | None, place: Place) -> None:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.write_text_atomic(folder.doctor.name, to_json(answer) + "\n")
         if links is not None:
-            around = place.surroundings
-            key = place_key(
-                cluster=around.get("SLURM_CLUSTER_NAME"),
-                partition=around.get("SLURM_JOB_PARTITION"),
-                host=place.node,
-            )
-            write_links(ranks.cache_folder() / _LINKS_FILE, key, links)
+            keep_links(links, place.surroundings, place.node)
     except OSError as error:
         print(f"megatune: the report was not kept: {error}", file=sys.stderr)
 

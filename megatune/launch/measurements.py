@@ -6,6 +6,7 @@ in the cache folder: links.json and calibration.json.
 
 import json
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from megatune.config import Run
 from megatune.launch.ranks import cache_folder, surroundings
 from megatune.launch.run_folder import RunFolder
 from megatune.plan.calibration import Calibration, read_calibration
-from megatune.plan.links import Links, links_of, place_key, read_links
+from megatune.plan.links import Links, links_of, place_key, read_links, write_links
 from megatune.plan.rates import Measured
 
 _BACKENDS = {True: "nccl", False: "gloo"}
@@ -59,14 +60,20 @@ def calibration_file() -> Path:
     return _file("calibration")
 
 
+def keep_links(links: Links, around: Mapping[str, str], host: str) -> None:
+    """Keep what the doctor measured on `host`, in the job of `around`, for the plans of that place. Raises OSError."""
+    write_links(_file("links"), _place(around, around.get("SLURM_JOB_PARTITION"), host), links)
+
+
 def place_of(run: Run) -> str:
     """The name of the place that `run` goes to."""
     around = surroundings()
-    return place_key(
-        cluster=around.get("SLURM_CLUSTER_NAME"),
-        partition=run.slurm.partition if run.slurm else None,
-        host=around.get("SLURMD_NODENAME") or socket.gethostname(),
-    )
+    host = around.get("SLURMD_NODENAME") or socket.gethostname()
+    return _place(around, run.slurm.partition if run.slurm else None, host)
+
+
+def _place(around: Mapping[str, str], partition: str | None, host: str) -> str:
+    return place_key(cluster=around.get("SLURM_CLUSTER_NAME"), partition=partition, host=host)
 
 
 def _file(name: str) -> Path:

@@ -5,15 +5,12 @@ of one collective of ZeRO-3. Their sum of squared relative errors is least (Gaus
 are straight lines in both, but for the bend where communication is hidden no longer).
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from megatune.files import write_text_atomic
+from megatune.plan.kept import read_kept, write_kept
 
-SCHEMA = 1
 _ROUNDS = 12
 _NUDGE = 1e-3
 _LEAST_GATHER_S = 1e-6
@@ -117,15 +114,14 @@ def _slopes(predict: Predict, measured_s: Sequence[float], at: Constants) -> tup
 
 def write_calibration(file: Path, place: str, calibration: Calibration) -> None:
     """Put `calibration` into `file`, beside those of other places and devices. Raises OSError."""
-    known = _read(file)
+    known = read_kept(file, "calibrations")
     known.setdefault(place, {})[_key(calibration.device, calibration.precision)] = asdict(calibration)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(file, json.dumps({"schema": SCHEMA, "calibrations": known}, indent=1) + "\n")
+    write_kept(file, "calibrations", known)
 
 
 def read_calibration(file: Path, place: str, *, device: str, precision: str) -> Calibration | None:
     """What was fitted at `place`; None when nothing was, or another version did it."""
-    entry = _read(file).get(place, {}).get(_key(device, precision))
+    entry = read_kept(file, "calibrations").get(place, {}).get(_key(device, precision))
     if not isinstance(entry, dict) or entry.keys() != {field.name for field in fields(Calibration)}:
         return None
     return Calibration(**entry)
@@ -133,13 +129,3 @@ def read_calibration(file: Path, place: str, *, device: str, precision: str) -> 
 
 def _key(device: str, precision: str) -> str:
     return f"{device}/{precision}"
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}  # none yet, or damaged: runs calibrate again
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        return {}
-    return dict(content["calibrations"])

@@ -5,15 +5,12 @@ bandwidth. The doctor writes the record, into the run folder and into the file i
 places; plans read it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatune.files import write_text_atomic
-
-SCHEMA = 1
+from megatune.plan.kept import read_kept, write_kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +82,13 @@ def links_json(links: Links) -> dict[str, Any]:
 
 
 def write_links(file: Path, key: str, links: Links) -> None:
-    """Put the record of `key` into `file`, beside those of other places.
-
-    Two writers at the same moment: one record may be lost, the file stays whole. Raises OSError.
-    """
-    known = _read(file)
-    known[key] = links_json(links)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(file, json.dumps({"schema": SCHEMA, "links": known}, indent=1) + "\n")
+    """Put the record of `key` into `file`, beside those of other places. Raises OSError."""
+    write_kept(file, "links", {**read_kept(file, "links"), key: links_json(links)})
 
 
 def read_links(file: Path, key: str) -> Links | None:
     """The record of `key`; None when nothing was measured there, or by another version."""
-    entry = _read(file).get(key)
+    entry = read_kept(file, "links").get(key)
     return links_of(entry) if isinstance(entry, dict) else None
 
 
@@ -114,16 +105,6 @@ def links_of(entry: dict[str, Any]) -> Links:
 
 def _link(entry: dict[str, Any] | None) -> Link | None:
     return None if entry is None else Link(**entry)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}  # none yet, or damaged: it is measured again
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        return {}
-    return dict(content["links"])
 
 
 def _digits(value: float) -> float:
