@@ -16,7 +16,7 @@ from megatune.launch.ports import reserve_port
 from megatune.launch.processes import module_command
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.places import Place
-from megatune.report.metrics import read_metrics
+from megatune.report.metrics import read_metrics, settled_steps
 
 PEERS = SUITES.parent / "peers"
 
@@ -91,7 +91,7 @@ def _measure_megatune(case: Case, work: Work, inputs: Inputs, timeout_s: float, 
     events = read_metrics(folder / "metrics.jsonl")
     run = next(event for event in events if event["event"] == "run")
     steps = [event for event in events if event["event"] == "step"]
-    timed = steps[work.warmup_steps :]
+    timed = settled_steps(events, work.warmup_steps)
     return Measurement(
         engine=run["details"]["engine"],
         losses=[step["loss"] for step in steps],

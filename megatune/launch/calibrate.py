@@ -25,10 +25,8 @@ from megatune.plan.layout import Layout
 from megatune.plan.model_config import read_model_config
 from megatune.plan.question import Machine, layout_of, make_question
 from megatune.plan.rates import Rates, slowed, sustained_flops
-from megatune.report.metrics import read_metrics
+from megatune.report.metrics import WARMUP_STEPS, read_metrics, settled_steps
 
-_WARM_UP = 2
-"""Steps of each start that are left out: kernels are chosen, buffers made, files read."""
 _FEWEST_STEPS = 3
 
 
@@ -91,10 +89,10 @@ def read_run(folder: Path) -> MeasuredRun:
     start = next((entry for entry in reversed(entries) if entry["event"] == "run"), None)
     if start is None or not start.get("world_size") or not start.get("device"):
         raise PlanError(f"{paths.metrics.name} holds no start of a run.")
-    seconds = _settled_seconds(entries)
+    seconds = [float(step["step_seconds"]) for step in settled_steps(entries)]
     if len(seconds) < _FEWEST_STEPS:
         raise PlanError(
-            f"it has {len(seconds)} steps behind the first {_WARM_UP} of each start; {_FEWEST_STEPS} are needed."
+            f"it has {len(seconds)} steps behind the first {WARMUP_STEPS} of each start; {_FEWEST_STEPS} are needed."
         )
     device, machine = _machine(run, start)
     question = make_question(run, read_model_config(run), machine, read_policy(run.deepspeed))
@@ -109,18 +107,6 @@ def read_run(folder: Path) -> MeasuredRun:
         num_steps=len(seconds),
         framework_bytes=memory[-1]["framework"] if memory and device == "cpu" else None,
     )
-
-
-def _settled_seconds(entries: Sequence[Mapping[str, Any]]) -> list[float]:
-    found, since_start = [], 0
-    for entry in entries:
-        if entry["event"] == "run":
-            since_start = 0
-        elif entry["event"] == "step":
-            since_start += 1
-            if since_start > _WARM_UP:
-                found.append(float(entry["step_seconds"]))
-    return found
 
 
 def _machine(run: Run, start: Mapping[str, Any]) -> tuple[str, Machine]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from megatune.report.metrics import settled_steps
 from megatune.report.tables import render_table
 from megatune.units import format_bytes
 
@@ -24,8 +25,6 @@ _ADDED = (
 """What steps hold beside the states: allocators do not say which is which."""
 _OUTSIDE = ("nccl", "framework")
 _SHARED = "shared_memory"
-_WARM_UP = 2
-"""Steps of a start that are not taken for its speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def compare(entries: Sequence[Mapping[str, Any]]) -> Comparison | None:
     if plan is None or not plan["device_bytes"]:
         return None
     memory: Mapping[str, Any] = next((e for e in reversed(own) if e["event"] == "memory"), {})
-    steps = [entry["step_seconds"] for entry in own if entry["event"] == "step"][_WARM_UP:]
+    steps = [step["step_seconds"] for step in settled_steps(own)]
     return Comparison(
         memory=_memory_rows(own[0], plan, memory),
         step_seconds=Compared(

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -12,6 +13,8 @@ from megatune.files import write_text_atomic
 from megatune.report.goodput import time_taken
 from megatune.report.records import LostRecord, Record, to_line
 
+WARMUP_STEPS = 2
+"""Of each start, where nobody says how many: kernels are chosen, buffers made, files read."""
 _SYNC_EVERY_S = 5.0
 _CURVE_EVENTS = ("step", "eval", "save")
 
@@ -86,6 +89,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     *lines, _unfinished = path.read_bytes().split(b"\n")
     return [_parse(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def settled_steps(
+    entries: Sequence[Mapping[str, Any]], warmup_steps: int = WARMUP_STEPS
+) -> list[Mapping[str, Any]]:
+    """The lines of the steps that tell how long a step takes: those behind the first `warmup_steps` of each start."""
+    found: list[Mapping[str, Any]] = []
+    since_start = 0
+    for entry in entries:
+        if entry["event"] == "run":
+            since_start = 0
+        elif entry["event"] == "step":
+            since_start += 1
+            if since_start > warmup_steps:
+                found.append(entry)
+    return found
 
 
 def _open_after_last_line(path: Path) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from megatune.report.metrics import read_metrics
+from megatune.report.metrics import read_metrics, settled_steps
 
 Clock = Literal["wall", "cpu"]
 
@@ -63,7 +63,7 @@ def read_measure(metrics: Path, *, warmup_steps: int) -> Measure | None:
     entries = read_metrics(metrics)
     run = next((entry for entry in entries if entry["event"] == "run"), None)
     steps = [entry for entry in entries if entry["event"] == "step"]
-    timed = steps[warmup_steps:]
+    timed = settled_steps(entries, warmup_steps)
     if run is None or not timed:
         return None
     peaks = [step["peak_memory_bytes"] for step in steps if step["peak_memory_bytes"]]
