@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from megatune.data.opened import COMPRESSED, decoded, lines, opened
-from megatune.data.rows import BLOCK_BYTES, BLOCK_ROWS, Block, Place, Row
+from megatune.data.rows import BLOCK_BYTES, Block, Place, Row, in_blocks
 from megatune.errors import DataError
 
 _EXCERPT_CHARS = 40
@@ -53,28 +53,15 @@ def json_blocks(path: Path, *, in_order: bool) -> Iterator[Block]:
 
 
 def _line_blocks(path: Path) -> Iterator[Block]:
-    numbered: list[tuple[int, bytes]] = []
-    num_rows = read = 0
     with opened(path) as file:
-        for number, line in lines(file.bytes):
-            if not line.strip():
-                continue
-            numbered.append((number, line))
-            if len(numbered) == BLOCK_ROWS:
-                yield Block(_parsed(path, numbered, num_rows), len(numbered), file.position - read)
-                num_rows, read = num_rows + len(numbered), file.position
-                numbered = []
-        if numbered:
-            yield Block(_parsed(path, numbered, num_rows), len(numbered), file.position - read)
+        filled = (numbered for numbered in lines(file.bytes) if numbered[1].strip())
+        yield from in_blocks(filled, file, partial(_parsed, path))
 
 
-def _parsed(path: Path, numbered: list[tuple[int, bytes]], before: int) -> Callable[[], Iterator[Row]]:
-    def rows() -> Iterator[Row]:
-        for number, (line_number, line) in enumerate(numbered, start=before + 1):
-            place = Place(path, number, line_number)
-            yield Row(_object(line, place, None), place)
-
-    return rows
+def _parsed(path: Path, numbered: list[tuple[int, bytes]], before: int) -> Iterator[Row]:
+    for number, (line_number, line) in enumerate(numbered, start=before + 1):
+        place = Place(path, number, line_number)
+        yield Row(_object(line, place, None), place)
 
 
 def _object(line: bytes, place: Place, offset: int | None) -> dict[str, object]:
@@ -127,27 +114,16 @@ def _is_array(path: Path) -> bool:
 
 
 def _array_blocks(path: Path) -> Iterator[Block]:
-    items: list[object] = []
-    num_rows = read = 0
     with opened(path) as file:
-        for item in _items(path, file.bytes.read):
-            items.append(item)
-            if len(items) == BLOCK_ROWS:
-                yield Block(_from_items(path, items, num_rows), len(items), file.position - read)
-                num_rows, read, items = num_rows + len(items), file.position, []
-        if items:
-            yield Block(_from_items(path, items, num_rows), len(items), file.position - read)
+        yield from in_blocks(_items(path, file.bytes.read), file, partial(_from_items, path))
 
 
-def _from_items(path: Path, items: list[object], before: int) -> Callable[[], Iterator[Row]]:
-    def rows() -> Iterator[Row]:
-        for number, values in enumerate(items, start=before + 1):
-            place = Place(path, number)
-            if not isinstance(values, dict):
-                raise DataError(f"{place}: a {type(values).__name__} where an object must be")
-            yield Row(values, place)
-
-    return rows
+def _from_items(path: Path, items: list[object], before: int) -> Iterator[Row]:
+    for number, values in enumerate(items, start=before + 1):
+        place = Place(path, number)
+        if not isinstance(values, dict):
+            raise DataError(f"{place}: a {type(values).__name__} where an object must be")
+        yield Row(values, place)
 
 
 class _ArrayText:

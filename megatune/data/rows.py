@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
-from megatune.data.opened import opened
+from megatune.data.opened import OpenedFile, opened
 
 BLOCK_ROWS = 1000
 """Rows of a block, where a file can only be read from its beginning."""
 BLOCK_BYTES = 1 << 20
 """Bytes of a block, where a file can be read from anywhere."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,21 @@ class Block:
     """None where only reading tells."""
     num_bytes: int
     """Of the file on the disk; what the progress counts."""
+
+
+def in_blocks(
+    items: Iterable[_Item], file: OpenedFile, rows_of: Callable[[list[_Item], int], Iterator[Row]]
+) -> Iterator[Block]:
+    """Blocks of `items`, which are read from `file` on the way, one a row.
+
+    rows_of: the rows of some items, given how many rows stand before them.
+    """
+    items = iter(items)
+    num_rows = read = 0
+    while some := list(islice(items, BLOCK_ROWS)):
+        yield Block(partial(rows_of, some, num_rows), len(some), file.position - read)
+        num_rows, read = num_rows + len(some), file.position
+        del some  # they are not held while the next are read
 
 
 def limited(blocks: Iterable[Block], max_rows: int | None) -> Iterator[Block]:

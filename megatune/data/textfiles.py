@@ -7,21 +7,17 @@ line as a number within a block. What a model learns from must be the text that 
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from megatune.data.opened import decoded, lines, opened
-from megatune.data.rows import BLOCK_ROWS, Block, Place, Row
+from megatune.data.rows import Block, Place, Row, in_blocks
 from megatune.errors import DataError
 
-if TYPE_CHECKING:
-    from _csv import Reader
-
 _MAX_CELL_CHARS = 2**31 - 1  # csv's own limit, 131072, is shorter than one long document
-
-_Numbered = list[tuple[int, list[str]]]
 
 
 def table_blocks(path: Path, *, delimiter: str) -> Iterator[Block]:
@@ -37,10 +33,8 @@ def table_blocks(path: Path, *, delimiter: str) -> Iterator[Block]:
             try:
                 header = next(table, [])
                 _check_header(header, path)
-                num_rows = read = 0
-                for numbered in _pages(table):
-                    yield Block(_cells(path, header, numbered, num_rows), len(numbered), file.position - read)
-                    num_rows, read = num_rows + len(numbered), file.position
+                filled = ((table.line_num, cells) for cells in table if cells)
+                yield from in_blocks(filled, file, partial(_cells, path, header))
             finally:
                 text.detach()
         except UnicodeDecodeError:
@@ -51,43 +45,21 @@ def table_blocks(path: Path, *, delimiter: str) -> Iterator[Block]:
 
 def txt_blocks(path: Path) -> Iterator[Block]:
     """Blocks of documents, which one or more blank lines divide."""
-    documents: list[tuple[int, list[bytes]]] = []
-    num_rows = read = 0
     with opened(path) as file:
-        for document in _documents(file.bytes):
-            documents.append(document)
-            if len(documents) == BLOCK_ROWS:
-                yield Block(_texts(path, documents, num_rows), len(documents), file.position - read)
-                num_rows, read, documents = num_rows + len(documents), file.position, []
-        if documents:
-            yield Block(_texts(path, documents, num_rows), len(documents), file.position - read)
+        yield from in_blocks(_documents(file.bytes), file, partial(_texts, path))
 
 
-def _pages(table: "Reader") -> Iterator[_Numbered]:
-    """(line, cells) of up to BLOCK_ROWS rows at a time."""
-    page: _Numbered = []
-    for cells in table:
-        if cells:  # not a blank line
-            page.append((table.line_num, cells))
-        if len(page) == BLOCK_ROWS:
-            yield page
-            page = []
-    if page:
-        yield page
-
-
-def _cells(path: Path, header: list[str], numbered: _Numbered, before: int) -> Callable[[], Iterator[Row]]:
-    def rows() -> Iterator[Row]:
-        for number, (line, cells) in enumerate(numbered, start=before + 1):
-            place = Place(path, number, line)
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{place}: {len(cells)} cells, the header has {len(header)} ({', '.join(header)}). Put "
-                    "quotes around text that holds the separator"
-                )
-            yield Row(dict(zip(header, cells, strict=True)), place)
-
-    return rows
+def _cells(
+    path: Path, header: list[str], numbered: list[tuple[int, list[str]]], before: int
+) -> Iterator[Row]:
+    for number, (line, cells) in enumerate(numbered, start=before + 1):
+        place = Place(path, number, line)
+        if len(cells) != len(header):
+            raise DataError(
+                f"{place}: {len(cells)} cells, the header has {len(header)} ({', '.join(header)}). Put "
+                "quotes around text that holds the separator"
+            )
+        yield Row(dict(zip(header, cells, strict=True)), place)
 
 
 def _check_header(header: list[str], path: Path) -> None:
@@ -109,19 +81,14 @@ def _documents(file: IO[bytes]) -> Iterator[tuple[int, list[bytes]]]:
             block = []
 
 
-def _texts(path: Path, documents: list[tuple[int, list[bytes]]], before: int) -> Callable[[], Iterator[Row]]:
-    def rows() -> Iterator[Row]:
-        for number, (start, block) in enumerate(documents, start=before + 1):
-            try:
-                text = [
-                    line.decode("utf-8-sig" if start + at == 1 else "utf-8") for at, line in enumerate(block)
-                ]
-            except UnicodeDecodeError:
-                raise _first_bad_byte(path) from None
-            text = [line.rstrip("\r\n") for line in text]
-            yield Row({"text": "\n".join(text)}, Place(path, number, start))
-
-    return rows
+def _texts(path: Path, documents: list[tuple[int, list[bytes]]], before: int) -> Iterator[Row]:
+    for number, (start, block) in enumerate(documents, start=before + 1):
+        try:
+            text = [line.decode("utf-8-sig" if start + at == 1 else "utf-8") for at, line in enumerate(block)]
+        except UnicodeDecodeError:
+            raise _first_bad_byte(path) from None
+        text = [line.rstrip("\r\n") for line in text]
+        yield Row({"text": "\n".join(text)}, Place(path, number, start))
 
 
 def _first_bad_byte(path: Path) -> DataError:
