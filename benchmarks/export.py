@@ -10,7 +10,6 @@ The weights are compared at the end.
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,9 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from megatune.launch.devices import count_cpus, cpu_model
+from bare_deepspeed import trained_for_a_step
+
+from megatune.bench.record import machine
 
 _RANKS = 2
 
@@ -43,28 +44,8 @@ def measure(command: list[str]) -> dict[str, float]:
 
 def save_with_deepspeed(model_folder: str, target: str) -> None:
     """What each rank of torchrun does: one step, one save."""
-    import deepspeed
-    import torch
-    import torch.distributed as dist
-    from transformers import AutoModelForCausalLM
-
-    deepspeed.ops.__compatible_ops__ = {**deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm": False}
-    dist.init_process_group("gloo")
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "bf16": {"enabled": True},
-        "zero_optimization": {"stage": 3},
-        "zero_allow_untested_optimizer": True,
-    }
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    ids = torch.randint(0, model.config.vocab_size, (1, 16))
-    engine.backward(engine(input_ids=ids, labels=ids).loss)
-    engine.step()
-    engine.save_checkpoint(target)
-    dist.destroy_process_group()
+    with trained_for_a_step(model_folder) as engine:
+        engine.save_checkpoint(target)
 
 
 def is_equal(ours: Path, theirs: Path) -> bool:
@@ -75,17 +56,6 @@ def is_equal(ours: Path, theirs: Path) -> bool:
     held = {name: value for path in ours.glob("*.safetensors") for name, value in load_file(path).items()}
     found = {name: value for path in theirs.glob("*.bin") for name, value in torch.load(path).items()}
     return len(held) > 0 and all(torch.equal(value, found[name]) for name, value in held.items())
-
-
-def machine() -> dict[str, object]:
-    return {
-        "cpu": cpu_model(),
-        "cpu_cores": count_cpus(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("megatune", "torch", "deepspeed", "safetensors")},
-        "load_1_5_15_min": [round(load, 2) for load in os.getloadavg()],
-    }
 
 
 def summary(name: str, runs: list[dict[str, float]]) -> dict[str, object]:
@@ -108,7 +78,8 @@ def main() -> None:
         save_with_deepspeed(*sys.argv[2:])
         return
     model, runs = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5
-    print(json.dumps(machine()))
+    packages = ("megatune", "torch", "deepspeed", "safetensors")
+    print(json.dumps({**machine(), "versions": {name: version(name) for name in packages}}))
     with tempfile.TemporaryDirectory() as scratch:
         bare, run, out = (Path(scratch) / name for name in ("deepspeed", "run", "out"))
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(_RANKS)]

@@ -9,7 +9,6 @@ else the machine does meets all of them. Prints JSON lines: machine, cases, rati
 import itertools
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from megatune.launch.devices import count_cpus, cpu_model
+from megatune.bench.record import machine
 
 BARE = """
 import json, sys, time
@@ -89,18 +88,7 @@ def main() -> None:
     if missing:
         sys.exit(f"prepare.py: not there: {', '.join(missing)}. `megatune fetch demo` brings them, here")
     packages = ("megatune", "tokenizers", "transformers")
-    print(
-        json.dumps(
-            {
-                "cpu": cpu_model(),
-                "cpu_cores": count_cpus(),
-                "system": platform.platform(),
-                "python": platform.python_version(),
-                "versions": {name: version(name) for name in packages},
-                "load_1_5_15_min": [round(load, 2) for load in os.getloadavg()],
-            }
-        )
-    )
+    print(json.dumps({**machine(), "versions": {name: version(name) for name in packages}}))
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "rows.jsonl"
         write_corpus(texts, corpus, size_mb * 10**6)

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bare_deepspeed import trained_for_a_step
+
 from megatune.bench.inputs import write_inputs
 from megatune.bench.suite import Work
 from megatune.report.metrics import read_metrics
@@ -72,35 +74,17 @@ def spread(values: list[float]) -> list[float]:
 
 def save_with_deepspeed(model_folder: str, target: str, saves: str) -> None:
     """What each rank of torchrun does: one step, then saves, one after the other."""
-    import deepspeed
-    import torch
     import torch.distributed as dist
-    from transformers import AutoModelForCausalLM
 
-    deepspeed.ops.__compatible_ops__ = {**deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm": False}
-    dist.init_process_group("gloo")
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "bf16": {"enabled": True},
-        "zero_optimization": {"stage": 3},
-        "zero_allow_untested_optimizer": True,
-    }
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    ids = torch.randint(0, model.config.vocab_size, (1, 16))
-    engine.backward(engine(input_ids=ids, labels=ids).loss)
-    engine.step()
-    taken = []
-    for number in range(int(saves)):
-        dist.barrier()
-        started = time.perf_counter()
-        engine.save_checkpoint(target, tag=f"step-{number}")
-        taken.append(time.perf_counter() - started)
-    if dist.get_rank() == 0:
-        (Path(target) / "seconds.json").write_text(json.dumps(taken))
-    dist.destroy_process_group()
+    with trained_for_a_step(model_folder) as engine:
+        taken = []
+        for number in range(int(saves)):
+            dist.barrier()
+            started = time.perf_counter()
+            engine.save_checkpoint(target, tag=f"step-{number}")
+            taken.append(time.perf_counter() - started)
+        if dist.get_rank() == 0:
+            (Path(target) / "seconds.json").write_text(json.dumps(taken))
 
 
 def main() -> None:

@@ -4,8 +4,6 @@ Each run is a fresh interpreter; wall time and CPU time of the whole process, me
 """
 
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -13,7 +11,7 @@ import sys
 import time
 from importlib.metadata import version
 
-from megatune.launch.devices import count_cpus, cpu_model
+from megatune.bench.record import machine
 
 COMMANDS = (["--help"], ["--version"], ["init", "--task", "text"], ["init", "--schema"])
 
@@ -36,23 +34,11 @@ def measure(arguments: list[str], runs: int) -> dict[str, object]:
     }
 
 
-def machine() -> dict[str, object]:
-    """What the numbers below were measured on, and how busy it was before."""
-    packages = ("megatune", "typer", "pydantic", "rich")
-    return {
-        "cpu": cpu_model(),
-        "cpu_cores": count_cpus(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "load_1_5_15_min": [round(load, 2) for load in os.getloadavg()],
-    }
-
-
 def main() -> None:
     """Print a JSON record of the machine, then one a command."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    print(json.dumps(machine()))
+    packages = ("megatune", "typer", "pydantic", "rich")
+    print(json.dumps({**machine(), "versions": {name: version(name) for name in packages}}))
     for arguments in COMMANDS:
         print(json.dumps(measure(list(arguments), runs)))
 
