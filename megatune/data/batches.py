@@ -9,9 +9,7 @@ import torch
 from megatune.data.examples import Example
 from megatune.data.prepared import PreparedSet
 from megatune.data.sampler import Position, RowNumbers, micro_batch_rows, step_rows
-
-IGNORED = -100
-"""The label where no loss is taken, as in torch's cross-entropy."""
+from megatune.tasks.labels import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True)

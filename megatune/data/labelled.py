@@ -15,14 +15,13 @@ from megatune.data.examples import Counts, Example, Ids, Mask
 from megatune.data.tokenize import Side
 from megatune.errors import DataError
 from megatune.tasks import TASKS, Exchange, RowError, TaskOptions
+from megatune.tasks.labels import END, IGNORED, START
 from megatune.tasks.qa import read_question
 from megatune.tasks.tags import tag_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
-START, END = 1, 2
 MOST_LABELS = 31
 """Bits of a label with several classes."""
 TEMPLATES = {"classification": "{{ text }}", "ner": "{{ tokens | join(' ') }}"}

@@ -10,6 +10,7 @@ from megatune.errors import DataError
 from megatune.units import format_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Of an OSError: the disk, or what a user may take of it, is used up."""
 _PREPARED_FIX = (
     "It takes 5 bytes a token, twice while it is made, and as much as the source again for hub data. Free some, or "
     "choose another train.output_dir"

@@ -1,12 +1,12 @@
 """The run folder as every node sees it: shared, writable, with room for a checkpoint, and how fast."""
 
-import errno
 import os
 import secrets
 import shutil
 import time
 from pathlib import Path
 
+from megatune.data.space import FULL
 from megatune.doctor.place import Place
 from megatune.doctor.verdict import Answers, Finding, Group, Json, Problem, conclude
 from megatune.units import format_bytes, format_duration
@@ -14,7 +14,6 @@ from megatune.units import format_bytes, format_duration
 _PROBE_BYTES = 64 * 2**20
 _CHUNK_BYTES = 4 * 2**20
 _APPEARS_S = 8.0  # an NFS client may keep a folder's old contents for its attribute cache's 3 to 60 s
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def measure_disk(place: Place) -> Json:
@@ -101,7 +100,7 @@ def write_probe(folder: Path, file: Path) -> dict[str, object]:
 
 
 def _words(error: OSError) -> str:
-    return "no space left, or a quota is used up" if error.errno in _FULL else str(error.strerror or error)
+    return "no space left, or a quota is used up" if error.errno in FULL else str(error.strerror or error)
 
 
 def judge_disk(answers: Answers, group: Group, checkpoint_bytes: int | None) -> Finding:

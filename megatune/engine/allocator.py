@@ -2,10 +2,11 @@
 
 import ctypes
 
+from megatune.plan.ledger import GIVEN_BACK_BYTES
+
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _LARGEST_INT = 2**31 - 1
-_GIVEN_BACK_BYTES = 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
@@ -26,7 +27,7 @@ def give_back_large_memory() -> bool:
     step. SmolLM2-135M on two ranks: 4.01 -> 2.97 GiB a rank under stage 2, 3.95 -> 3.40 under stage 1, for 5 to 8 %
     more processor time. And for offload, which who is short of memory takes: 3.62 -> 3.13 GiB for 12 %.
     """
-    return _set({_M_MMAP_THRESHOLD: _GIVEN_BACK_BYTES})
+    return _set({_M_MMAP_THRESHOLD: GIVEN_BACK_BYTES})
 
 
 def _set(wanted: dict[int, int]) -> bool:

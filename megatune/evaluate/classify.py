@@ -7,7 +7,7 @@ import torch
 
 from megatune.data.batches import collate
 from megatune.data.examples import Counts
-from megatune.data.labelled import IGNORED, LabelledRow
+from megatune.data.labelled import LabelledRow
 from megatune.data.tokenize import Side
 from megatune.engine.speaker import Speaker
 from megatune.engine.world import World
@@ -15,6 +15,7 @@ from megatune.evaluate.answered import Answered
 from megatune.evaluate.rounds import answer_in_rounds
 from megatune.model.forward import head_logits, model_arguments
 from megatune.model.heads import HeadSpec, best_spans, head_loss_sum
+from megatune.tasks.labels import IGNORED
 from megatune.tasks.tags import OUTSIDE
 
 _LONGEST_SPAN = 30

@@ -13,7 +13,7 @@ from megatune.engine.base import Predictor
 from megatune.engine.world import World
 from megatune.evaluate.answered import Answered
 from megatune.evaluate.text_size import exp
-from megatune.model.loss import IGNORED
+from megatune.tasks.labels import IGNORED
 from megatune.tasks.metrics.bootstrap import bootstrap
 from megatune.tasks.scores import Interval
 

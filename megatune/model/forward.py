@@ -12,7 +12,8 @@ from megatune.model.build import BuiltModel
 from megatune.model.collectives import TensorGroup
 from megatune.model.head_loss import HeadLoss, HeadSettings, post_of
 from megatune.model.heads import head_loss_sum
-from megatune.model.loss import IGNORED, token_loss_sum, token_losses
+from megatune.model.loss import token_loss_sum, token_losses
+from megatune.tasks.labels import IGNORED
 
 
 class TokenBatch(Protocol):

@@ -16,8 +16,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from megatune.model.collectives import TensorGroup
-from megatune.model.loss import IGNORED
 from megatune.plan.activations import loss_chunk_rows
+from megatune.tasks.labels import IGNORED
 
 _ADDED_ROWS = 2**13
 """Of a weight's gradient: a few launches on a GPU, which needs no copy."""

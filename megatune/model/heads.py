@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from megatune.errors import ModelError
-from megatune.model.loss import IGNORED
+from megatune.tasks.labels import END, IGNORED, START
 
 Kind = Literal["classification", "ner", "qa"]
 
@@ -31,8 +31,6 @@ _CLASSES: Mapping[Kind, Any] = {
 }
 _LAYERS = ("score", "classifier", "qa_outputs")
 """What transformers calls the head of these classes."""
-START, END = 1, 2
-"""Bits of the labels of a span head: its first token, and its last."""
 
 
 @dataclass(frozen=True, kw_only=True)

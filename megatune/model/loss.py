@@ -5,9 +5,7 @@ from typing import Any
 import torch
 
 from megatune.model.collectives import TensorGroup
-
-IGNORED = -100
-"""The label of positions where no loss is taken (the value PyTorch and transformers use)."""
+from megatune.tasks.labels import IGNORED
 
 # fp32 copies of the logits are made for this many elements at a time (64 MiB).
 _CHUNK_ELEMENTS = 2**24

@@ -39,7 +39,8 @@ FRAMEWORK_BYTES = 350 * 2**20
 # Allowances, not formulas: what a CUDA context with cuBLAS workspaces takes, and NCCL for each group of ranks.
 _CUDA_BYTES = 700 * 2**20
 _NCCL_BYTES_A_GROUP = 400 * 2**20
-_GIVEN_BACK_BYTES = 32 * 2**20
+GIVEN_BACK_BYTES = 32 * 2**20
+"""Blocks from this size on go back to the system when they are freed, where the heap does not keep all."""
 _FRAGMENTATION = 0.05
 """Share of what is allocated anew in every step that the allocator of a GPU cannot use."""
 _HEAP_FRAGMENTATION = 0.45
@@ -223,7 +224,7 @@ def _stays_in_heap(work: Workload, layout: Layout) -> tuple[str, ...]:
     M_MMAP_THRESHOLD); smaller ones stay with the process for the next forward.
     """
     largest = largest_bytes(work.model, _tokens(work, layout), layout.tensor_parallel)
-    return ("activations", "gathered_weights") if largest < _GIVEN_BACK_BYTES else ()
+    return ("activations", "gathered_weights") if largest < GIVEN_BACK_BYTES else ()
 
 
 def _sum_without(sizes: Mapping[str, int], names: tuple[str, ...]) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 import xxhash
 from tiny_runs import train
 
-from megatune.data.batches import IGNORED, Batch
+from megatune.data.batches import Batch
 from megatune.launch.ranks import discover_rank
+from megatune.tasks.labels import IGNORED
 from megatune.train import loop
 
 

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from megatune.data.batches import IGNORED, collate, evaluation_batches, step_batches
+from megatune.data.batches import collate, evaluation_batches, step_batches
 from megatune.data.examples import Example
 from megatune.data.prepared import PreparedSet
 from megatune.data.quality import Report
 from megatune.data.sampler import Position, num_steps_per_epoch, position_of_step
+from megatune.tasks.labels import IGNORED
 
 
 def document(ids, targets=None):

@@ -4,11 +4,12 @@ import pytest
 import torch
 from tiny_tokenizers import CharTokenizer, byte_level, fast
 
-from megatune.data.labelled import END, IGNORED, START, head_labels, labeller
+from megatune.data.labelled import head_labels, labeller
 from megatune.errors import DataError
 from megatune.evaluate.classify import read_answers
 from megatune.model.heads import HeadSpec
 from megatune.tasks import RowError, TaskOptions
+from megatune.tasks.labels import END, IGNORED, START
 
 NER = TaskOptions(labels=("LOC", "PER"))
 TOPIC = TaskOptions(labels=("a", "b", "c"))

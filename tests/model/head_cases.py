@@ -14,9 +14,10 @@ from megatune.engine.plain import PlainEngine
 from megatune.engine.world import single_world
 from megatune.engine.zero import ZeroEngine
 from megatune.model.build import build_model
-from megatune.model.heads import END, START, HeadSpec
+from megatune.model.heads import HeadSpec
 from megatune.model.source import open_source
 from megatune.plan.ds_config import make_ds_config
+from megatune.tasks.labels import END, START
 
 ROWS, TOKENS, PAD = 8, 16, 0
 HEADS: dict[str, HeadSpec] = {

@@ -7,7 +7,7 @@ import torch
 from parity_steps import world_of
 
 from megatune.model.head_loss import HeadSettings, chunked_loss_sum
-from megatune.model.loss import IGNORED
+from megatune.tasks.labels import IGNORED
 
 VOCABULARY, HIDDEN = 101, 12
 

@@ -13,7 +13,7 @@ from worlds import Worlds
 
 from megatune.model.collectives import TensorGroup
 from megatune.model.head_loss import HeadSettings, Post, chunked_loss_sum, post_of
-from megatune.model.loss import IGNORED
+from megatune.tasks.labels import IGNORED
 
 PLAIN = Post()
 

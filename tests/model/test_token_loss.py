@@ -8,7 +8,8 @@ from loss_cases import loss_of_share
 from worlds import Worlds
 
 from megatune.model import loss as loss_module
-from megatune.model.loss import IGNORED, token_loss_sum
+from megatune.model.loss import token_loss_sum
+from megatune.tasks.labels import IGNORED
 
 SHAPE = (3, 17, 101)
 
