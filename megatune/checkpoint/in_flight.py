@@ -164,17 +164,3 @@ class SaveInFlight:
         commit(self._unfinished, self.final, self._world, self._shared, self._files)
         committed_at = time.monotonic()
         return committed_at, self._then()
-
-
-def save_checkpoint(checkpoints: Path, *, world: World, state: RankState, shared: Shared) -> tuple[Path, int]:
-    """Save while the caller waits; returns the folder and its bytes. Collective: every rank calls it.
-
-    Raises on every rank when one rank fails, and then leaves nothing behind and older checkpoints as
-    they are: see `SaveInFlight`.
-    """
-    save = SaveInFlight(checkpoints, world=world, state=state, shared=shared)
-    save.begin()
-    save.wait()
-    while not save.advance():
-        save.wait()
-    return save.final, save.num_bytes

@@ -79,12 +79,6 @@ class ArrayReader:
         self._file.close()
 
 
-def write_array(path: Path, values: npt.NDArray[Any], dtype: npt.DTypeLike) -> None:
-    """Write `values` as a .npy file in one go."""
-    with ArrayWriter(path, dtype) as writer:
-        writer.append(values)
-
-
 def map_array(path: Path) -> npt.NDArray[Any]:
     """The array of a .npy file, read-only and loaded page by page as it is touched.
 

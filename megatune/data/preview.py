@@ -28,12 +28,6 @@ def preview(prepared: PreparedSet, tokenizer: "PreTrainedTokenizerBase", num_row
     return Group(*lines)
 
 
-def preview_text(prepared: PreparedSet, tokenizer: "PreTrainedTokenizerBase", num_rows: int) -> str:
-    """The same as plain text, one line for each document."""
-    rendered = preview(prepared, tokenizer, num_rows)
-    return "\n".join(line.plain for line in rendered.renderables if isinstance(line, Text))
-
-
 def _row_title(number: int, documents: list[Example], prepared: PreparedSet) -> str:
     num_tokens = sum(len(document.input_ids) for document in documents)
     num_targets = sum(int(document.is_target.sum()) for document in documents)

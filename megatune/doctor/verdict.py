@@ -169,13 +169,3 @@ def _rung(result: RungResult) -> dict[str, Any]:
 def median(values: Sequence[float]) -> float | None:
     """The median, None of nothing."""
     return statistics.median(values) if values else None
-
-
-def number_list(numbers: Sequence[int], *, most: int = 8) -> str:
-    """`0, 1, 5` and so on; of many only the first.
-
-    >>> number_list([0, 1, 2], most=2)
-    '0, 1 and 1 more'
-    """
-    shown = ", ".join(map(str, numbers[:most]))
-    return shown if len(numbers) <= most else f"{shown} and {len(numbers) - most} more"

@@ -27,7 +27,6 @@ class JobEnd:
         self._end_s = job.end_time_s if job else None
         self._call, self._clock = call, clock
         self._ask_at = clock() + (0 if self._end_s is None else _ASK_EVERY_S)
-        self._asking: threading.Thread | None = None
         self._remark: str | None = None
         self._has_failed = False
 
@@ -35,14 +34,8 @@ class JobEnd:
         """Seconds until the job is ended; None when it has no limit, or none is known yet."""
         if self._job_id and self._clock() >= self._ask_at:
             self._ask_at = self._clock() + _ASK_EVERY_S
-            self._asking = threading.Thread(target=self._ask, args=(self._job_id,), daemon=True)
-            self._asking.start()
+            threading.Thread(target=self._ask, args=(self._job_id,), name="time limit", daemon=True).start()
         return None if self._end_s is None else self._end_s - self._clock()
-
-    def wait_for_answer(self) -> None:
-        """Return when squeue has answered, or failed to."""
-        if self._asking:
-            self._asking.join()
 
     def take_remark(self) -> str | None:
         """What the user should know, once: that the end of the job cannot be read."""

@@ -43,7 +43,6 @@ class ModelWeights:
     block: tuple[Weight, ...]
     outside: tuple[Weight, ...]
     """Everything beside the blocks; a tied head is not in it."""
-    is_tied: bool
     config: Mapping[str, Any]
     class_head: ClassHead | None = None
 
@@ -189,7 +188,6 @@ def count_model(config: Mapping[str, Any], class_head: ClassHead | None = None) 
         shape=shape,
         block=tuple(block_weights(text, shape)),
         outside=(*_outside(text, shape), *_head(text, shape, is_tied, class_head)),
-        is_tied=is_tied,
         config=text,
         class_head=class_head,
     )

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from waiting_saves import save_checkpoint
 from written_checkpoints import KINDS, SMALL, piece
 
 from megatune.checkpoint import folders
-from megatune.checkpoint.in_flight import SaveInFlight, save_checkpoint
+from megatune.checkpoint.in_flight import SaveInFlight
 from megatune.checkpoint.layout import TRAINING, Layout, rank_file, read_json
 from megatune.checkpoint.read import find_checkpoint
 from megatune.checkpoint.saved_state import SavedPieces

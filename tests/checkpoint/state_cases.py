@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from parity_steps import SEQUENCES, batches, run_steps, tiny_run, world_of, zero_engine
+from waiting_saves import save_checkpoint
 
-from megatune.checkpoint.in_flight import save_checkpoint
 from megatune.checkpoint.read import find_checkpoint, open_state, restore_generators
 from megatune.checkpoint.saved_state import SavedPieces
 from megatune.checkpoint.weights_index import describe_weights
@@ -41,10 +41,7 @@ def _engine(folder: str, tp: int, sections: dict[str, Any]) -> TrainingEngine:
 
 def save(engine: TrainingEngine, checkpoints: Path, step: int) -> Path:
     """Save `engine` as the training loop does."""
-    path, _ = save_checkpoint(
-        checkpoints, world=engine.world, state=engine.state(), shared=shared(engine, step)
-    )
-    return path
+    return save_checkpoint(checkpoints, world=engine.world, state=engine.state(), shared=shared(engine, step))
 
 
 def load(engine: TrainingEngine, saved: Path) -> SavedPieces:

@@ -6,9 +6,10 @@ import json
 import pytest
 from data_sources import preparation
 from rich.console import Console
+from rich.text import Text
 from tiny_tokenizers import byte_level, fast
 
-from megatune.data.preview import preview, preview_text
+from megatune.data.preview import preview
 
 
 @pytest.fixture
@@ -19,6 +20,12 @@ def prepared_from(tmp_path):
         return preparation([file], tokenizer, tmp_path / "prepared", task=task, packing=False).prepare()
 
     return run
+
+
+def preview_text(prepared, tokenizer, num_rows):
+    """What is shown as plain text, one line for each document."""
+    lines = preview(prepared, tokenizer, num_rows).renderables
+    return "\n".join(line.plain for line in lines if isinstance(line, Text))
 
 
 def test_the_end_of_a_turn_is_seen_to_be_learned(prepared_from, gpt2_like):

@@ -181,7 +181,3 @@ class _Watch:
 def hang_limit_s(asked: float, limit_s: float) -> float:
     """When a trial counts as hanging: as the run file says, but well before the trial's own limit."""
     return min(asked or limit_s, limit_s / 3)
-
-
-def _name(number: int) -> str:
-    return f"tune-{number:05d}"
