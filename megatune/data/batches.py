@@ -36,15 +36,13 @@ class Batch:
     """Of the documents, each length squared: what the cost of attention grows with."""
 
 
-def collate(
-    rows: Sequence[Sequence[Example]], *, pad_id: int, pad_to_multiple_of: int = 8, min_rows: int = 1
-) -> Batch:
+def collate(rows: Sequence[Sequence[Example]], *, pad_id: int, pad_to_multiple_of: int = 8) -> Batch:
     """One batch of `rows`, each a list of documents, as wide as the longest, rounded up.
 
-    With fewer than `min_rows` rows it is filled up with rows of padding, which have no targets: a
-    rank without data runs the same collectives as the others. `pad_id` is only a filler.
+    Without rows it is one row of padding, which has no targets: a rank without data runs the same
+    collectives as the others. `pad_id` is only a filler.
     """
-    num_rows = max(len(rows), min_rows)
+    num_rows = max(len(rows), 1)
     longest = max((sum(len(document.input_ids) for document in row) for row in rows), default=0)
     width = max(1, -(-longest // pad_to_multiple_of)) * pad_to_multiple_of
     ids = np.full((num_rows, width), pad_id, dtype=np.int64)
@@ -72,7 +70,6 @@ def step_batches(
     accumulation: int,
     data_parallel: int,
     dp_rank: int,
-    pad_to_multiple_of: int = 8,
 ) -> list[Batch]:
     """This rank's micro-batches of the optimizer step that begins at `position`: `accumulation` of them.
 
@@ -87,7 +84,7 @@ def step_batches(
         data_parallel=data_parallel,
         dp_rank=dp_rank,
     )
-    return [_batch(prepared, numbers, pad_to_multiple_of) for numbers in micro_batches]
+    return [_batch(prepared, numbers) for numbers in micro_batches]
 
 
 def evaluation_batches(
@@ -97,7 +94,6 @@ def evaluation_batches(
     data_parallel: int,
     dp_rank: int,
     max_rows: int | None = None,
-    pad_to_multiple_of: int = 8,
 ) -> Iterator[Batch]:
     """This rank's part of all rows, or of the first `max_rows`, the longest first: rows of like length share a batch.
 
@@ -109,12 +105,11 @@ def evaluation_batches(
     order = np.argsort(-prepared.row_lengths(num_rows), kind="stable")
     for start in range(0, num_rows, at_once):
         rows = order[start : start + at_once]
-        yield _batch(prepared, rows[dp_rank::data_parallel], pad_to_multiple_of)
+        yield _batch(prepared, rows[dp_rank::data_parallel])
 
 
-def _batch(prepared: PreparedSet, numbers: RowNumbers, pad_to_multiple_of: int) -> Batch:
-    rows = [prepared.row(int(number)) for number in numbers]
-    return collate(rows, pad_id=prepared.pad_id, pad_to_multiple_of=pad_to_multiple_of)
+def _batch(prepared: PreparedSet, numbers: RowNumbers) -> Batch:
+    return collate([prepared.row(int(number)) for number in numbers], pad_id=prepared.pad_id)
 
 
 def _num_targets(

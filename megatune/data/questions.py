@@ -58,19 +58,18 @@ def read_questions(
     options: TaskOptions,
     tokenizer: "PreTrainedTokenizerBase",
     max_prompt_tokens: int,
-    max_rows: int | None = None,
-    head: str = "lm",
-    section: str | None = None,
-    among: PreparedSet | None = None,
+    max_rows: int | None,
+    head: str,
+    section: str,
+    among: PreparedSet | None,
 ) -> Questions:
     """The rows of `sources` as questions, the first `max_rows` of them.
 
     A prompt longer than `max_prompt_tokens` keeps its end, where a template asks; the rows of a `head` classifier
-    are cut where they are read. Where a split was taken out of another, section is that other one: `sources` stand
-    there in the run file, and have its name as their default split; among: only rows that this set was made of.
-    Raises DataError for a row that cannot be used.
+    are cut where they are read. section: where `sources` stand in the run file, whose name is their default
+    split: `split_name`, or the split that it was taken out of; among: only rows that this set was made of. Raises
+    DataError for a row that cannot be used.
     """
-    section = section or split_name
     read = _Reader(task, section, options, tokenizer, head, among)
     found: list[Question] = []
     with tempfile.TemporaryDirectory(prefix="megatune-questions-") as scratch:

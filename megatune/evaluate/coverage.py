@@ -11,7 +11,7 @@ def loss_notice(
     *,
     with_answers: bool,
     max_rows: int | None,
-    num_blank: int = 0,
+    num_blank: int,
 ) -> str | None:
     """How many rows the loss is over and why, where it is not over all that were asked; else None.
 

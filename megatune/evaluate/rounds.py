@@ -17,7 +17,7 @@ def answer_in_rounds(
     *,
     rows_at_once: int,
     in_step: bool,
-    is_given_up: Callable[[], bool] = lambda: False,
+    is_given_up: Callable[[], bool],
 ) -> list[Answer] | None:
     """The answer to every row, in order, on every rank. Collective: every rank calls it.
 

@@ -53,7 +53,7 @@ class Tokens:
         return self.batch * self.seq
 
 
-def block_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int = 1) -> int:
+def block_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) -> int:
     """Bytes that one transformer block keeps on one rank. What every rank computes alike is not divided."""
     per_token = (
         _norm_bytes(model, tokens)
@@ -76,7 +76,7 @@ def outside_bytes(model: ModelWeights, tokens: Tokens) -> int:
     return tokens.count * last_norm + mask
 
 
-def largest_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int = 1) -> int:
+def largest_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) -> int:
     """Bytes of the largest tensor that a block keeps."""
     widest = max(model.shape.hidden_size, -(-model.ffn_size // tensor_parallel))
     return tokens.count * tokens.element_bytes * widest
@@ -97,10 +97,10 @@ def loss_chunk_rows(vocabulary: int, *, on_cpu: bool) -> int:
 def loss_bytes(
     model: ModelWeights,
     tokens: Tokens,
-    tensor_parallel: int = 1,
+    tensor_parallel: int,
     *,
-    chunked: bool = True,
-    on_cpu: bool = False,
+    chunked: bool,
+    on_cpu: bool,
 ) -> int:
     """What the loss holds on one rank beyond the head's input, at its largest.
 

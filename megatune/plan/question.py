@@ -65,7 +65,7 @@ def make_question(
     run: Run,
     config: Mapping[str, Any],
     machine: Machine,
-    policy: Mapping[str, Any] | None = None,
+    policy: Mapping[str, Any],
     *,
     num_classes: int | None = None,
 ) -> Question:
@@ -84,7 +84,7 @@ def make_question(
         in_one_group=run.train.optimizer == "adagrad",
         kernel=_kernel(run, model),
         packed=run.packs,
-        buckets=replace(buckets_of(policy or {}, model), keep_gathered=run.parallel.keep_gathered),
+        buckets=replace(buckets_of(policy, model), keep_gathered=run.parallel.keep_gathered),
         chunked_loss=run.train.chunked_loss is not False,
         draws_weights=run.model.initialize == "random",
         snapshots=run.checkpoint.asynchronous if run.checkpoint.save_steps else False,
@@ -95,7 +95,7 @@ def make_question(
     )
     return Question(
         run=run,
-        policy=policy or {},
+        policy=policy,
         work=work,
         place=machine.place(),
         num_devices=machine.num_devices,

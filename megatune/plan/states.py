@@ -53,7 +53,7 @@ class States:
 
 
 def rank_states(
-    model: ModelWeights, layout: Layout, *, precision: str, bytes_a_master: int, in_one_group: bool = False
+    model: ModelWeights, layout: Layout, *, precision: str, bytes_a_master: int, in_one_group: bool
 ) -> States:
     """The states of the rank that holds the most; `bytes_a_master` is `optimizer_bytes`.
 

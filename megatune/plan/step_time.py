@@ -97,8 +97,8 @@ def _tensor_parallel_s(
     return (each * model.shape.num_layers + 2) * all_reduce_seconds(num_bytes, group, network)
 
 
-def _data_group(layout: Layout, ranks_per_node: int, stages: int = 1) -> Group:
-    per_node = max(1, ranks_per_node // (layout.tensor_parallel * stages))
+def _data_group(layout: Layout, ranks_per_node: int) -> Group:
+    per_node = max(1, ranks_per_node // layout.tensor_parallel)
     return Group(layout.data_parallel, min(layout.data_parallel, per_node))
 
 

@@ -142,7 +142,7 @@ class ModelWeights:
             weight.num_params for weight in self.local_outside(tensor_parallel)
         )
 
-    def flat_share(self, tensor_parallel: int, data_parallel: int, *, in_one_group: bool = False) -> int:
+    def flat_share(self, tensor_parallel: int, data_parallel: int, *, in_one_group: bool) -> int:
         """Elements that ZeRO stages 1 and 2 leave on a rank: a group's tensors side by side, divided as one.
 
         The groups are those of the optimizer, matrices and vectors, unless it has one (`in_one_group`). Each

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -65,7 +65,6 @@ def run_trial(
     log: Path,
     watch: Callable[[], bool],
     stop: StopSignals,
-    environment: Mapping[str, str] | None = None,
     poll_s: float = 0.5,
     launcher: Sequence[str] = (sys.executable,),
     grace_s: float | None = None,
@@ -81,7 +80,7 @@ def run_trial(
     with log.open("ab") as output:
         process = start_process(
             module_command("megatune", "train", *arguments, python=launcher),
-            environment=child_environment(environment or {}),
+            environment=child_environment({}),
             stdout=output.fileno(),
             stderr=subprocess.STDOUT,
         )

@@ -166,7 +166,7 @@ def test_what_is_recommended_is_what_a_start_would_take(planned, overrides):
 
     loaded = load_run(planned, [*overrides, "train.global_batch_size=120", "slurm=null"])
     machine = Machine(nodes=1, ranks_per_node=20, accelerator=accelerator_named("h100-80gb"))
-    choice = fill_auto(loaded.run, loaded.auto, make_question(loaded.run, MODEL, machine))
+    choice = fill_auto(loaded.run, loaded.auto, make_question(loaded.run, MODEL, machine, {}))
     assert choice is not None
     assert found["layout"] == layout_of(choice.run, 20).to_json()
     assert set(found["open"]) == set(choice.keys)

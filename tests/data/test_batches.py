@@ -68,9 +68,9 @@ def test_a_rank_without_rows_gets_padding_that_asks_for_nothing():
     assert (batch.num_targets, batch.num_tokens, batch.sum_squared_lengths) == (0, 0, 0)
 
 
-def test_a_batch_may_be_filled_up_to_a_number_of_rows_and_a_multiple():
-    batch = collate([[document([5, 6, 7])]], pad_id=0, min_rows=3, pad_to_multiple_of=5)
-    assert batch.input_ids.shape == (3, 5)
+def test_a_batch_is_as_wide_as_a_multiple():
+    batch = collate([[document([5, 6, 7])]], pad_id=0, pad_to_multiple_of=5)
+    assert batch.input_ids.shape == (1, 5)
     assert batch.num_targets == 2
 
 

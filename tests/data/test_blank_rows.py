@@ -26,6 +26,12 @@ def rows_file(tmp_path):
     return path
 
 
+def ask(path, tokenizer, **how):
+    """The rows of `path` as questions of the split `test`."""
+    whole = {"split_name": "test", "section": "test", "among": None, "max_rows": None}
+    return read_questions([Source([str(path)])], tokenizer=tokenizer, max_prompt_tokens=64, **whole, **how)
+
+
 @pytest.mark.parametrize("head", ["lm", "classifier"])
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_a_blank_row_is_left_out_of_training_and_of_questions(rows_file, tmp_path, gpt2_like, head, template):
@@ -33,9 +39,7 @@ def test_a_blank_row_is_left_out_of_training_and_of_questions(rows_file, tmp_pat
     same = {"task": "classification", "options": options, "head": head}
 
     report = preparation([rows_file], gpt2_like, tmp_path / "p", packing=False, **same).prepare().report
-    asked = read_questions(
-        [Source([str(rows_file)])], split_name="test", tokenizer=gpt2_like, max_prompt_tokens=64, **same
-    )
+    asked = ask(rows_file, gpt2_like, **same)
 
     assert (report.num_usable, report.num_empty, report.labels) == (2, 1, {"a": 1, "b": 1})
     assert "1 of 3 rows were dropped: they hold nothing to learn, or no input for it" in report.notices(64)
@@ -58,9 +62,7 @@ def test_rows_that_are_all_blank_are_refused_in_plain_words(tmp_path, gpt2_like)
     with pytest.raises(DataError, match=r"data\.train has nothing to train on: of 1 rows 1 hold no text"):
         preparation([path], gpt2_like, tmp_path / "p", **same).prepare()
     with pytest.raises(DataError, match=r"data\.test is empty: 1 rows hold nothing to answer"):
-        read_questions(
-            [Source([str(path)])], split_name="test", tokenizer=gpt2_like, max_prompt_tokens=64, **same
-        )
+        ask(path, gpt2_like, head="lm", **same)
 
 
 def test_a_table_with_a_header_alone_is_told_to_be_empty_before_labels_are_looked_for(tmp_path):

@@ -38,7 +38,7 @@ def question(
     config: dict[str, Any] = GPT2_XL, on: Machine | None = None, policy: Any = None, **changes: Any
 ) -> Question:
     """What `changes` of the run file ask about `config`."""
-    return make_question(run_of(**changes), config, on or machine(), policy)
+    return make_question(run_of(**changes), config, on or machine(), policy or {})
 
 
 def layout(**changes: Any) -> Layout:

@@ -21,7 +21,7 @@ EVERYTHING = (
 def filled(
     run: Run, on: Machine | None = None, *, auto: tuple[str, ...] = (), config: dict[str, Any] = GPT2_XL
 ) -> Choice:
-    choice = fill_auto(run, auto, make_question(run, config, on or machine()))
+    choice = fill_auto(run, auto, make_question(run, config, on or machine(), {}))
     assert choice is not None
     return choice
 
@@ -38,7 +38,7 @@ def test_auto_checkpointing_is_on_only_where_it_is_needed() -> None:
 
 def test_what_the_run_file_says_itself_stays() -> None:
     run = run_of(model={"gradient_checkpointing": True})
-    assert fill_auto(run, (), make_question(run, GPT2_XL, machine())) is None
+    assert fill_auto(run, (), make_question(run, GPT2_XL, machine(), {})) is None
     chosen = filled(
         run_of(parallel={"zero_stage": 1, "tp_size": 2}), auto=("train.per_device_train_batch_size",)
     ).run

@@ -232,7 +232,7 @@ def test_a_device_is_asked_for_by_the_names_there_are() -> None:
 
 def test_memory_nobody_knows_is_asked_for() -> None:
     with pytest.raises(PlanError, match=r"slurm\.mem"):
-        make_question(run_of(), GPT2_XL, Machine(nodes=1, ranks_per_node=2, accelerator=None))
+        make_question(run_of(), GPT2_XL, Machine(nodes=1, ranks_per_node=2, accelerator=None), {})
 
 
 def test_the_answer_holds_what_programs_read() -> None:

@@ -47,11 +47,11 @@ class TargetModel:
             (target / name).unlink(missing_ok=True)
 
 
-def describe_target(folder: Path, *, trust_remote_code: bool = False) -> TargetModel:
+def describe_target(folder: Path) -> TargetModel:
     """The model of `folder`, which needs a config.json only. Raises ModelError."""
-    source = open_source(folder, trust_remote_code=trust_remote_code)
+    source = open_source(folder)
     with torch.device("meta"):
-        model = auto_class_of(source.config).from_config(source.config, trust_remote_code=trust_remote_code)
+        model = auto_class_of(source.config).from_config(source.config, trust_remote_code=False)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     own_name = {id(value): name for name, value in model.named_parameters()}
     everything = model.named_parameters(remove_duplicate=False)

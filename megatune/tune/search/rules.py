@@ -52,14 +52,11 @@ def rate_by_rule(num_params: int) -> float:
     return float(f"{rate:.1e}")
 
 
-def batch_by_rule(num_rows: int, epochs: float, max_steps: int | None = None) -> int:
+def batch_by_rule(num_rows: int, epochs: float) -> int:
     """Sequences in a step: a power of two that makes about a thousand steps of the data, from 8 to 128.
-
-    With `max_steps` the run sees what it can in those; rows that are not there are not counted twice.
 
     >>> batch_by_rule(27_540, 2)
     64
     """
-    steps = _STEPS if max_steps is None else max_steps
-    asked = max(1.0, num_rows * epochs / steps)
+    asked = max(1.0, num_rows * epochs / _STEPS)
     return min(_LARGEST_BATCH, max(_SMALLEST_BATCH, 1 << max(0, round(math.log2(asked)))))
