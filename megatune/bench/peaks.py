@@ -9,6 +9,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def one_rank(number: int) -> dict[str, float]:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         size = 8 * _SIZE if on_gpu else _SIZE
         left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        found[name] = 2.0 * size**3 / _best_seconds(lambda a=left, b=right: torch.mm(a, b), on_gpu)
+        found[name] = 2.0 * size**3 / _best_seconds(partial(torch.mm, left, right), on_gpu)
     source = torch.ones(_COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     # A copy reads and writes each byte.
@@ -57,7 +59,7 @@ def one_rank(number: int) -> dict[str, float]:
     return found
 
 
-def _best_seconds(act: Any, on_gpu: bool) -> float:
+def _best_seconds(act: Callable[[], object], on_gpu: bool) -> float:
     import torch
 
     best = float("inf")

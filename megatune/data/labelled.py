@@ -7,7 +7,7 @@ the word. Of spans every token of the context has 0, plus 1 where an answer begi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -114,7 +114,10 @@ def head_labels(task: str, options: TaskOptions) -> tuple[str, ...]:
 
 
 def _classified(
-    row: Mapping[str, object], columns: Mapping[str, str], options: TaskOptions, tokenizer: Any
+    row: Mapping[str, object],
+    columns: Mapping[str, str],
+    options: TaskOptions,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> LabelledRow:
     exchange = _exchange("classification", row, columns, options)
     ids, _ = _encode(exchange.prompt, tokenizer)
@@ -133,7 +136,10 @@ def _classified(
 
 
 def _tagged(
-    row: Mapping[str, object], columns: Mapping[str, str], options: TaskOptions, tokenizer: Any
+    row: Mapping[str, object],
+    columns: Mapping[str, str],
+    options: TaskOptions,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> LabelledRow:
     exchange = _exchange("ner", row, columns, options)
     words = [str(word) for word in exchange.values["tokens"]]  # type: ignore[attr-defined]
@@ -155,7 +161,10 @@ def _tagged(
 
 
 def _with_span(
-    row: Mapping[str, object], columns: Mapping[str, str], options: TaskOptions, tokenizer: Any
+    row: Mapping[str, object],
+    columns: Mapping[str, str],
+    options: TaskOptions,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> LabelledRow:
     del options
     values, answers = read_question(row, columns)
@@ -196,7 +205,7 @@ def _exchange(
     return answers.exchange(row, columns, replace(options, template=template))
 
 
-def _encode(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
+def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids and their places in `text`; of tokens around the text (0, 0). Raises RowError for no token."""
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
@@ -207,7 +216,7 @@ def _encode(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]
     return ids, offsets
 
 
-def _num_bos(ids: list[int], tokenizer: Any) -> int:
+def _num_bos(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> int:
     return int(ids[0] == tokenizer.bos_token_id)
 
 

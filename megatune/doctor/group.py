@@ -4,7 +4,6 @@ import datetime
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -59,8 +58,9 @@ def judge_group(answers: Answers, group: Group) -> Finding:
     )
 
 
-def finish(work: Any, place: Place) -> None:
+def finish(work: dist.Work | None, place: Place) -> None:
     """Wait until a collective is done. Raises TimeoutError or RuntimeError when it does not end in time."""
+    assert work is not None, "this rank takes part in it"
     if place.device.type != "cuda":
         work.wait(datetime.timedelta(seconds=place.left_s()))
         return
@@ -74,7 +74,7 @@ def finish(work: Any, place: Place) -> None:
         time.sleep(_POLL_S)
 
 
-Collective = Callable[[torch.Tensor, torch.Tensor], Any]
+Collective = Callable[[torch.Tensor, torch.Tensor], dist.Work]
 """Starts a collective on a whole tensor and this rank's share of it; returns torch's handle."""
 
 _COLLECTIVES: dict[str, Collective] = {

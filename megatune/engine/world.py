@@ -153,6 +153,12 @@ def _for_others(failure: Exception) -> tuple[type[MegatuneError], str]:
     return (UserError if isinstance(failure, UserError) else MegatuneError), str(failure)
 
 
+def own_device() -> torch.device:
+    """Of a process without others."""
+    # Not by DeepSpeed, which takes seconds to import and is not needed for one device.
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def single_world(device: torch.device | None = None) -> World:
     """One process without any process group: the reference that layouts are compared with."""
     return World(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,6 +10,9 @@ from megatune.engine.speaker import Speaker
 from megatune.engine.world import World
 from megatune.evaluate.decoding import Decoding, left_padded, until_stop
 from megatune.evaluate.rounds import answer_in_rounds
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
 
 
 def generate_answers(
@@ -22,7 +25,7 @@ def generate_answers(
     pad_id: int,
     rows_at_once: int,
     is_given_up: Callable[[], bool] = lambda: False,
-    streamer: Any = None,
+    streamer: "BaseStreamer | None" = None,
 ) -> list[list[int]] | None:
     """The tokens that follow each prompt, up to the one that stops. Collective: every rank calls it.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoTokenizer, TextStreamer
@@ -13,7 +13,7 @@ from megatune.data.questions import prompt_ids, stop_ids
 from megatune.data.tokenize import chat_renderer, padding_id
 from megatune.engine.inference import InferenceEngine
 from megatune.engine.speaker import Speaker
-from megatune.engine.world import World, single_world
+from megatune.engine.world import World, own_device, single_world
 from megatune.errors import ModelError, PromptError
 from megatune.evaluate.decoding import Decoding
 from megatune.evaluate.generation import generate_answers
@@ -93,7 +93,7 @@ def open_writer(folder: Path, decoding: Decoding, world: World | None = None) ->
     """
     if not folder.is_dir():
         raise ModelError(f"there is no model folder {folder}.")
-    world = world or single_world(_own_device())
+    world = world or single_world(own_device())
     source = open_source(folder)
     if kind_named_by(source.config.architectures) is not None:
         raise ModelError(
@@ -153,12 +153,7 @@ def _turns(prompt: str | Messages) -> str:
     return " (all that was said)" if not isinstance(prompt, str) and len(prompt) > 1 else ""
 
 
-def _own_device() -> torch.device:
-    # Not by DeepSpeed, which takes seconds to import and is not needed for one device.
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (ValueError, OSError) as error:

@@ -28,7 +28,7 @@ class TokenBatch(Protocol):
 
 
 def loss_of_batch(
-    call: Any,
+    call: Callable[..., Any],
     built: BuiltModel,
     batch: TokenBatch,
     device: torch.device,
@@ -51,7 +51,7 @@ def loss_of_batch(
 
 
 def row_losses_of_batch(
-    call: Any,
+    call: Callable[..., Any],
     built: BuiltModel,
     batch: TokenBatch,
     device: torch.device,
@@ -65,7 +65,7 @@ def row_losses_of_batch(
 
 
 def _logits_at_targets(
-    call: Any, built: BuiltModel, arguments: dict[str, Any], labels: torch.Tensor
+    call: Callable[..., Any], built: BuiltModel, arguments: dict[str, Any], labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, Any, int]:
     """What `token_loss_sum` takes."""
     kept = _target_positions(labels)

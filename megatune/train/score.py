@@ -16,7 +16,7 @@ from megatune.data.prepared import PreparedSet
 from megatune.engine.dtypes import DTYPES
 from megatune.engine.inference import InferenceEngine
 from megatune.engine.kernels import widens_bf16
-from megatune.engine.world import World, single_world
+from megatune.engine.world import World, own_device, single_world
 from megatune.errors import DataError, NotPreparedError
 from megatune.evaluate.exam import Exam, Marking, Result, set_exam, take_exam
 from megatune.launch.ask_ranks import ask_ranks
@@ -37,7 +37,7 @@ def score_model(run: Run, split: str, *, num_ranks: int, labels_from: str = "tra
     model was trained on some.
     """
     if num_ranks == 1:
-        return score_together(run, split, single_world(_own_device()), labels_from=labels_from)
+        return score_together(run, split, single_world(own_device()), labels_from=labels_from)
     question = {
         "tensor_parallel": run.parallel.tp_size,
         "run": run.model_dump(mode="json", exclude_none=True, by_alias=True),
@@ -139,12 +139,6 @@ def _without_rows(run: Run, split: str) -> str:
 def _marking(run: Run, options: TaskOptions) -> Marking:
     at_once = run.evaluate.per_device_eval_batch_size or run.train.per_device_train_batch_size
     return marking_of(run, options, at_once)
-
-
-def _own_device() -> Any:
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _score_as_asked(question: Mapping[str, Any], world: World) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """search.png: the losses of all trials, along each axis, and which key mattered."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,6 @@ def _draw_axis(plot: Any, axis: Choices | Range, done: list[TrialResult]) -> Non
     plot.set_xlabel(axis.key)
 
 
-def _draw_importance(plot: Any, importance: Any) -> None:
+def _draw_importance(plot: Any, importance: Mapping[str, float]) -> None:
     plot.barh(list(importance)[::-1], list(importance.values())[::-1])
     plot.set_xlabel("importance (PED-ANOVA)")
