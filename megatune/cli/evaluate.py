@@ -19,7 +19,7 @@ from megatune.config.sections import DataSection
 from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
 from megatune.launch.run_folder import RunFolder
-from megatune.plan.shape import read_shape
+from megatune.plan.model_config import read_shape
 from megatune.report.tables import format_cell, render_table, show
 from megatune.units import counted
 

@@ -13,7 +13,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from megatune.errors import ModelError
 from megatune.model.heads import HeadSpec, find_class
-from megatune.plan.shape import ModelShape, read_shape
+from megatune.plan.model_config import read_shape
+from megatune.plan.shape import ModelShape
 
 _WEIGHTS = "*.safetensors"
 _FETCHED = ["*.json", _WEIGHTS, "*.model", "*.txt", "*.jinja", "*.py"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatune.config import Run
 from megatune.errors import ModelError
-from megatune.plan.shape import shape_from_config
+from megatune.plan.shape import ModelShape, shape_from_config
 
 
 def read_model_config(run: Run) -> dict[str, Any]:
@@ -33,6 +33,14 @@ def read_model_config(run: Run) -> dict[str, Any]:
     config = read_config(path)
     shape_from_config(config, str(path))  # what is wrong in it is told with its path
     return _with_vocabulary(config, run)
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """The shape of the model in `folder`, which needs to hold no more than config.json. Raises ModelError."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no config.json, so it is not a Hugging Face model folder.")
+    return shape_from_config(read_config(path), str(path))
 
 
 def read_config(path: Path) -> dict[str, Any]:

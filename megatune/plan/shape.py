@@ -1,9 +1,7 @@
 """The numbers of a model that layouts depend on, read from its config.json: no torch, no weights."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from megatune.errors import ModelError
@@ -81,20 +79,6 @@ def _odd_heads(shape: ModelShape, *, divides_hidden: bool) -> Iterator[str]:
             f"{shape.num_heads} attention heads are no multiple of the {shape.num_kv_heads} key-value heads; they "
             "must be one."
         )
-
-
-def read_shape(folder: Path) -> ModelShape:
-    """The shape of the model in `folder`, which needs to hold no more than config.json."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} holds no config.json, so it is not a Hugging Face model folder.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds a {type(config).__name__}, not a JSON object.")
-    return shape_from_config(config, str(path))
 
 
 def _num_kv_heads(config: Mapping[str, Any], stated: Any, heads: int) -> int:
