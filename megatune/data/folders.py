@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 
 from megatune.data.opened import plain_suffix
-from megatune.data.suffixes import SUFFIXES
 from megatune.errors import DataError
 from megatune.launch.run_folder import RunFolder
+
+JSON = (".jsonl", ".ndjson", ".json")
+SUFFIXES = (*JSON, ".csv", ".tsv", ".txt", ".parquet")
+"""The endings of files of rows."""
 
 _SPLIT_WORDS = {
     "train": ("train", "training"),

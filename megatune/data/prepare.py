@@ -17,7 +17,6 @@ from megatune.data.build import Settings as SetSettings
 from megatune.data.crew import choose_num_workers, work_together
 from megatune.data.fingerprint import MadeFrom, changes, made_from
 from megatune.data.hash_memo import HashMemo
-from megatune.data.nothing import refuse_nothing
 from megatune.data.part import PartSettings, Share, check_vocabulary
 from megatune.data.pool import Pool, Side, divide
 from megatune.data.prepared import MANIFEST, SCHEMA, PreparedSet, write_manifest
@@ -235,7 +234,7 @@ class Preparation:
         size = self.settings.val_size
         if size is None:
             return (Side(),)
-        # Nothing that could be divided is told by `refuse_nothing`, in the words of a set that is not divided.
+        # Nothing that could be divided is told by `Report.refuse_nothing`, in the words of a set that is not divided.
         return divide(pool, size, self.settings.seed) if tally.num_kept else (Side(), Side())
 
     def _write_set(
@@ -273,7 +272,7 @@ class Preparation:
 
     def _refuse_nothing(self, report: Report) -> None:
         longest, may_be = self.settings.max_seq_length, self.may_be_without_loss
-        refuse_nothing(report, self.split_name, longest, may_be_without_loss=may_be)
+        report.refuse_nothing(self.split_name, longest, may_be_without_loss=may_be)
 
     @contextmanager
     def _scratch(self, final: Path) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import numpy as np
 from megatune.data.pool import PoolBlock, Values
 from megatune.data.rows import place_name
 from megatune.data.tally import Tally, answer_hash
+from megatune.errors import DataError
 from megatune.units import format_ratio
 
 NUM_BINS = 20
@@ -106,6 +107,25 @@ class Report:
                 f"answers that differ in nothing but case are told apart: {', '.join(map(repr, alike))}"
             )
         return found
+
+    def refuse_nothing(self, split: str, max_seq_length: int, *, may_be_without_loss: bool) -> None:
+        """Raise DataError, with what became of the rows, for a set in which no loss could be taken on anything.
+
+        may_be_without_loss: rows that are too long for a loss are taken, for their answers can be scored.
+        """
+        if self.num_usable or (may_be_without_loss and self.num_too_long):
+            return
+        is_train = split == "train"
+        too_long = (
+            f", and {self.num_too_long} are too long: there it begins after data.max_seq_length = {max_seq_length} "
+            "tokens, or data.long_rows drops them. Raise data.max_seq_length, cut rows at their beginning "
+            "(data.truncation_side: left), or shorten the prompt (data.template)"
+        )
+        raise DataError(
+            f"data.{split} has nothing to {'train on' if is_train else 'take a loss on'}: of {self.num_rows_read} rows "
+            f"{self.num_empty} hold no text to {'learn' if is_train else 'score'}"
+            f"{too_long if self.num_too_long else ''}"
+        )
 
     def _too_long(self, max_seq_length: int) -> str:
         """Of the rows dropped because of their length; with what to do where they were many, or all of a kind."""

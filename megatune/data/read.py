@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from megatune.data.folders import expand, is_data_set, is_glob
+from megatune.data.folders import JSON, SUFFIXES, expand, is_data_set, is_glob
 from megatune.data.jsonfiles import json_blocks
 from megatune.data.opened import COMPRESSED, plain_suffix
 from megatune.data.parquet import parquet_blocks
 from megatune.data.rows import Block, limited
-from megatune.data.suffixes import JSON, SUFFIXES
 from megatune.data.textfiles import table_blocks, txt_blocks
 from megatune.errors import DataError
 

@@ -8,7 +8,7 @@ from megatune.config import LoadedRun, Run
 from megatune.errors import ModelError, PlanError
 from megatune.launch.devices import count_gpus, gpu_kind, host_memory_bytes
 from megatune.launch.measurements import measured_for
-from megatune.plan.answer import plan_answer
+from megatune.plan.answer import phase_values, plan_answer
 from megatune.plan.assess import Assessment, Question, assess
 from megatune.plan.auto import Choice, fill_auto
 from megatune.plan.ds_config import read_policy
@@ -17,6 +17,7 @@ from megatune.plan.hardware import accelerator_named, find_accelerator
 from megatune.plan.layout_keys import value_of
 from megatune.plan.question import Machine, layout_of, make_question
 from megatune.plan.search import Found
+from megatune.report.records import PlanRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,30 @@ class PlannedRun:
     why_not: str
     """Why the planner says nothing of it; "" when it does."""
 
+    @property
+    def chosen(self) -> dict[str, object]:
+        """Keys of the run file that were left open -> the values that were filled in."""
+        return {key: value_of(self.loaded.run, key) for key in self.choice.keys} if self.choice else {}
+
+    def record(self) -> PlanRecord:
+        """The estimate that the report puts beside what was measured."""
+        if self.judged is None:
+            return PlanRecord(chosen=self.chosen, why=self.why_not)
+        return PlanRecord(
+            layout=self.judged.layout.to_json(),
+            device_bytes=self.judged.ledger.device,
+            host_bytes=self.judged.ledger.host,
+            disk_bytes=self.judged.ledger.disk_bytes,
+            device_limit_bytes=self.judged.ledger.device_limit,
+            step_seconds=self.judged.step_s,
+            seconds_by_phase=phase_values(self.judged.phases),
+            chosen=self.chosen,
+            why=self.choice.why if self.choice else None,
+        )
+
     def as_object(self, num_steps: int) -> dict[str, Any]:
         """What plan.json holds of a run of so many steps."""
-        chosen = {key: value_of(self.loaded.run, key) for key in self.choice.keys} if self.choice else {}
-        planned = {"chosen": chosen, "why": self.choice.why if self.choice else None}
+        planned = {"chosen": self.chosen, "why": self.choice.why if self.choice else None}
         if self.question is None or self.judged is None:
             return {"schema": None, "planned": planned, "why_not": self.why_not}
         ahead = forecast(

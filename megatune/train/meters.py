@@ -1,11 +1,13 @@
-"""From what a step did to the line that is logged: rates, utilisation, memory."""
+"""From what a step did to the line that is logged: rates, utilisation, memory; and what a run computes with."""
 
 import resource
 from dataclasses import dataclass
 
 import torch
 
+from megatune.engine.base import TrainingEngine
 from megatune.model.build import BuiltModel
+from megatune.model.compiled import runs_compiled
 from megatune.plan.flops import StepFlops, step_flops
 from megatune.plan.hardware import find_accelerator
 from megatune.report.records import StepRecord
@@ -62,6 +64,23 @@ class Meter:
 
     def _utilisation(self, flops: float, seconds: float) -> float | None:
         return None if self.peak_flops is None else flops / seconds / self.peak_flops / self.num_devices
+
+
+def kernels_used(engine: TrainingEngine) -> dict[str, str]:
+    """Which attention, loss and norms an engine really computes with: asked of it, not of the settings.
+
+    Its optimizer stands in `engine.description`.
+    """
+    model = engine.built.model
+    norms = sorted(
+        {type(module).__name__ for module in model.modules() if "norm" in type(module).__name__.lower()}
+    )
+    return {
+        "blocks": "compiled" if runs_compiled(model) else "as transformers has them",
+        "attention": str(model.config._attn_implementation),
+        "loss": "in chunks inside the head" if engine.chunked_loss else "from whole logits",
+        "norm": ", ".join(norms) or "none",
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -40,14 +40,12 @@ from megatune.report.tables import to_json
 from megatune.train.beating import beating
 from megatune.train.evaluating import Evaluations, marking_of, set_exams
 from megatune.train.inputs import Inputs, open_inputs, open_tokenizer, prepare_inputs, prepared_folders
-from megatune.train.kernels_used import kernels_used
 from megatune.train.launched import prepare_launched_rank
 from megatune.train.loop import DONE, STOPPED_EARLY, TrainingLoop
 from megatune.train.memory import MemoryMeter
-from megatune.train.meters import Meter, device_name, peak_flops
+from megatune.train.meters import Meter, device_name, kernels_used, peak_flops
 from megatune.train.out_of_memory import explained, is_out_of_memory
 from megatune.train.place import Place, find_place
-from megatune.train.plan_records import plan_record
 from megatune.train.reporting import Reporter
 from megatune.train.stopping import Stopping, StopRequest
 from megatune.train.unchanged_data import refuse_changed_data
@@ -338,7 +336,7 @@ def _describe(
 
 def _tell_plan(planned: PlannedRun | None, reporter: Reporter) -> None:
     """What was expected of this start, for the report to compare with. First rank's `planned`. Collective."""
-    record = None if planned is None else plan_record(planned)
+    record = None if planned is None else planned.record()
     reporter.write(record or PlanRecord())
     if planned is None:
         return
