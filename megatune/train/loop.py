@@ -28,7 +28,7 @@ from megatune.train.saving import Checkpoints, patience_of
 from megatune.train.schedule import learning_rate_at
 from megatune.train.slow_ranks import SlowRanks, words_of
 from megatune.train.state import TrainingState
-from megatune.train.step import StepResult, train_step
+from megatune.train.step import Listeners, StepResult, train_step
 from megatune.train.stopping import Stopping
 
 DONE, STOPPED_EARLY = 0, 75
@@ -76,6 +76,12 @@ class TrainingLoop:
         self._profiler = StepProfiler(run.train.profile, folder.profile, engine.world, reporter)
         self._own_time = OwnTime(engine.world.device)
         self._slow_ranks = SlowRanks(run.health, engine.world.gather_objects(socket.gethostname()))
+        self._listeners = Listeners(
+            beat=self._beat,
+            watch=memory.watch,
+            before_update=self._saves.before_update,
+            times=self._own_time.taken,
+        )
         self._is_first_step = True
         self._steps_of_start = 0
         self._peak_memory_bytes: list[int] = []
@@ -221,12 +227,9 @@ class TrainingLoop:
             rate,
             stop_asked=self._stopping.reason() is not None,
             save_ready=self._saves.is_ready,
-            times=self._own_time.taken,
             peak_memory_bytes=max(peak_memory_bytes(world.device), self._memory.most_ever),
             is_refused=self._bad_steps.refusal(self._state),
-            beat=self._beat,
-            watch=self._memory.watch,
-            before_update=self._saves.before_update,
+            listeners=self._listeners,
         )
 
     def _rows_at(self, position: Position) -> list[Batch]:

@@ -36,6 +36,31 @@ class StepResult:
     """`is_refused` said so: the weights are as before."""
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
+def _no_times() -> StepTimes:
+    return StepTimes(0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listeners:
+    """Who is told of what happens in a step, and asked about it; nobody where none is given."""
+
+    beat: Callable[[str], None] = _nothing
+    """Told what begins."""
+    watch: Callable[[str], None] = _nothing
+    """Told when the forward of a micro-batch begins and ends."""
+    before_update: Callable[[], None] = _nothing
+    """Told that weights are about to change."""
+    times: Callable[[], StepTimes] = _no_times
+    """Asked at the end what this rank has taken for the step."""
+
+
+NOBODY = Listeners()
+
+
 def train_step(
     engine: Engine,
     batches: Sequence[Batch],
@@ -44,29 +69,25 @@ def train_step(
     stop_asked: bool,
     peak_memory_bytes: int,
     save_ready: bool = True,
-    times: Callable[[], StepTimes] = lambda: StepTimes(0.0, 0.0),
     is_refused: Callable[[float], bool] | None = None,
-    beat: Callable[[str], None] = lambda _: None,
-    watch: Callable[[str], None] = lambda _: None,
-    before_update: Callable[[], None] = lambda: None,
+    listeners: Listeners = NOBODY,
 ) -> StepResult:
     """One optimizer step on this rank's micro-batches. Collective: every rank calls it.
 
     The loss is the mean over all target tokens of the step on all ranks, so it does not depend on
     how tokens fall into micro-batches, ranks or packed rows. `engine.backward` adds gradients over
     micro-batches and ranks. `is_refused` tells from the loss whether to leave the step out; it costs a
-    small collective, and must answer the same on all ranks. `beat` is told what begins, `watch` when the forward
-    of a micro-batch begins and ends. `save_ready`: this rank has done its part of the save in flight. `times`: what
-    this rank has taken for the step. `before_update` is called when weights are about to change.
+    small collective, and must answer the same on all ranks. `save_ready`: this rank has done its part of the save
+    in flight.
     """
     world, cpu_started = engine.world, time.process_time()
     counts = torch.tensor([b.num_targets for b in batches], dtype=torch.float64, device=world.device).sum()
     num_targets = world.sum_over_data(counts)
-    loss = _add_gradients(engine, batches, num_targets.clamp(min=1).float(), beat=beat, watch=watch)
-    beat("optimizer step")
+    loss = _add_gradients(engine, batches, num_targets.clamp(min=1).float(), listeners)
+    listeners.beat("optimizer step")
     agreed = world.sum_over_all(loss.double()).item() / world.tensor_parallel if is_refused else None
     left_out = is_refused is not None and agreed is not None and is_refused(agreed)
-    before_update()
+    listeners.before_update()
     with record_function("megatune::optimizer"):
         outcome = engine.step(learning_rate, leave_out=left_out)
     cpu_seconds = time.process_time() - cpu_started
@@ -77,7 +98,9 @@ def train_step(
         cpu_seconds,
     )
     flags = (stop_asked, not save_ready)
-    sums, by_rank = _sum_over_all(engine, (*own, *map(float, flags)), (float(peak_memory_bytes), *times()))
+    sums, by_rank = _sum_over_all(
+        engine, (*own, *map(float, flags)), (float(peak_memory_bytes), *listeners.times())
+    )
     return StepResult(
         loss=sums[0] / world.tensor_parallel if agreed is None else agreed,
         target_tokens=round(num_targets.item()),
@@ -94,20 +117,15 @@ def train_step(
 
 
 def _add_gradients(
-    engine: Engine,
-    batches: Sequence[Batch],
-    divisor: torch.Tensor,
-    *,
-    beat: Callable[[str], None],
-    watch: Callable[[str], None],
+    engine: Engine, batches: Sequence[Batch], divisor: torch.Tensor, listeners: Listeners
 ) -> torch.Tensor:
     """Forward and backward of every micro-batch; this rank's part of the step's loss."""
     loss = torch.zeros((), device=engine.world.device)
     for index, batch in enumerate(batches):
-        beat("forward and backward")
-        watch("before forward")
+        listeners.beat("forward and backward")
+        listeners.watch("before forward")
         part = engine.loss(batch) / divisor
-        watch("after forward")
+        listeners.watch("after forward")
         engine.backward(part, is_last=index == len(batches) - 1)
         loss += part.detach()
     return loss
