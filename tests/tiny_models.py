@@ -101,3 +101,32 @@ def write_tiny_model(name: str, folder: Path, **changes: Any) -> Path:
             parameter.mul_(2).add_(noise, alpha=0.02)
     model.save_pretrained(path)
     return path
+
+
+_IMAGES_TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "head_dim": 24, "intermediate_size": 96, "vocab_size": VOCABULARY, "sliding_window": 8,
+                "query_pre_attn_scalar": 24, **_TOKENS}  # fmt: skip
+# As many layers as the language model: which blocks are meant cannot be told from their number.
+_IMAGES_TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+                 "image_size": 28, "patch_size": 14}  # fmt: skip
+
+
+def write_tiny_model_with_images(folder: Path, **changes: Any) -> Path:
+    """A Gemma 3 that reads images too, below `folder`; `changes` are those of the language model. Written once."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = folder / "-".join(["gemma3-with-images", *(f"{key}={value}" for key, value in changes.items())])
+    if path.is_dir():
+        return path
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config={**_IMAGES_TEXT, **changes},
+        vision_config=_IMAGES_TOWER,
+        image_token_index=5,
+        mm_tokens_per_image=4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return path

@@ -159,6 +159,9 @@ def _config(source: ModelSource) -> PreTrainedConfig:
     find_class(source.head, source.config)
     config = copy.deepcopy(source.config)
     config.update(source.head.settings())
+    config.get_text_config().pad_token_id = (
+        source.head.pad_id
+    )  # where transformers looks for a row's last token
     return config
 
 

@@ -76,7 +76,10 @@ class ModelSource:
         config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("num_labels", None)
         config["architectures"] = [find_class(self.head, self.config).__name__]
-        path.write_text(json.dumps({**config, **self.head.settings()}, indent=2), encoding="utf-8")
+        config |= self.head.settings()
+        if config.get("text_config"):  # where transformers looks for a row's last token
+            config["text_config"]["pad_token_id"] = self.head.pad_id
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def resolve_model(

@@ -27,6 +27,7 @@ from megatune.errors import ConfigError, ModelError, NotPreparedError
 from megatune.files import hash_file, sync_folder
 from megatune.launch.run_folder import RunFolder
 from megatune.model.source import GROWTH_FILE, resolve_model
+from megatune.plan.model_config import read_shape
 
 _SPM_FILE = "sentencepiece.model"
 _BASE_FILES = ("config.json", "generation_config.json")
@@ -173,8 +174,7 @@ def _write(run: Run, made: Path, scratch: Path) -> dict[str, Any] | None:
     num_known = len(tokenizer)
     _add(tokenizer, run)
     tokenizer.save_pretrained(made)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    rows_before = int((config.get("text_config") or config)["vocab_size"])
+    rows_before = read_shape(base).vocab_size
     num_rows = len(tokenizer) if is_trained else max(rows_before, len(tokenizer))
     ids = (
         {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in _ID_NAMES}

@@ -1,15 +1,19 @@
 """Classifier heads train at every layout like one process, with the losses that transformers gives."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from head_cases import HEADS, head_traces, losses_of_transformers
-from tiny_models import write_tiny_model
+from tiny_models import write_tiny_model, write_tiny_model_with_images
+from transformers import AutoConfig
 from worlds import Worlds
 
+from megatune.model.build import build_model
 from megatune.model.heads import balanced_positives, balanced_weights, best_spans, head_loss_sum
+from megatune.model.source import open_source
 
 KINDS = {
     "gpt2": list(HEADS),
@@ -54,6 +58,16 @@ def test_the_loss_is_that_of_the_transformers_class(worlds: Worlds, session_fold
     )[0]
 
     assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_the_padding_is_told_where_transformers_looks_for_it(session_folder: Path, tmp_path: Path) -> None:
+    """A class is read at the last token that is no padding: in the language model's part of the configuration."""
+    folder = write_tiny_model_with_images(session_folder)
+    source = replace(open_source(folder), head=replace(HEADS["classification"], pad_id=7))
+
+    assert build_model(source, dtype=torch.float32).model.config.get_text_config().pad_token_id == 7
+    source.copy_without_weights(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).get_text_config().pad_token_id == 7
 
 
 def test_the_best_span_lies_among_the_candidates_and_is_not_too_long() -> None:

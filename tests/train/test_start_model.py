@@ -1,6 +1,7 @@
 """A run that trains its tokenizer, or adds tokens: the model it begins with, and that it keeps them to its end."""
 
 import json
+import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from parity_steps import tiny_run
-from tiny_models import write_tiny_model
+from tiny_models import write_tiny_model, write_tiny_model_with_images
 from tiny_runs import VOCABULARY, metrics_of, train, write_model_with_tokenizer, write_run
 from tiny_tokenizers import byte_level, fast
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,6 +74,20 @@ def test_added_tokens_begin_at_the_mean_and_the_others_stay_as_they_were(run_wit
     if name == "gptj":  # its head has a bias
         old, new = before.get_output_embeddings().bias, grown.get_output_embeddings().bias
         assert torch.allclose(new[KNOWN:], old[:KNOWN].mean().expand(len(ADDED)), atol=1e-6)
+
+
+def test_a_vocabulary_that_config_json_leaves_to_its_type_is_known(run_with, session_folder, tmp_path):
+    folder = tmp_path / "sparse"
+    shutil.copytree(write_tiny_model_with_images(session_folder), folder)
+    fast(byte_level(VOCABULARY)).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["text_config"]["vocab_size"]  # as in the config.json of Gemma 3, 4 B
+    (folder / "config.json").write_text(json.dumps(config))
+
+    run = run_with({"add_tokens": ADDED}, model={"model_name_or_path": str(folder)})
+    ready_model(run)
+
+    assert open_model(run).shape.vocab_size == 262208
 
 
 def test_the_stored_weights_are_not_changed(run_with):

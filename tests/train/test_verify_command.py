@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from parity_steps import tiny_run
-from tiny_models import TINY, write_tiny_model
+from tiny_models import TINY, write_tiny_model, write_tiny_model_with_images
 
 from megatune.launch.ranks import child_environment
 from megatune.model.build import build_model
@@ -211,6 +211,18 @@ def test_every_family_can_be_shrunk_to_two_layers_with_its_heads(family, session
     small = build_from(config, session_folder / f"shrunk-{family}")
     assert small.num_layers == 2
     assert (small.num_heads, small.num_kv_heads) == (source.shape.num_heads, source.shape.num_kv_heads)
+
+
+def test_a_model_with_images_is_shrunk_with_its_tower(session_folder):
+    layers = {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4, "vocab_size": 120}
+    source = open_source(write_tiny_model_with_images(session_folder, **layers))
+    source.config.vision_config.num_hidden_layers = 5
+
+    config, changes = shrunken_config(source, num_tokens=90)
+
+    assert {"num_hidden_layers 4 -> 2", "vocab_size 120 -> 90", "vision_config: 2 layers"} <= set(changes)
+    assert build_from(config, session_folder / "shrunk-with-images").num_layers == 2
+    assert config.vision_config.num_hidden_layers == 2
 
 
 def build_from(config, folder):

@@ -23,7 +23,7 @@ _SMALLEST_HEAD = 16
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 # Widths that grow together with the hidden size; the names of the families of plan/families.py.
 _WIDTHS = ("hidden_size", "n_embd", "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "head_dim",
-           "rotary_dim", "word_embed_proj_dim")  # fmt: skip
+           "rotary_dim", "word_embed_proj_dim", "moe_intermediate_size", "shared_expert_intermediate_size")  # fmt: skip
 _NOISE = 0.02
 _HEAD_DROPOUT = "classifier_dropout"
 
@@ -106,7 +106,8 @@ def shrunken_config(source: ModelSource, *, num_tokens: int) -> tuple[PreTrained
 
     num_tokens: ids below it are in the data, so the vocabulary stays at least as large.
     """
-    filled = source.config_dict()
+    whole = source.config_dict()
+    filled = whole.get("text_config") or whole
     changed: dict[str, Any] = {name: _SHRUNKEN_LAYERS for name in _LAYERS if _is_count(filled.get(name))}
     changed |= _per_layer(filled, source.shape.num_layers)
     factor = _factor(source)
@@ -117,8 +118,24 @@ def shrunken_config(source: ModelSource, *, num_tokens: int) -> tuple[PreTrained
     ]
     changed["vocab_size"] = min(filled["vocab_size"], max([num_tokens - 1, *special]) + 1)
     changed = {name: value for name, value in changed.items() if filled.get(name) != value}
-    config = type(source.config).from_dict({**filled, **changed})
-    return config, [_in_words(name, filled[name], value) for name, value in changed.items()]
+    words = [_in_words(name, filled[name], value) for name, value in changed.items()]
+    small = {**filled, **changed}
+    if filled is not whole:
+        towers = _short_towers(whole)
+        words += [f"{name}: {_SHRUNKEN_LAYERS} layers" for name in towers]
+        small = {**whole, **towers, "text_config": small}
+    return type(source.config).from_dict(small), words
+
+
+def _short_towers(whole: dict[str, Any]) -> dict[str, Any]:
+    """The configurations of towers for images and sound, with as few layers as the language model."""
+    return {
+        key: {**section, name: _SHRUNKEN_LAYERS}
+        for key, section in whole.items()
+        if key != "text_config" and isinstance(section, dict)
+        for name in _LAYERS
+        if _is_count(section.get(name)) and section[name] > _SHRUNKEN_LAYERS
+    }
 
 
 def _in_words(name: str, before: Any, after: Any) -> str:
@@ -133,9 +150,8 @@ def _factor(source: ModelSource) -> int:
     """What all widths are divided by, a power of two: until the hidden size is small, in whole even heads."""
     shape, factor = source.shape, 1
     # Scaled rotary embeddings may list one number for every second element of a head.
-    rope = (
-        getattr(source.config, "rope_parameters", None) or getattr(source.config, "rope_scaling", None)
-    ) or {}
+    text = source.config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     if any(isinstance(value, list) for value in rope.values()):
         return 1
     while (
