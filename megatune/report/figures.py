@@ -24,4 +24,4 @@ def save_figure(
     except OSError as error:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             scratch.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
+        raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(path)) from error

@@ -42,3 +42,12 @@ def test_a_picture_without_room_leaves_the_old_one_and_no_scratch_file(drawn, tm
 
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_without_a_code_keeps_its_words(tmp_path):
+    class Broken(Figure):
+        def savefig(self, *_given, **_options):
+            raise OSError("encoder error -2 when writing image file")
+
+    with pytest.raises(OSError, match="cannot write: encoder error -2"):
+        save_figure(Broken(), tmp_path / "a.png")
