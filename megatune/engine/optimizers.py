@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from megatune.config.sections import TrainSection
+from megatune.plan.blocks import is_decayed
 
 ParameterGroups = list[dict[str, Any]]
 
@@ -14,7 +15,7 @@ ParameterGroups = list[dict[str, Any]]
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter], weight_decay: float, *, unread: Container[str]
 ) -> ParameterGroups:
-    """Matrices with weight decay, vectors (norms, biases) without: the usual split of the field.
+    """Matrices with weight decay, norms and biases without, of whatever shape: the usual split of the field.
 
     Without it too are `unread` parameters, names of what no row of text reaches: decay alone would move them.
     A ZeRO-3 parameter is already emptied; `ds_shape` remembers its shape.
@@ -23,7 +24,7 @@ def parameter_groups(
     others: list[nn.Parameter] = []
     for name, parameter in parameters.items():
         if parameter.requires_grad:
-            is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+            is_matrix = is_decayed(name, len(getattr(parameter, "ds_shape", parameter.shape)))
             (decayed if is_matrix and name not in unread else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

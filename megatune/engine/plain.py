@@ -85,7 +85,9 @@ class PlainEngine(InferenceEngine):
     def step(self, learning_rate: float, *, leave_out: bool = False) -> StepOutcome:
         self._gradient_bytes = self._gradient_bytes or num_bytes(self._gradients().values())
         norm = None if leave_out else self._unscaled_norm()
-        if norm is None:
+        if norm is None or not bool(
+            torch.isfinite(norm)
+        ):  # as DeepSpeed's optimizers: one such step ends a model
             self.optimizer.zero_grad()
             return StepOutcome(grad_norm=None, skipped=True)
         for group in self.optimizer.param_groups:

@@ -86,6 +86,12 @@ def _enter_process_group(rank: RankInfo, device: torch.device, timeout_s: float)
                 "use by another program on this host."
             ) from error
         raise
+    except dist.DistStoreError as error:
+        raise LaunchError(
+            f"rank {rank.rank} waited {timeout.total_seconds():g} s at {rank.master_addr}:{rank.master_port}, where "
+            f"the environment says that {rank.world_size} ranks meet, and not all came ({error}). Start all of them; "
+            "where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are left over from another job, unset them."
+        ) from error
 
 
 def _store_of_agent(rank: RankInfo, timeout: datetime.timedelta) -> Store | None:

@@ -140,7 +140,7 @@ def _try_lock(handle: int, folder: Path) -> bool:
     except OSError as error:  # Lustre without -o flock, some NFS servers
         raise LaunchError(
             f"the file system of {folder} has no file locks ({error.strerror}). "
-            "Set MEGATUNE_CACHE to a folder on a local disk."
+            f"Set {_named_by()} to a folder on a local disk."
         ) from error
     return True
 
@@ -217,10 +217,15 @@ def _version(package: str) -> str:
         return "n/a"
 
 
+def _named_by() -> str:
+    """The variable that says where ops are built."""
+    return "MEGATUNE_CACHE" if ranks.extension_folder_override() is None else "TORCH_EXTENSIONS_DIR"
+
+
 def _unusable(folder: Path, error: OSError) -> LaunchError:
     return LaunchError(
         f"cannot write to {folder}, where DeepSpeed's ops are built: {error.strerror}. "
-        "Set MEGATUNE_CACHE to a folder you can write to."
+        f"Set {_named_by()} to a folder you can write to."
     )
 
 

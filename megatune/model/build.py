@@ -121,6 +121,7 @@ def build_model(
 
 
 def _load(source: ModelSource, initialize: str, attn_implementation: str, seed: int) -> PreTrainedModel:
+    _refuse_without_language_model(source)
     attention = choose_attention(source, attn_implementation)
     try:
         if initialize == "empty":
@@ -133,6 +134,21 @@ def _load(source: ModelSource, initialize: str, attn_implementation: str, seed: 
         )
     except (ValueError, ImportError, OSError) as error:
         raise ModelError(f"transformers cannot build the model of {source.folder}: {error}") from error
+
+
+def _refuse_without_language_model(source: ModelSource) -> None:
+    """transformers would list all of its types."""
+    config = source.config
+    is_known = type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map")
+    if source.head is not None or is_known:
+        return
+    inside = config.get_text_config().model_type
+    what = f"holds one ({inside}) inside" if inside != config.model_type else "is another kind of model"
+    raise ModelError(
+        f"{source.folder}: transformers has no causal language model of type '{config.model_type}', which {what}. Give "
+        "a folder of a language model; where one is inside, save that alone, with its tokenizer: "
+        "`model.get_decoder()` of the loaded model."
+    )
 
 
 def _random(source: ModelSource, attention: str, seed: int) -> PreTrainedModel:

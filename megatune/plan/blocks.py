@@ -31,7 +31,7 @@ class Weight:
     @property
     def num_active_params(self) -> int:
         """Elements that one token is multiplied with; none of a vector's, nor of the biases of experts."""
-        if len(self.shape) == 1 or (len(self.shape) == 2 and self.experts_per_token is not None):
+        if not self.is_matrix:
             return 0
         if self.experts_per_token is None:
             return self.num_params
@@ -46,7 +46,20 @@ class Weight:
 
     @property
     def is_matrix(self) -> bool:
-        return len(self.shape) > 1
+        """Is it multiplied, and decayed?"""
+        return is_decayed(self.module, len(self.shape))
+
+
+def is_decayed(name: str, num_dimensions: int) -> bool:
+    """Whether a parameter has weight decay: norms of each head and biases of each expert are no matrices.
+
+    >>> is_decayed("mlp.experts.gate_up_proj", 3), is_decayed("mlp.experts.gate_up_proj_bias", 2)
+    (True, False)
+    >>> is_decayed("self_attn.q_norm.weight", 2)
+    False
+    """
+    of_a_norm = any("norm" in part for part in name.split("."))
+    return num_dimensions > 1 and not of_a_norm and not name.endswith("bias")
 
 
 @dataclass(frozen=True)

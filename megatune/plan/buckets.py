@@ -55,7 +55,7 @@ def sizes_of(model: ModelWeights) -> dict[str, int]:
     computes; norms and biases stay whole on every rank. DeepSpeed's defaults are the limits.
     """
     block = sum(weight.num_params for weight in model.block)
-    vectors = [weight.num_params for weight in model.block if not weight.is_matrix]
+    vectors = [weight.num_params for weight in model.block if len(weight.shape) == 1]
     return {
         _KEYS["reduce"]: min(max(2 * block, _LEAST_MESSAGE), Buckets.reduce),
         _KEYS["prefetch"]: min(block, Buckets.max_live),

@@ -234,9 +234,17 @@ def test_another_build_command_is_not_taken_for_done(tmp_path):
     assert num_builds(tmp_path) == 2
 
 
-def test_a_cache_that_is_no_folder_is_told_with_the_fix(tmp_path):
+@pytest.mark.parametrize(
+    ("given", "named"), [(None, "Set MEGATUNE_CACHE"), ("/somewhere", "Set TORCH_EXTENSIONS_DIR")]
+)
+def test_a_folder_that_cannot_be_made_is_told_with_the_variable_that_names_it(
+    tmp_path, monkeypatch, given, named
+):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    if given:
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", given)
     (tmp_path / "file").touch()
-    with pytest.raises(LaunchError, match="MEGATUNE_CACHE"):
+    with pytest.raises(LaunchError, match=named):
         ensure_built(build_command(), tmp_path / "file" / "below")
 
 
