@@ -218,6 +218,7 @@ class ZeroEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if self._gradient_bytes is None:
+            self._refuse_left_gradients()
             self._gradient_bytes = zero_gradient_bytes(self._engine.optimizer)
         skipped_before = self._engine.skipped_steps
         with overflowing(self._engine.optimizer) if leave_out else nullcontext():
@@ -225,6 +226,18 @@ class ZeroEngine:
         skipped = self._engine.skipped_steps > skipped_before
         norm = self._engine.get_global_grad_norm()
         return StepOutcome(grad_norm=None if skipped or norm is None else float(norm), skipped=skipped)
+
+    def _refuse_left_gradients(self) -> None:
+        """Stop before a step that some gradients have no part in: a block that gives a list has no hook of stage 3."""
+        is_divided = self._run.parallel.zero_stage == 3
+        left = [
+            name for name, parameter in self._parameters.items() if is_divided and parameter.grad is not None
+        ]
+        if left:
+            raise MegatuneError(
+                f"DeepSpeed has not taken the gradients of {len(left)} parameters, {left[0]} among them: it sees no "
+                f"end of a {self.built.block_class.__name__}. Use parallel.leaf_modules=false."
+            )
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
