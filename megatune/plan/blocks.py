@@ -16,6 +16,7 @@ from megatune.plan.shape import ModelShape
 Component = Literal["embedding", "attention", "mlp", "norm", "head"]
 Config = Mapping[str, Any]
 Block = Callable[[Config, ModelShape], "list[Weight]"]
+"""The weights of a block, or of one of its layers."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,9 @@ _AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
 _FOUR = (*_AROUND, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
-Feed = Callable[[Config, ModelShape], "list[Weight]"]
-"""The weights of a feed-forward layer."""
-
-
 def _like_llama(
     *norms: str,
-    feed: Feed | None = None,
+    feed: Block | None = None,
     head_norms: bool = False,
     norm_bias: bool = False,
     fused_gate: bool = False,
