@@ -98,7 +98,7 @@ def test_a_killed_rank_is_named_and_not_the_peer_that_lost_it(run_file: Path, ou
 def test_a_rank_without_memory_says_what_it_held_and_what_would_fit(
     session_folder: Path, output_dir: Path, tmp_path: Path
 ):
-    """Written-out attention over 4096 tokens: one block's scores are 32 x 4 x 4096 x 4096 x 4 bytes, 8 GiB, and there are 9."""
+    """Written-out attention over 4096 tokens: one block's scores are 32 x 4 x 4096 x 4096 x 4 bytes, 8 GiB of 9."""
     model = write_model(session_folder, n_positions=4096, bos_token_id=0, eos_token_id=0)
     rows = tmp_path / "long.jsonl"
     rows.write_text((json.dumps({"text": "one two three " * 4096}) + "\n") * 32)
