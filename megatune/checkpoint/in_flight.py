@@ -46,9 +46,8 @@ class _Act:
         self._done.set()
 
     def _on_own_device(self) -> Any:
-        if (
-            self._device.type == "cuda"
-        ):  # a new thread is on the first GPU, and would take 0.5 GiB there for a context
+        # A new thread is on the first GPU, and would take 0.5 GiB there for a context.
+        if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         return self._act()
 

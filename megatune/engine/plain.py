@@ -2,6 +2,7 @@
 several ranks it is ZeRO stage 0: every data-parallel rank holds weights, gradients and optimizer whole.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -85,9 +86,9 @@ class PlainEngine(InferenceEngine):
     def step(self, learning_rate: float, *, leave_out: bool = False) -> StepOutcome:
         self._gradient_bytes = self._gradient_bytes or num_bytes(self._gradients().values())
         norm = None if leave_out else self._unscaled_norm()
-        if norm is None or not bool(
-            torch.isfinite(norm)
-        ):  # as DeepSpeed's optimizers: one such step ends a model
+        length = None if norm is None else norm.item()
+        # As DeepSpeed's optimizers: one step by a gradient that is not finite ends a model.
+        if norm is None or length is None or not math.isfinite(length):
             self.optimizer.zero_grad()
             return StepOutcome(grad_norm=None, skipped=True)
         for group in self.optimizer.param_groups:
@@ -97,7 +98,7 @@ class PlainEngine(InferenceEngine):
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.refresh()
-        return StepOutcome(grad_norm=norm.item(), skipped=False)
+        return StepOutcome(grad_norm=length, skipped=False)
 
     def weights(self, *, master: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         held = self._masters if master else self._parameters

@@ -175,9 +175,8 @@ def _config(source: ModelSource) -> PreTrainedConfig:
     find_class(source.head, source.config)
     config = copy.deepcopy(source.config)
     config.update(source.head.settings())
-    config.get_text_config().pad_token_id = (
-        source.head.pad_id
-    )  # where transformers looks for a row's last token
+    # Where transformers looks for a row's last token.
+    config.get_text_config().pad_token_id = source.head.pad_id
     return config
 
 
@@ -282,12 +281,10 @@ def _num_active(module: nn.Module, experts_per_token: int | None) -> int:
     if not hasattr(module, "num_experts"):
         return 0
     # A router, whose weight is a matrix, or experts, one behind another along the first dimension.
-    own = [
-        (name, p) for name, p in module.named_parameters(recurse=False) if p.dim() == 3 or name == "weight"
-    ]
     return sum(
-        p.numel() if p.dim() == 2 else p.numel() // p.shape[0] * (experts_per_token or p.shape[0])
-        for _, p in own
+        p.numel() // p.shape[0] * (experts_per_token or p.shape[0]) if p.dim() == 3 else p.numel()
+        for name, p in module.named_parameters(recurse=False)
+        if p.dim() == 3 or name == "weight"
     )
 
 

@@ -215,9 +215,8 @@ def _head_norm_bytes(model: ModelWeights, element: int, heads: int, kv_heads: in
     each = element
     if model.shape.model_type in _RMS:
         each = 8 if model.shape.model_type in _FP32_SCALES else 4 + element
-    num_norms = (
-        2 if model.shape.model_type in ("olmo2", "olmo3", "olmoe") else heads + kv_heads
-    )  # there over all heads
+    over_all_heads = model.shape.model_type in ("olmo2", "olmo3", "olmoe")
+    num_norms = 2 if over_all_heads else heads + kv_heads
     return (heads + kv_heads) * each * model.shape.head_size + 4 * num_norms
 
 
@@ -262,9 +261,8 @@ def _experts_bytes(model: ModelWeights, element: int) -> int:
     assert chosen is not None, "just looked for"
     gated = 7 if kind == "gpt_oss" else 4  # it clamps gate and up, and writes its activation out
     places = 4 * 8 * chosen  # the order by experts and back, as whole numbers
-    scores = 4 * (
-        chosen if kind in ("granitemoe", "gpt_oss") else count
-    )  # softmax after the choice, or before
+    chooses_first = kind in ("granitemoe", "gpt_oss")  # and takes the softmax then
+    scores = 4 * (chosen if chooses_first else count)
     # Made to sum to 1, cast, or kept with their experts for the biases.
     scores += {"mixtral": 8 * chosen + 4, "gpt_oss": 8 * chosen}.get(kind, element * chosen)
     shared = element * (hidden + 1) if kind == "qwen2_moe" else 0

@@ -56,9 +56,12 @@ def _separate(attention: str, output: str, mlp_in: tuple[str, ...], mlp_out: str
 _GATED = ("mlp.gate_proj", "mlp.up_proj")
 _LLAMA = _separate("self_attn", "o_proj", _GATED, "mlp.down_proj")
 _LLAMA_HEAD_NORMS = replace(_LLAMA, partial_gradients=("self_attn.q_norm.weight", "self_attn.k_norm.weight"))
-_LLAMA_FUSED_GATE = _separate("self_attn", "o_proj", (), "mlp.down_proj")
 _LLAMA_FUSED_GATE = replace(
-    _LLAMA_FUSED_GATE, columns={**_LLAMA_FUSED_GATE.columns, "mlp.gate_up_proj": ("ffn", "ffn")}
+    _LLAMA,
+    columns={
+        **{name: cut for name, cut in _LLAMA.columns.items() if name not in _GATED},
+        "mlp.gate_up_proj": ("ffn", "ffn"),
+    },
 )
 
 

@@ -118,7 +118,11 @@ class BadSteps:
         except SaveError as error:
             failed = f" Beside that, {error}"
         newest = self._checkpoints.last
-        go_on = f"start again with --allow-change to go on from {newest}" if newest else "start again"
+        go_on = (
+            f"start again to go on from {newest} (what has changed needs --allow-change)"
+            if newest
+            else "start again"
+        )
         return MegatuneError(
             f"step {state.step}: {finding.words}. {why}; nothing was saved of it. Lower train.learning_rate (now "
             f"{self._run.train.learning_rate:g}) or look at the data of this step, then {go_on}.{failed}"
