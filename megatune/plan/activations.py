@@ -5,32 +5,14 @@ compares every family with the tensors autograd really keeps. Korthikanti et al.
 count a fused GPT layer instead: `korthikanti_bytes`, for comparison.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from megatune.plan.weights import ModelWeights
 
 Kernel = Literal["sdpa", "eager"]
 
-_RMS = frozenset(
-    {"llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite",
-     "smollm3", "phi3", "glm", "glm4", "seed_oss", "exaone4", "ernie4_5", "olmo2", "olmo3",
-     "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss"}
-)  # fmt: skip
-_FP32_SCALES = frozenset({"gemma", "gemma2", "gemma3_text", "olmo2", "olmo3", "gpt_oss"})
-"""RMS norms that multiply by their weight before they go back to the training precision."""
-_POST_NORMS = frozenset({"gemma2", "gemma3_text", "glm4"})
-"""Half the norms are of a layer's output, and theirs is added to the residual stream: nobody keeps it."""
-# Families whose scores are computed in the training precision; the others take softmax in fp32.
-_LOW_PRECISION_SOFTMAX = frozenset({"gpt2", "falcon", "gpt_oss"})
-# fp32 copies of query and key, made before the scores.
-_FP32_SCORES = frozenset({"gptj", "gpt_neo"})
-# Rotary angles put into parts of the heads, or sliced out of a fused projection: output is copied once more.
-_COPIES_OUTPUT = frozenset({"phi", "phi3", "gpt_neox", "glm", "glm4", "stablelm"})
-# Bytes an angle of its sine and cosine, where each block makes them anew.
-_ANGLES_IN_BLOCK = {"gptj": 8, "ernie4_5": 8, "glm": 4, "glm4": 4}
-NO_SDPA = frozenset({"gptj", "gpt_neo", "bloom", "gemma2", "gpt_oss"})
-"""Types whose transformers class has no sdpa kernel: eager is all they have."""
 _DROPOUT_KEYS = ("resid_pdrop", "hidden_dropout", "dropout", "resid_dropout", "residual_dropout")
 _SCORE_DROPOUT_KEYS = ("attn_pdrop", "attention_dropout")
 _MASK_BYTES = 1  # CUDA keeps dropout masks as booleans
@@ -71,7 +53,7 @@ def checkpoint_bytes(model: ModelWeights, tokens: Tokens) -> int:
 
 def outside_bytes(model: ModelWeights, tokens: Tokens) -> int:
     """Bytes kept outside the blocks and the loss: last norm, the head's input, the packed documents' mask."""
-    last_norm = _one_norm(model, tokens) * model.shape.hidden_size
+    last_norm = model.kind.norm.kept_bytes(tokens.element_bytes) * model.shape.hidden_size
     mask = 3 * tokens.batch * tokens.seq**2 if tokens.packed else 0  # boolean, and added in bf16 at each call
     return tokens.count * last_norm + mask
 
@@ -119,9 +101,13 @@ def loss_bytes(
 
 def has_dropout(model: ModelWeights) -> bool:
     """Does the residual stream have dropout? GPT-2 and OPT do unless config.json says otherwise."""
-    default = 0.1 if model.shape.model_type in ("gpt2", "opt") else 0.0
-    found = [float(model.config[key]) for key in _DROPOUT_KEYS if model.config.get(key) is not None]
-    return max(found, default=default) > 0
+    return _largest_share(model, _DROPOUT_KEYS, model.kind.residual_dropout) > 0
+
+
+def activation_name(model: ModelWeights) -> str:
+    """Which function the feed-forward layer has between its products, as config.json calls it."""
+    keys = ("hidden_act", "activation_function", "activation")
+    return next((str(model.config[key]) for key in keys if key in model.config), model.kind.activation)
 
 
 def korthikanti_bytes(
@@ -143,33 +129,33 @@ def korthikanti_bytes(
     return tokens * (whole + (split + kept_scores) / tensor_parallel)
 
 
-def _one_norm(model: ModelWeights, tokens: Tokens) -> int:
-    """Bytes an element: an RMS norm keeps an fp32 copy, the normalised values and its output."""
-    if model.shape.model_type in _FP32_SCALES:
-        return 8 + tokens.element_bytes  # x, normalised, output
-    if model.shape.model_type in ("cohere", "cohere2"):  # written out in Python: x less its mean, twice
-        return 12 + tokens.element_bytes
-    if model.shape.model_type == "olmo":
-        return 4 + tokens.element_bytes
-    if model.shape.model_type in _RMS:
-        return 4 + 2 * tokens.element_bytes
-    return 2 * tokens.element_bytes
+def _largest_share(model: ModelWeights, keys: tuple[str, ...], default: float) -> float:
+    return max(
+        (float(model.config[key]) for key in keys if model.config.get(key) is not None), default=default
+    )
 
 
 def _norm_bytes(model: ModelWeights, tokens: Tokens) -> int:
     norms = {w.module for w in model.block if w.component == "norm" and w.shape[0] == model.shape.hidden_size}
     norms -= {name for name in norms if "_norm" in name and "attn." in name}  # those of heads
     hidden, element = model.shape.hidden_size, tokens.element_bytes
-    if model.shape.model_type == "olmo":  # two without weights, all in fp32
-        return 2 * (_one_norm(model, tokens) * hidden + 8)
-    kept = len(norms) * (_one_norm(model, tokens) * hidden + 2 * min(2, element))
-    if model.shape.model_type in _POST_NORMS:
+    kept_by_one = model.kind.norm.kept_bytes(element) * hidden
+    if not model.kind.norms_outside:  # OLMo: two without weights, all in fp32
+        return 2 * (kept_by_one + 8)
+    kept = len(norms) * (kept_by_one + 4)
+    if model.kind.norms_outputs:
         kept -= len(norms) // 2 * element * hidden
-    reads_once = model.shape.model_type == "falcon" or model.config.get("use_parallel_residual", True)
-    if len(norms) == 2 and model.shape.model_type in ("falcon", "gpt_neox") and reads_once:
-        is_serial = model.shape.model_type == "falcon" and "post_attention_layernorm" in norms
-        kept -= 0 if is_serial else element * hidden  # both norms keep the same input
+    if len(norms) == 2 and model.kind.shares_norm_input and _is_parallel(model.config):
+        kept -= element * hidden
     return kept
+
+
+def _is_parallel(config: Mapping[str, Any]) -> bool:
+    """Do attention and feed-forward layer stand side by side? Keys of GPT-NeoX and Falcon."""
+    return bool(
+        config.get("use_parallel_residual", True)
+        and (config.get("parallel_attn", True) or config.get("new_decoder_architecture"))
+    )
 
 
 def _attention_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) -> int:
@@ -177,21 +163,21 @@ def _attention_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) 
     kv_heads = -(-shape.num_kv_heads // tensor_parallel)
     heads = kv_heads * (shape.num_heads // shape.num_kv_heads)
     width, kv_width = heads * shape.head_size, kv_heads * shape.head_size
-    repeats = tokens.kernel == "eager" or tokens.packed or shape.model_type == "falcon"
+    repeats = tokens.kernel == "eager" or tokens.packed or model.kind.repeats_kv_heads
     kept = element * (2 * width + 2 * (width if repeats else kv_width))
-    if shape.model_type in _FP32_SCORES:
+    if model.kind.scores_in_fp32:
         kept += 2 * (4 - element) * width
     if tokens.kernel == "sdpa":
         kept += _sdpa_extra(model, element, width, kv_width)
-    if any(w.module.endswith(("q_norm", "q_layernorm")) for w in model.block):
+    if any("q_norm" in w.module or "q_layernorm" in w.module for w in model.block):
         kept += _head_norm_bytes(model, element, heads, kv_heads)
-    if shape.model_type == "gpt_oss":  # one more score a head, the sink, and where the largest is
+    if model.kind.sink_scores:
         kept += heads * (element + 8)
-    if shape.model_type == "olmo" and model.config.get("clip_qkv"):
+    if model.config.get("clip_qkv"):
         kept += element * (width + 2 * kv_width)
-    kept += _ANGLES_IN_BLOCK.get(shape.model_type, 0) * _rotary_size(model)
-    if shape.model_type == "falcon" and tokens.kernel == "sdpa":
-        return kept + 4 * heads + element * tokens.seq  # its mask, in each block
+    kept += model.kind.angle_bytes * _rotary_size(model)
+    if model.kind.makes_mask and tokens.kernel == "sdpa":
+        return kept + 4 * heads + element * tokens.seq
     return kept + (4 * heads if tokens.kernel == "sdpa" else _score_bytes(model, tokens) * heads * tokens.seq)
 
 
@@ -204,30 +190,28 @@ def _rotary_size(model: ModelWeights) -> int:
 
 def _sdpa_extra(model: ModelWeights, element: int, width: int, kv_width: int) -> int:
     """A fused projection lives on while its value part does, beside the rotated query and key."""
-    kept = element * width if model.shape.model_type in _COPIES_OUTPUT else 0
-    splits_views = model.shape.model_type in ("gpt_neox", "phi3") or (
-        model.shape.model_type == "falcon" and not model.config.get("new_decoder_architecture")
-    )
+    kept = element * width if model.kind.copies_output else 0
+    splits_views = model.kind.keeps_fused_projection and not model.config.get("new_decoder_architecture")
     return kept + element * (width + kv_width) * splits_views
 
 
 def _head_norm_bytes(model: ModelWeights, element: int, heads: int, kv_heads: int) -> int:
-    each = element
-    if model.shape.model_type in _RMS:
-        each = 8 if model.shape.model_type in _FP32_SCALES else 4 + element
-    over_all_heads = model.shape.model_type in ("olmo2", "olmo3", "olmoe")
-    num_norms = 2 if over_all_heads else heads + kv_heads
-    return (heads + kv_heads) * each * model.shape.head_size + 4 * num_norms
+    kept_by_one = (
+        model.kind.norm.kept_bytes(element) - element
+    ) * model.shape.head_size  # outputs are rotated
+    over_all_heads = ("self_attn.q_norm", (model.shape.attention_width,)) in {
+        (w.module, w.shape) for w in model.block
+    }
+    return (heads + kv_heads) * kept_by_one + 4 * (2 if over_all_heads else heads + kv_heads)
 
 
 def _score_bytes(model: ModelWeights, tokens: Tokens) -> int:
     """Bytes of one attention score: the softmax, its low-precision copy, and dropout's mask and result."""
-    low, element = model.shape.model_type in _LOW_PRECISION_SOFTMAX, tokens.element_bytes
+    low, element = not model.kind.softmax_in_fp32, tokens.element_bytes
     kept = element if low or element == 4 else 4 + element
     kept += element * bool(model.config.get("attn_logit_softcapping"))
-    default = 0.1 if model.shape.model_type == "gpt2" else 0.0
-    dropout = [float(model.config[k]) for k in _SCORE_DROPOUT_KEYS if model.config.get(k) is not None]
-    if max(dropout, default=default) > 0 and model.shape.model_type != "falcon":
+    default = model.kind.score_dropout
+    if default is not None and _largest_share(model, _SCORE_DROPOUT_KEYS, default) > 0:
         kept += _MASK_BYTES + (element if low or element == 4 else 0)
     return kept
 
@@ -238,32 +222,24 @@ def _mlp_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) -> int
         return _experts_bytes(model, element)
     if model.is_gated:
         return 4 * element * features  # gate, its activation, up, their product
-    name = next(
-        (
-            str(model.config[key])
-            for key in ("hidden_act", "activation_function", "activation")
-            if key in model.config
-        ),
-        "gelu_new" if model.shape.model_type in ("gpt2", "gptj", "gpt_neo", "phi") else "gelu",
-    )
-    if model.shape.model_type == "opt" and "activation_function" not in model.config:
-        name = "relu"
     # gelu_new is written out in Python and keeps five tensors; relu keeps its output alone.
-    return {"gelu_new": 5, "relu": 1}.get(name, 2) * element * features
+    return {"gelu_new": 5, "relu": 1}.get(activation_name(model), 2) * element * features
 
 
 def _experts_bytes(model: ModelWeights, element: int) -> int:
     """Of grouped products (transformers' integrations/moe.py): a token lies there once for each of its experts."""
-    kind, hidden = model.shape.model_type, model.shape.hidden_size
+    experts, hidden = model.kind.experts, model.shape.hidden_size
     count, chosen = next(
         (w.shape[0], w.experts_per_token) for w in model.block if w.experts_per_token is not None
     )
     assert chosen is not None, "just looked for"
-    gated = 7 if kind == "gpt_oss" else 4  # it clamps gate and up, and writes its activation out
     places = 4 * 8 * chosen  # the order by experts and back, as whole numbers
-    chooses_first = kind in ("granitemoe", "gpt_oss")  # and takes the softmax then
-    scores = 4 * (chosen if chooses_first else count)
-    # Made to sum to 1, cast, or kept with their experts for the biases.
-    scores += {"mixtral": 8 * chosen + 4, "gpt_oss": 8 * chosen}.get(kind, element * chosen)
-    shared = element * (hidden + 1) if kind == "qwen2_moe" else 0
-    return element * (gated * model.ffn_size + 2 * chosen * hidden) + places + scores + shared
+    scores = 4 * (chosen if experts.softmax_over_chosen else count)
+    scores += (
+        chosen * (element if experts.choice_bytes is None else experts.choice_bytes) + experts.token_bytes
+    )
+    has_shared = any(w.module.endswith("shared_expert_gate") for w in model.block)
+    shared = element * (hidden + 1) * has_shared
+    return (
+        element * (experts.feature_copies * model.ffn_size + 2 * chosen * hidden) + places + scores + shared
+    )

@@ -178,7 +178,7 @@ def _experts(
             "megatune counts models whose layers are alike. It trains; megatune plan and tune do not know it."
         )
     count, chosen = read_number(config, "num_experts"), read_number(config, "experts_per_token")
-    assert count is not None and chosen is not None, "DEFAULTS has both for types with experts"
+    assert count is not None and chosen is not None, "MODEL_TYPES has both for types with experts"
     size, hidden = _features(config, shape, features), shape.hidden_size
     weights = [*_Linear(f"{module}.{router}", count, hidden, bias).weights("mlp")]
     shapes = [("gate_up_proj", (count, 2 * size, hidden)), ("down_proj", (count, hidden, size))]

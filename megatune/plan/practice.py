@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatune.config import Run
-from megatune.plan.activations import NO_SDPA
 from megatune.plan.states import ELEMENT_BYTES, GRADIENT_BYTES
 from megatune.plan.weights import ModelWeights
 
@@ -59,7 +58,7 @@ def practice_of(
     zero = (policy or {}).get("zero_optimization", {})
     element, near = ELEMENT_BYTES[run.precision], zero.get("zero_hpz_partition_size", 1)
     asked = run.model.attn_implementation
-    eager = asked == "eager" or model.shape.model_type in NO_SDPA
+    eager = asked == "eager" or not model.kind.has_sdpa
     return Practice(
         attention="eager" if eager else "flash",
         fused_elementwise=run.model.compile,

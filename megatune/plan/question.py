@@ -6,7 +6,6 @@ from typing import Any
 
 from megatune.config import Run, resolve_batch
 from megatune.errors import ConfigError, PlanError
-from megatune.plan.activations import NO_SDPA
 from megatune.plan.assess import Question
 from megatune.plan.buckets import buckets_of
 from megatune.plan.hardware import Accelerator
@@ -150,7 +149,7 @@ def layout_of(run: Run, num_devices: int) -> Layout:
 
 
 def _kernel(run: Run, model: ModelWeights) -> str:
-    eager = run.model.attn_implementation == "eager" or model.shape.model_type in NO_SDPA
+    eager = run.model.attn_implementation == "eager" or not model.kind.has_sdpa
     return "eager" if eager else "sdpa"
 
 

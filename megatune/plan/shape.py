@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatune.errors import ModelError
-from megatune.plan.config_values import DEFAULTS, SPELLINGS, checked, model_error, read_number
+from megatune.plan.config_values import SPELLINGS, checked, model_error, read_number
+from megatune.plan.model_types import MODEL_TYPES
 
 _WITHOUT_HEADS = frozenset({"mamba", "falcon_mamba", "rwkv"})
 """Types without attention: one head, which no rank can share."""
@@ -62,7 +63,7 @@ def shape_from_config(config: Mapping[str, Any], source: str = "config.json") ->
         trained_dtype=config.get("dtype") or config.get("torch_dtype"),
     )
     problems = list(_odd_heads(shape, divides_hidden=not found["head_size"]))
-    if problems and shape.model_type in DEFAULTS:
+    if problems and shape.model_type in MODEL_TYPES:
         raise model_error(source, problems)
     return shape
 

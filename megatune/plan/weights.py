@@ -12,18 +12,9 @@ from typing import Any
 from megatune.plan.blocks import Component, Weight, block_weights
 from megatune.plan.config_values import checked
 from megatune.plan.families import FAMILIES, Family, weight_cut
+from megatune.plan.model_types import MODEL_TYPES, ModelType
 from megatune.plan.shape import ModelShape, shape_from_config
 from megatune.plan.shards import split_units
-
-# Types whose configuration class ties the head to the embedding unless config.json says otherwise.
-TIED_BY_DEFAULT = frozenset(
-    {"gemma", "gemma2", "gemma3_text", "opt", "gpt_neo", "falcon", "bloom", "gpt2", "smollm3", "cohere", "cohere2",
-     "starcoder2", "ernie4_5"}
-)  # fmt: skip
-_NORMS_WITH_BIAS = frozenset(
-    {"gpt2", "gpt_neo", "opt", "gptj", "gpt_neox", "falcon", "bloom", "phi", "starcoder2", "stablelm"}
-)
-_OPT_POSITION_OFFSET = 2  # OPT's position table starts at 2 (modeling_opt.py, OPTLearnedPositionalEmbedding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +36,11 @@ class ModelWeights:
     """Everything beside the blocks; a tied head is not in it."""
     config: Mapping[str, Any]
     class_head: ClassHead | None = None
+
+    @property
+    def kind(self) -> ModelType:
+        """What is known of its type."""
+        return MODEL_TYPES[self.shape.model_type]
 
     @property
     def family(self) -> Family | None:
@@ -181,12 +177,12 @@ def count_model(config: Mapping[str, Any], class_head: ClassHead | None = None) 
     """
     shape = shape_from_config(config)
     text = checked(config, "config.json")
-    is_tied = class_head is None and bool(
-        text.get("tie_word_embeddings", shape.model_type in TIED_BY_DEFAULT)
-    )
+    block = tuple(block_weights(text, shape))
+    ties_head = text.get("tie_word_embeddings", MODEL_TYPES[shape.model_type].ties_head)
+    is_tied = class_head is None and bool(ties_head)
     return ModelWeights(
         shape=shape,
-        block=tuple(block_weights(text, shape)),
+        block=block,
         outside=(*_outside(text, shape), *_head(text, shape, is_tied, class_head)),
         config=text,
         class_head=class_head,
@@ -204,38 +200,32 @@ def _head(
         return
     if not is_tied:
         yield Weight("head", "head", (shape.vocab_size, width))
-    if shape.model_type in ("gptj", "phi"):
+    if MODEL_TYPES[shape.model_type].head_has_bias:
         yield Weight("head", "head", (shape.vocab_size,))
 
 
 def _outside(config: Mapping[str, Any], shape: ModelShape) -> Iterator[Weight]:
-    kind, hidden = shape.model_type, shape.hidden_size
+    kind, hidden = MODEL_TYPES[shape.model_type], shape.hidden_size
     width = int(config.get("word_embed_proj_dim") or hidden)
     yield Weight("embedding", "embedding", (shape.vocab_size, width))
-    if kind in ("gpt2", "gpt_neo", "opt"):
-        assert shape.max_positions is not None, "DEFAULTS has positions for these types, which learn theirs"
-        offset = _OPT_POSITION_OFFSET if kind == "opt" else 0
-        yield Weight("embedding", "positions", (shape.max_positions + offset, hidden))
+    if kind.position_offset is not None:
+        assert shape.max_positions is not None, "MODEL_TYPES has positions for types that learn theirs"
+        yield Weight("embedding", "positions", (shape.max_positions + kind.position_offset, hidden))
     if width != hidden:
         yield Weight("embedding", "project_in", (hidden, width))
         yield Weight("embedding", "project_out", (width, hidden))
-    has_bias = kind in _NORMS_WITH_BIAS
-    for name in _norm_names(config, kind):
-        yield from [Weight("norm", name, (hidden,))] * (2 if has_bias else 1)
+    if _has_outside_norms(config):
+        for name in kind.norms_outside:
+            yield from [Weight("norm", name, (hidden,))] * (2 if kind.norm.has_bias else 1)
 
 
-def _norm_names(config: Mapping[str, Any], kind: str) -> tuple[str, ...]:
-    if kind == "bloom":
-        return ("embedding_norm", "final_norm")
-    if kind == "olmo":  # its norms have no weights
-        return ()
-    if kind == "opt" and (
-        not config.get("do_layer_norm_before", True)
-        or config.get("_remove_final_layer_norm")
-        or not config.get("layer_norm_elementwise_affine", True)
-    ):
-        return ()
-    return ("final_norm",)
+def _has_outside_norms(config: Mapping[str, Any]) -> bool:
+    """Keys of OPT, whose larger and oldest models leave the last norm out."""
+    return bool(
+        config.get("do_layer_norm_before", True)
+        and not config.get("_remove_final_layer_norm")
+        and config.get("layer_norm_elementwise_affine", True)
+    )
 
 
 def _local(weight: Weight, family: Family | None, shape: ModelShape, tensor_parallel: int) -> Weight:

@@ -6,6 +6,7 @@ by the device's memory. All figures are for one block and one micro-batch on one
 
 from dataclasses import dataclass
 
+from megatune.plan.activations import activation_name
 from megatune.plan.blocks import Weight
 from megatune.plan.hardware import Accelerator
 from megatune.plan.practice import Practice
@@ -121,12 +122,9 @@ def _elementwise_bytes(model: ModelWeights, tensor_parallel: int, practice: Prac
         whole = 22.0 * hidden / (tensor_parallel if practice.sequence_parallel else 1)
         return whole + (6 if model.is_gated else 4) * features
     norms = {w.module for w in model.block if w.component == "norm" and w.shape[0] == hidden}
-    is_rms = not any(w.component == "norm" and model.block.count(w) > 1 for w in model.block)
     # transformers writes RMS norms out: to fp32, squares, mean, product, back, product: 36 bytes an element.
-    whole = hidden * (len(norms) * (36 if is_rms else 4) + 12)
+    whole = hidden * (len(norms) * (4 if model.kind.norm.has_bias else 36) + 12)
     widths = (model.shape.num_heads + model.shape.num_kv_heads) * model.shape.head_size / tensor_parallel
-    rotated = 20.0 * widths if model.shape.model_type not in ("gpt2", "gpt_neo", "opt", "bloom") else 0.0
-    activation = (
-        10 if model.is_gated else 36 if model.shape.model_type in ("gpt2", "gptj", "gpt_neo", "phi") else 4
-    )
+    rotated = 20.0 * widths * model.kind.has_angles
+    activation = 10 if model.is_gated else 36 if activation_name(model) == "gelu_new" else 4
     return whole + rotated + activation * features

@@ -8,11 +8,17 @@ from tiny_models import EXPERTS, TINY
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatune.model.conv1d import conv1d_to_linear
-from megatune.plan.activations import NO_SDPA, Kernel, Tokens, block_bytes, korthikanti_bytes
+from megatune.plan.activations import Kernel, Tokens, block_bytes, korthikanti_bytes
+from megatune.plan.model_types import MODEL_TYPES
 from megatune.plan.weights import count_model
 
 _BATCH, _SEQ = 2, 48
-_COUNTED = {**TINY, **EXPERTS}
+_COUNTED = {
+    **TINY,
+    **EXPERTS,
+    "cohere, normed heads": ("cohere", {**TINY["cohere"][1], "use_qk_norm": True}),
+    "stablelm, normed heads": ("stablelm", {**TINY["stablelm"][1], "qk_layernorm": True}),
+}
 _LAYER_KEYS = {"gpt2": "n_layer", "gptj": "n_layer", "bloom": "n_layer", "gpt_neo": "num_layers"}
 
 
@@ -48,7 +54,7 @@ def _kept_bytes(kind: str, config: dict[str, Any], num_layers: int, kernel: str)
 @pytest.mark.parametrize("name", sorted(_COUNTED))
 def test_a_blocks_activations_are_exact(name: str, kernel: Kernel) -> None:
     kind, config = _COUNTED[name]
-    if kernel == "sdpa" and kind in NO_SDPA:
+    if kernel == "sdpa" and not MODEL_TYPES[kind].has_sdpa:
         pytest.skip("transformers has no sdpa for this type")
     measured = _kept_bytes(kind, config, 3, kernel) - _kept_bytes(kind, config, 2, kernel)
 

@@ -10,8 +10,9 @@ from transformers import AutoConfig
 
 from megatune.errors import ModelError
 from megatune.plan.blocks import BLOCKS
-from megatune.plan.config_values import DEFAULTS, SPELLINGS, checked
+from megatune.plan.config_values import SPELLINGS, checked
 from megatune.plan.model_config import read_model_config
+from megatune.plan.model_types import MODEL_TYPES
 from megatune.plan.shape import shape_from_config
 from megatune.plan.weights import count_model
 
@@ -21,11 +22,11 @@ FFN_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 BAD_COUNTS = (-2, 0, "abc", "12", True, 1.5, 12.0, math.nan, math.inf, [1], {})
 
 
-def test_every_type_that_is_counted_has_its_defaults() -> None:
-    assert set(DEFAULTS) == set(BLOCKS)
+def test_every_type_that_is_counted_has_its_row() -> None:
+    assert set(MODEL_TYPES) == set(BLOCKS)
 
 
-@pytest.mark.parametrize("kind", sorted(DEFAULTS))
+@pytest.mark.parametrize("kind", sorted(MODEL_TYPES))
 def test_a_config_of_its_type_alone_is_what_transformers_takes_it_for(kind: str) -> None:
     shape, theirs = shape_from_config({"model_type": kind}), AutoConfig.for_model(kind)
     assert shape.num_layers == theirs.num_hidden_layers
@@ -48,20 +49,20 @@ def test_a_config_of_its_type_alone_is_what_transformers_takes_it_for(kind: str)
     assert count_model({"model_type": kind}).num_params > 0
 
 
-@pytest.mark.parametrize("kind", sorted(DEFAULTS))
+@pytest.mark.parametrize("kind", sorted(MODEL_TYPES))
 @pytest.mark.parametrize("value", BAD_COUNTS, ids=repr)
 def test_a_number_that_cannot_be_is_refused_by_its_key_in_every_family(kind: str, value: Any) -> None:
-    keys = [key for key in DEFAULTS[kind] if key != "rotary_dim"]
+    keys = [key for key in MODEL_TYPES[kind].absent if key != "rotary_dim"]
     for key in keys:
         with pytest.raises(ModelError) as refused:
             count_model({"model_type": kind, key: value})
         assert f"{key} = {json.dumps(value)}; it must be a whole number from 1." in str(refused.value)
 
 
-@pytest.mark.parametrize("kind", sorted(DEFAULTS))
+@pytest.mark.parametrize("kind", sorted(MODEL_TYPES))
 def test_null_is_refused_where_transformers_needs_a_number(kind: str) -> None:
     for name in ("num_layers", "hidden_size", "num_heads", "vocab_size", "max_positions"):
-        for key in set(SPELLINGS[name]) & set(DEFAULTS[kind]):
+        for key in set(SPELLINGS[name]) & set(MODEL_TYPES[kind].absent):
             with pytest.raises(ModelError, match=f"{key} = null"):
                 shape_from_config({"model_type": kind, key: None})
     for key in ("num_key_value_heads", "head_dim", *FFN_KEYS):

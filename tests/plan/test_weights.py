@@ -24,7 +24,8 @@ from megatune.model.source import open_source
 from megatune.model.tensor_parallel import cut_block, cut_vocabulary
 from megatune.plan.blocks import BLOCKS
 from megatune.plan.families import FAMILIES
-from megatune.plan.weights import TIED_BY_DEFAULT, ClassHead, count_model
+from megatune.plan.model_types import MODEL_TYPES
+from megatune.plan.weights import ClassHead, count_model
 
 _TP = 2
 
@@ -220,7 +221,7 @@ def test_the_first_ranks_share_under_tensor_parallelism_is_exact(name: str) -> N
 def test_a_config_that_does_not_say_whether_the_head_is_tied_is_read_like_transformers_does(
     kind: str,
 ) -> None:
-    assert (kind in TIED_BY_DEFAULT) == CONFIG_MAPPING[kind]().tie_word_embeddings
+    assert MODEL_TYPES[kind].ties_head == CONFIG_MAPPING[kind]().tie_word_embeddings
 
 
 def test_components_add_up_and_are_what_they_say() -> None:
