@@ -27,16 +27,18 @@ class ConfigError(UserError):
     `problems` are whole sentences that name what was asked, found, allowed and the fix.
     """
 
-    def __init__(self, problems: Sequence[str], *, source: str = "the run file") -> None:
+    def __init__(self, problems: Sequence[str], *, source: str | None = None) -> None:
+        """source: what has them; None for the run file, where its path is not known."""
         self.problems = list(problems)
         self.source = source
         super().__init__(self._message())
 
     def _message(self) -> str:
+        source = self.source or "the run file"
         if len(self.problems) == 1:
-            return f"{self.source}: {self.problems[0]}"
+            return f"{source}: {self.problems[0]}"
         lines = "".join(f"\n  - {problem}" for problem in self.problems)
-        return f"{self.source} has {len(self.problems)} problems:{lines}"
+        return f"{source} has {len(self.problems)} problems:{lines}"
 
 
 class DataError(UserError):

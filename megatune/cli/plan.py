@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from megatune.cli.named import names_run_file
 from megatune.cli.plan_steps import steps_of_run
 from megatune.cli.plan_view import plan_views, rate_text, seconds_text
 from megatune.config import LoadedRun, Run, load_run
@@ -53,6 +54,7 @@ class PlanOptions:
     as_json: bool
 
 
+@names_run_file
 def plan_run(run_file: Path, overrides: list[str], options: PlanOptions) -> None:
     """Plan a run and print the answer. Raises PlanError, after printing it, when it does not fit."""
     loaded = load_run(run_file, overrides)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from megatune.cli.arguments import before_torch
+from megatune.cli.named import names_run_file
 from megatune.config import LoadedRun, Run, load_run
 from megatune.errors import MegatuneError
 from megatune.launch.run_folder import RunFolder
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from megatune.train.inputs import Inputs
 
 
+@names_run_file
 def prepare_run(run_file: Path, overrides: list[str], preview_rows: int, *, as_json: bool) -> int:
     """Prepare all splits and say what came out; show the first rows if asked. Returns the exit code.
 

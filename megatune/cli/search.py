@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from megatune.cli.arguments import before_torch
+from megatune.cli.named import names_run_file
 from megatune.cli.workers import show_found, show_handed_in, work
 from megatune.config import load_run
 from megatune.errors import ConfigError
@@ -44,6 +45,7 @@ class SearchCommand:
     as_json: bool = False
 
 
+@names_run_file
 def search_run(run_file: Path, overrides: list[str], command: SearchCommand) -> int:
     """Search, or go on with a search. Returns 0, 75 when stopped before the end, 1 when no trial ended well."""
     if command.results_only:
@@ -61,6 +63,7 @@ def search_run(run_file: Path, overrides: list[str], command: SearchCommand) -> 
     return _work(folder) or show_result(folder, as_json=command.as_json)
 
 
+@names_run_file
 def suggest_for(run_file: Path, overrides: list[str], range_steps: int, *, as_json: bool) -> int:
     """Suggest a learning rate and a batch. Returns 0, or 75 when the range test was stopped."""
     before_torch()  # the rows are counted as the optimizer will see them

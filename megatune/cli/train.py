@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
+from megatune.cli.named import names_run_file
 from megatune.config import LoadedRun, load_run
 from megatune.errors import ConfigError, NotPreparedError
 from megatune.launch.imports import uncollected
@@ -26,6 +27,7 @@ _ENDS_OTHERS = ("slurm", "mpi")
 """Launchers that end all ranks when one has ended with another code than 0, 75 among them."""
 
 
+@names_run_file
 def train_run(
     run_file: Path, overrides: list[str], *, allow_change: bool = False, start: Start | None = None
 ) -> int:

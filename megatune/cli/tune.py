@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from megatune.cli.calibrate import calibrated_lines, calibrated_object
+from megatune.cli.named import names_run_file
 from megatune.cli.tune_view import dry_run_views, result_views
 from megatune.cli.workers import show_found, show_handed_in, work
 from megatune.config import LoadedRun, load_run
@@ -47,6 +48,7 @@ class TuneCommand:
     as_json: bool = False
 
 
+@names_run_file
 def tune_run(run_file: Path, overrides: list[str], command: TuneCommand) -> int:
     """Tune, or go on with a tune. Returns 0, 75 when stopped before the end, 1 when no layout trained."""
     if command.results_only:

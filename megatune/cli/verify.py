@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from megatune.cli.named import names_run_file
 from megatune.config import load_run
 from megatune.errors import ConfigError, LaunchError
 from megatune.launch.ranks import discover_rank
@@ -26,6 +27,7 @@ _COLUMNS = (
 )
 
 
+@names_run_file
 def verify_run(run_file: Path, overrides: list[str], *, steps: int, shrink: bool, as_json: bool) -> int:
     """Verify the layout of a run and print the comparison. Returns the exit code: 0 equal, 1 not."""
     if steps < 1:

@@ -14,7 +14,7 @@ def layout_problems(run: Run) -> list[str]:
     return [*_offload(run), *_compile(run)]
 
 
-def check_run(run: Run, *, source: str = "the run file") -> None:
+def check_run(run: Run, *, source: str | None = None) -> None:
     """Raise ConfigError with every rule between sections that `run` breaks.
 
     Looks at the file system for output_dir, deepspeed and checkpoint.resume, and at nothing else.
@@ -41,7 +41,7 @@ def check_run(run: Run, *, source: str = "the run file") -> None:
         raise ConfigError(problems, source=source)
 
 
-def check_auto(run: Run, auto: Collection[str], *, source: str = "the run file") -> None:
+def check_auto(run: Run, auto: Collection[str], *, source: str | None = None) -> None:
     """Raise ConfigError where a key says `auto` and the run does not hold what it would be chosen by."""
     if run.train.global_batch_size is not None or run.train.tokens_per_step is not None:
         return

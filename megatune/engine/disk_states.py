@@ -22,7 +22,6 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
 from megatune.engine.replacing import method_of, replace_method
 from megatune.errors import ConfigError, MegatuneError
-from megatune.files import IN_MEMORY, file_system_type
 from megatune.units import format_bytes
 
 _KINDS = ("weight", "exp_avg", "exp_avg_sq")
@@ -36,14 +35,6 @@ class DiskGroup:
     """
 
     def __init__(self, folder: Path, num_elements: int) -> None:
-        kind = file_system_type(folder)
-        if kind in IN_MEMORY:
-            raise ConfigError(
-                [
-                    f"parallel.offload = nvme:{folder}: that is in memory ({kind}), not on a disk. Give a folder of a "
-                    "local disk, or use parallel.offload=optimizer."
-                ]
-            )
         stride = -(-num_elements // _PAGE_ELEMENTS) * _PAGE_ELEMENTS
         num_bytes = len(_KINDS) * stride * 4
         try:

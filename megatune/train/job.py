@@ -17,6 +17,7 @@ from megatune.launch.extensions import ensure_built, extension_folder, needed_op
 from megatune.launch.fork_server import rank_starts
 from megatune.launch.launchers import start_command
 from megatune.launch.local import run_ranks
+from megatune.launch.local_disk import disk_problems
 from megatune.launch.local_hangs import HangRule
 from megatune.launch.planned_run import plan_start
 from megatune.launch.processes import Start, module_command
@@ -77,6 +78,9 @@ def check_and_prepare(loaded: LoadedRun, folder: RunFolder) -> tuple[Run, int, I
     """The run without `auto`, the number of ranks, and their data, once everything that the user can have got
     wrong is checked."""
     _refuse_other_machines(loaded.run)
+    problems = disk_problems(loaded.run)
+    if problems:
+        raise ConfigError(problems)
     num_ranks = choose_num_ranks(loaded.run)
     run, inputs = prepare_for(loaded, folder, num_nodes=1, ranks_per_node=num_ranks, num_ranks=num_ranks)
     return run, num_ranks, inputs

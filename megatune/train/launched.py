@@ -7,6 +7,7 @@ from megatune.config import LoadedRun, Run
 from megatune.engine.accelerator import refuse_unusable_gpus
 from megatune.errors import ConfigError
 from megatune.launch.devices import count_gpus
+from megatune.launch.local_disk import disk_problems
 from megatune.launch.rank_info import RankInfo
 from megatune.launch.ranks import use_extension_folder
 from megatune.train.job import ready_ops
@@ -16,14 +17,14 @@ def prepare_launched_rank(loaded: LoadedRun, rank: RankInfo) -> None:
     """Check this rank's world against the run file and the machine, and have the ops of the run built.
 
     Every rank calls it: one of each environment builds while the others wait. Raises ConfigError, on
-    every rank alike, and LaunchError when the ops cannot be built.
+    every rank of the machine alike, and LaunchError when the ops cannot be built.
     """
     if rank.launcher == "local":
         return
     run = loaded.run
     num_gpus = count_gpus()
     refuse_unusable_gpus(num_gpus)
-    problems = contradictions(run, rank, num_gpus)
+    problems = [*contradictions(run, rank, num_gpus), *disk_problems(run)]
     if problems:
         raise ConfigError(problems)
     folder = ready_ops(_with_most_ops(loaded, num_gpus))

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from disk_cases import GROUP_ELEMENTS, step_on_a_disk_that_fails, train_save_and_go_on
+from disk_cases import step_on_a_disk_that_fails, train_save_and_go_on
 from tiny_models import write_tiny_model
 from worlds import Worlds
 
 from megatune.engine.disk_states import DiskGroup
 from megatune.errors import ConfigError
-from megatune.files import file_system_type
 
 pytestmark = [pytest.mark.world, pytest.mark.timeout(900)]  # the first run on a machine compiles for minutes
 
@@ -157,13 +156,6 @@ def test_a_folder_that_cannot_hold_them_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         DiskGroup(tmp_path / place, elements)
-
-
-def test_memory_is_no_disk() -> None:
-    if file_system_type(Path("/dev/shm")) != "tmpfs":
-        pytest.skip("/dev/shm is no tmpfs here")
-    with pytest.raises(ConfigError, match=r"that is in memory \(tmpfs\)"):
-        DiskGroup(Path("/dev/shm"), GROUP_ELEMENTS)
 
 
 def _anonymous_bytes() -> int:
