@@ -3,6 +3,7 @@
 What is allowed is read from the JSON schema, so the sentence cannot differ from the rule.
 """
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache
@@ -196,6 +197,8 @@ def _value_hint(found: object, options: list[Schema]) -> str:
         names = [str(value) for option in options for value in option.get("enum", [option.get("const", "")])]
         if near := get_close_matches(found, names, n=1):
             return f" Did you mean {near[0]}?"
+        if kinds & {"integer", "number"} and re.fullmatch("0[0-9]+", found):
+            return f" Write {int(found)}: a number does not begin with 0."
         return (
             " Remove the quotes."
             if kinds & {"integer", "number", "boolean"} and _is_bare_scalar(found)

@@ -160,6 +160,12 @@ def test_the_resolved_file_loads_to_the_same_run_and_names_every_origin(load, mi
     assert len(values) == len(loaded.origins)
 
 
+def test_runs_that_differ_behind_a_sign_of_a_comment_are_not_equal(load, minimal):
+    one, other = (load(minimal, f"data.train='a  # {name}.jsonl'") for name in "xy")
+    assert resolved_values(one) != resolved_values(other)
+    assert "# " not in resolved_values(load(minimal))
+
+
 MIXTURES = [
     "[{path: a.jsonl}, {path: b.jsonl}]",
     "[{path: a.jsonl, weight: 2}, {path: b.jsonl, weight: 1e-5}]",

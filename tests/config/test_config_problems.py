@@ -100,6 +100,7 @@ def test_an_unknown_key_is_answered_with_where_it_belongs(refusal, minimal, sett
         ("parallel.zero_stage=true", "one of 0, 1, 2, 3"),
         ("parallel.offload=nvme:relative", "none, optimizer, all, or nvme:/absolute/path"),
         ("data.packing='true'", "true or false. Remove the quotes."),
+        ("train.seed=010", "Write 10: a number does not begin with 0."),
         ("data.train=[]", "given by path, paths or mixture"),
         ("data.train=[a, 5]", "it must be text. Put it in quotes."),
         ("data.train={path: a, paths: b}", "given by path or by paths, not by both"),
