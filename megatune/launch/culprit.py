@@ -1,5 +1,6 @@
 """Which of several failed ranks made the others fail: one rule, for a start that was watched and for old logs."""
 
+import re
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Protocol, TypeVar
@@ -26,6 +27,10 @@ class RankEnd(Protocol):
     """How a rank ended, as far as it is known."""
 
     @property
+    def rank(self) -> int:
+        """Its number."""
+
+    @property
     def code(self) -> int | None:
         """Its exit code, negative for a signal; None when nobody saw it."""
 
@@ -42,14 +47,20 @@ End = TypeVar("End", bound=RankEnd)
 
 
 def find_culprit(ends: Sequence[End]) -> End:
-    """The rank whose failure made the others fail; of equals the one that was seen to end first.
+    """The rank whose failure made the others fail; of equals one that its words name, or the first that ended.
 
     A rank that dies takes its peers with it, and a peer may well be gone before the first one has
     finished shutting down. So the order of ending is the last thing asked.
     """
     failed = [ended for ended in ends if ended.code not in GOOD_ENDS]
     assert failed, "called only when a rank failed"
-    return min(failed, key=guilt)
+    return min(failed, key=lambda ended: (guilt(ended), not _names_itself(ended)))
+
+
+def _names_itself(ended: RankEnd) -> bool:
+    """Ranks whose save has failed together all end with the words of the one that could not write."""
+    tail = rank_logs.failure_tail(ended.output)
+    return re.search(rf"\brank {ended.rank}(?:: | failed: )", tail) is not None
 
 
 def is_cause(ended: RankEnd) -> bool:
