@@ -20,6 +20,7 @@ from megatune.errors import ConfigError
 from megatune.files import write_text_atomic
 from megatune.launch.run_folder import RunFolder
 from megatune.plan.model_config import read_shape
+from megatune.report.metrics import read_metrics
 from megatune.report.tables import format_cell, render_table, show
 from megatune.units import counted
 
@@ -96,10 +97,10 @@ def _run_of(model: Path, folder: Path, overrides: list[str], options: EvaluateOp
         given += ["tokenizer=null", "checkpoint.resume=none"]
         run_file = RunFolder(model).run_file
         run = load_run(run_file, given).run
-        labels = _head_of(folder)[1].get("labels")
-        if run.model.head == "lm" or run.data.labels or not labels:
+        labels = _trained_labels(RunFolder(model)) or _head_of(folder)[1].get("labels")
+        if run.data.labels or not labels:
             return run
-        # The classes are those of the head, whatever has become of the training rows.
+        # Whatever has become of the training rows.
         return load_run(run_file, [*given, f"data.labels={format_value(labels)}"]).run
     longest = _longest(folder)  # says so when this is no model folder
     head, task = _head_of(folder)
@@ -113,6 +114,13 @@ def _run_of(model: Path, folder: Path, overrides: list[str], options: EvaluateOp
         path = Path(scratch) / "run.yaml"
         path.write_text(yaml.safe_dump(sections), encoding="utf-8")
         return load_run(path, given).run
+
+
+def _trained_labels(folder: RunFolder) -> list[str]:
+    """The labels that a run has learnt to tell apart; none of another task's, nor of a run that never started."""
+    entries = read_metrics(folder.metrics) if folder.metrics.is_file() else []
+    starts = [entry for entry in entries if entry["event"] == "run"]
+    return list(starts[-1].get("labels", ())) if starts else []
 
 
 def _head_of(folder: Path) -> tuple[str, dict[str, Any]]:

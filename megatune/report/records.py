@@ -31,6 +31,8 @@ class RunRecord:
     total_steps: int | None = None
     sequences_per_step: int | None = None
     max_seq_length: int | None = None
+    labels: tuple[str, ...] = ()
+    """What it learns to tell apart, where its task has labels: those the run names, or else those of its rows."""
     launcher: str | None = None
     num_nodes: int | None = None
     hosts: tuple[str, ...] = ()

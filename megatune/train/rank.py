@@ -310,6 +310,7 @@ def _describe(
             total_steps=steps,
             sequences_per_step=start.batch.global_sequences,
             max_seq_length=run.data.max_seq_length,
+            labels=inputs.options.labels,
             launcher=place.launcher,
             num_nodes=len(place.hosts),
             hosts=place.hosts,

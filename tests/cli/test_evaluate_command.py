@@ -12,6 +12,9 @@ from command_line import megatune, write_model
 from megatune.cli.evaluate import EvaluateOptions, evaluate_model
 from megatune.config import load_run
 from megatune.errors import ConfigError, DataError, UserError
+from megatune.launch.run_folder import RunFolder
+from megatune.report.metrics import MetricsWriter
+from megatune.report.records import RunRecord
 from megatune.train.score import score_model
 
 ROWS = [{"question": f"What is {n}?", "answers": [f"{n}", "a number"]} for n in range(5)]
@@ -239,6 +242,24 @@ def test_a_classifier_of_more_labels_than_the_scored_rows_have_is_scored(model: 
     later = megatune("evaluate", tmp_path / "run", "--data", rows, "--json")
     assert later.code == 0, later.text
     assert json.loads(later.out)["metrics"] == json.loads(alone.out)["metrics"]
+
+
+def test_a_run_knows_its_labels_when_the_training_rows_are_gone(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_classes(tmp_path / "rows")
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    written = classes_of(tmp_path, model, str(rows / "train.jsonl"), str(rows / "valid.jsonl"))
+    folder.run_file.write_bytes(written.read_bytes())
+    shutil.copytree(model, folder.export)
+    with MetricsWriter(folder.metrics) as metrics:
+        metrics.write(RunRecord(model=str(model), labels=("d", "c", "b", "a")))
+    (rows / "train.jsonl").unlink()
+
+    evaluate_model(folder.path, [], options(None, split="validation", task=None))
+
+    assert json.loads(capsys.readouterr().out)["details"]["confusion"]["labels"] == ["d", "c", "b", "a"]
 
 
 def test_the_labels_of_a_bare_model_are_those_of_the_rows_given(
