@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatune.bench.cut_off import CutOffSignals
+from megatune.bench.links import measure_links
 from megatune.bench.measure import Measurement
 from megatune.bench.record import make_record, read_record, record_of
 from megatune.bench.rounds import Result, run_rounds
@@ -150,7 +151,11 @@ def take_round(folder: BenchFolder, call: Call, note: Callable[[str], None]) -> 
         )
     if signals.received is not None:
         return STOPPED_BUT_SAVED
-    record = make_record(asked.suite_name, asked.suite, results, 1)
+    works = [result.work for result in results if result.work and result.measurements]
+    between = sorted({work.nodes for work in works if work.nodes and work.nodes > 1})
+    places = [InAllocation(replace(request, nodes=nodes), call) for nodes in between]
+    links = measure_links(places, folder.path / f"links-of-round-{task}")
+    record = make_record(asked.suite_name, asked.suite, results, 1, node_links=links)
     write_text_atomic(folder.round(int(task)), to_json(record) + "\n")
     return 0 if all(result.failure is None for result in results) else 1
 
@@ -170,7 +175,8 @@ def collect(folder: BenchFolder) -> tuple[dict[str, Any], Asked]:
         for index, case in enumerate(asked.suite.cases)
     ]
     first = next(iter(records.values()))
-    measured = {key: first[key] for key in ("time", "machine", "peaks", "other_peaks", "versions", "commit")}
+    keys = ("time", "machine", "peaks", "other_peaks", "node_links", "versions", "commit")
+    measured = {key: first[key] for key in keys}
     return record_of(asked.suite_name, asked.suite, results, len(records), measured), asked
 
 

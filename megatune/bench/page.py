@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from megatune.bench.figures import CaseFigures, training_cases
@@ -48,7 +48,11 @@ def _record(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Iterato
     for name, png in pictures.items():
         encoded = base64.b64encode(png).decode()
         yield f'<h3>{_TITLES[name]}</h3><img alt="{_TITLES[name]}" src="data:image/png;base64,{encoded}">'
-    yield f"<p><small>{_text(_measured(record['peaks']))}</small></p>" if record["peaks"] else ""
+    for told in (
+        _measured(record["peaks"]) if record["peaks"] else "",
+        *_between(record.get("node_links", ())),
+    ):
+        yield f"<p><small>{_text(told)}</small></p>" if told else ""
     known = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
     yield (
         f"<p><small>{_text(record['time'])}, commit {_text(record['commit'])}; {_text(machine['cpu'])}, "
@@ -64,6 +68,12 @@ def _measured(peaks: Mapping[str, Any]) -> str:
     link = peaks.get("link_bytes_per_s")
     rates.append(f"links {'n/a' if link is None else f'{link / 1e9:.2f} GB/s'}")
     return f"Measured, of a rank while {peaks['ranks']} work: {', '.join(rates)}."
+
+
+def _between(links: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for link in links:
+        rate = link["link_bytes_per_s"] / 1e9
+        yield f"Links, of a rank while {link['ranks']} on {link['nodes']} nodes send: {rate:.2f} GB/s."
 
 
 def _row(case: Mapping[str, Any], trained: CaseFigures | None) -> dict[str, str]:

@@ -87,10 +87,19 @@ def one_end(rank: int, num_ranks: int, store: str, answer: Any) -> None:
     dist.init_process_group(
         "nccl" if on_gpu else "gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks
     )
-    whole = torch.ones(_SENT_BYTES // 4, device=device)
-    seconds = _best_seconds(lambda: dist.all_reduce(whole), on_gpu)
-    answer.put(2 * (num_ranks - 1) / num_ranks * _SENT_BYTES / seconds)
+    answer.put(sent_bytes_per_s(device))
     dist.destroy_process_group()
+
+
+def sent_bytes_per_s(device: Any) -> float:
+    """What this rank, on a torch.device, sends at best in a large all-reduce, by the ring's count. Collective."""
+    import torch
+    import torch.distributed as dist
+
+    size = dist.get_world_size()
+    whole = torch.ones(_SENT_BYTES // 4, device=device)
+    seconds = _best_seconds(lambda: dist.all_reduce(whole), device.type == "cuda")
+    return 2 * (size - 1) / size * _SENT_BYTES / seconds
 
 
 def link_rate(num_ranks: int) -> float | None:

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,9 +39,18 @@ _PACKAGES = (
 
 
 def make_record(
-    suite_name: str, suite: Suite, results: list[Result], rounds: int, *, cut_off: str | None = None
+    suite_name: str,
+    suite: Suite,
+    results: list[Result],
+    rounds: int,
+    *,
+    cut_off: str | None = None,
+    node_links: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The record as one JSON object. cut_off: the signal that ended the suite early; no time goes into peaks then."""
+    """The record as one JSON object. cut_off: the signal that ended the suite early; no time goes into peaks then.
+
+    node_links: what was measured between the nodes of a job, by `measure_links`.
+    """
     here = machine()
     numbers = [] if cut_off else _numbers_of_ranks(results, here)
     peaks = [found for number in numbers if (found := measure_peaks(number))]
@@ -50,6 +59,7 @@ def make_record(
         "machine": here,
         "peaks": peaks[0] if peaks else None,
         "other_peaks": peaks[1:],
+        "node_links": list(node_links),
         "versions": {name: _version(name) for name in _PACKAGES},
         "commit": source_commit(),
     }

@@ -56,7 +56,7 @@ def floors(case: Mapping[str, Any], record: Mapping[str, Any]) -> Floors | None:
     step_s = work["micro_batch"] * work["ranks"] / rows_a_second
     together, element = computing * nodes, ELEMENT_BYTES[work["precision"]]
     memory_s = model.num_params * (_STATE_BYTES + 3 * element) / (peaks["memory_bytes_per_s"] * together)
-    link = None if nodes > 1 else peaks.get("link_bytes_per_s")
+    link = _link_between(record, nodes, work["ranks"]) if nodes > 1 else peaks.get("link_bytes_per_s")
     sent = _sent_bytes(model, work, case["engine"])
     return Floors(
         products=_row_flops(model, work["max_seq_length"]) * rows_a_second / (peak * together),
@@ -95,6 +95,13 @@ def _peaks_of(record: Mapping[str, Any], ranks: int) -> Mapping[str, Any] | None
     """What so many ranks reached at once."""
     measured = [record.get("peaks"), *record.get("other_peaks", [])]
     return next((peaks for peaks in measured if peaks and peaks["ranks"] == ranks), None)
+
+
+def _link_between(record: Mapping[str, Any], nodes: int, ranks: int) -> float | None:
+    """What a rank sends while all of so many on so many nodes do."""
+    links = record.get("node_links", ())
+    found = (link for link in links if (link["nodes"], link["ranks"]) == (nodes, ranks))
+    return next((link["link_bytes_per_s"] for link in found), None)
 
 
 def _fastest_products(flops_per_s: Mapping[str, float], precision: str) -> float | None:

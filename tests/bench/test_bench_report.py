@@ -10,6 +10,7 @@ import pytest
 
 from megatune.bench.figures import scaling, training_cases
 from megatune.bench.record import PEAKS, peak_words, read_record
+from megatune.bench.roofline import floors
 from megatune.cli.report import report_paths
 from megatune.errors import ConfigError
 
@@ -51,6 +52,7 @@ def record(tmp_path: Path) -> Path:
             "ranks": 2, "flops_per_s": {"fp32": 5e10, "bf16": 1e11}, "memory_bytes_per_s": 1e10,
             "link_bytes_per_s": 1e9,
         },
+        "node_links": [{"nodes": 2, "ranks": 2, "link_bytes_per_s": 5e8}],
         "other_peaks": [{"ranks": 1, "flops_per_s": {"fp32": 1e11, "bf16": 5e10}, "memory_bytes_per_s": 2e10}],
         "versions": {"torch": "2.13.0", "flash-attn": None},
         "commit": "abc",
@@ -215,3 +217,17 @@ def test_another_file_is_no_record(tmp_path):
         report_paths([path], as_json=False)
     with pytest.raises(ConfigError, match=r"nothere.json: cannot be read: No such file or directory"):
         report_paths([tmp_path / "nothere.json"], as_json=False)
+
+
+def test_the_floor_of_links_between_machines_is_taken_from_what_was_measured_between_them(record):
+    content = json.loads(record.read_text())
+    case = next(one for one in content["cases"] if one["name"] == "strong, 2 ranks")
+    case["engine"] = "megatune dp=2 x tp=1"
+    inside = floors(case, content)
+    case["work"]["nodes"] = 2
+    between = floors(case, {**content, "other_peaks": [{**content["peaks"], "ranks": 1}]})
+    unknown = floors(case, {**content, "other_peaks": [{**content["peaks"], "ranks": 1}], "node_links": []})
+    assert inside and between and unknown
+    # 1 GB/s inside the machine, half of it between two.
+    assert between.links == pytest.approx(2 * inside.links)
+    assert unknown.links is None

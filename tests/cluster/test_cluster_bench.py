@@ -55,6 +55,9 @@ def test_rounds_are_tasks_of_an_array_and_cases_take_the_nodes_they_ask_for(clus
         "tp=2": (2, 4),
     }, logs
     assert all(len(case["runs"]) == 2 for case in trained.values())
+    (link,) = record["node_links"]
+    assert (link["nodes"], link["ranks"]) == (2, 4)
+    assert link["link_bytes_per_s"] > 0
     assert "dp=2 x tp=2" in cases["tp=2"]["engine"]
     assert cases["tp=2"]["to_baseline"].startswith("not compared"), "twice as many rows a step"
     assert "needs 8 nodes, and the job has 2" in cases["8 nodes"]["failure"]

@@ -50,6 +50,11 @@ class InAllocation:
     request: JobRequest
     call: Call = call
 
+    @property
+    def num_ranks(self) -> int:
+        """Of each trial."""
+        return self.request.nodes * self.request.tasks_per_node
+
     def launcher(self, name: str, logs: Path) -> Sequence[str]:
         return [*trial_step(self.request, name, logs), *python_command(self.request)]
 
