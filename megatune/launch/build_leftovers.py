@@ -49,6 +49,12 @@ def end_orphaned_compilers(folder: Path) -> list[int]:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue  # it has ended by itself
+    last_look = time.monotonic() + _DYING_S
+    while (
+        any(_is_orphan_below(Path(f"/proc/{pid}"), folder) for pid in orphans)
+        and time.monotonic() < last_look
+    ):
+        time.sleep(0.01)  # a killed process writes on until it is given the processor once more
     return orphans
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -166,7 +167,7 @@ def test_compilers_are_orphans_also_while_their_dead_leader_is_not_collected(tmp
     wait_for(tmp_path / "pid")
     assert end_orphaned_compilers(tmp_path) == []  # its build is alive
     leader.kill()
-    time.sleep(0.1)
+    os.waitid(os.P_PID, leader.pid, os.WEXITED | os.WNOWAIT)  # dead, and not collected
     assert end_orphaned_compilers(tmp_path) == [int((tmp_path / "pid").read_text())]
     leader.wait()
 
