@@ -19,7 +19,7 @@ def compared(tmp_path: Path, **sections: Any) -> dict[str, Any]:
     rows.write_text((json.dumps({"text": "one two three four five " * 200}) + "\n") * 16)
     run: dict[str, Any] = {
         "data": {"train": str(rows), "packing": False},
-        "train": {"output_dir": str(tmp_path / "run"), "max_steps": 3},
+        "train": {"output_dir": str(tmp_path / "run"), "max_steps": 2},
         "checkpoint": {"save_at_end": False, "export_at_end": False},
     }
     for name, values in sections.items():
