@@ -13,7 +13,6 @@ from torch import nn
 
 from megatune.config import Run
 from megatune.engine.accounting import HeldBytes, zero_gradient_bytes, zero_held
-from megatune.engine.allocator import give_back_large_memory
 from megatune.engine.annotate import annotate
 from megatune.engine.base import StepOutcome
 from megatune.engine.disk_states import DiskStates
@@ -127,8 +126,6 @@ class ZeroEngine:
         self.world, self._run = world, run
         refuse_precision(run, world)
         refuse_quantized(ds_config, world)
-        if world.device.type == "cpu" and (run.parallel.zero_stage < 3 or run.parallel.offload != "none"):
-            give_back_large_memory()
         self._widened = widens_bf16(run.precision, world)
         self.built = _build(run, source, world, ds_config, widen_bf16=self._widened)
         model = self.built.model
