@@ -54,11 +54,31 @@ def evaluate_model(model: Path, overrides: list[str], options: EvaluateOptions) 
             run = _run_of(model, folder, overrides, options)
             # Of a bare model nobody knows on what it was trained: its labels are those of the rows given.
             labels_from = "train" if _is_run(model) else options.split
+            _check_answers(options.answers, run)
             result = score_model(run, options.split, num_ranks=options.num_ranks, labels_from=labels_from)
+    show(_answer(result), *_pictures(result), as_json=options.as_json)
     if options.answers is not None:
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in result.answers)
-        write_text_atomic(options.answers, "".join(lines))
-    show(_answer(result), *_pictures(result), as_json=options.as_json)
+        _write_answers(options.answers, "".join(lines))
+
+
+def _check_answers(answers: Path | None, run: Run) -> None:
+    """Rows are not overwritten, whether they are scored or trained on."""
+    if answers is None or not answers.exists():
+        return
+    sources = (run.data.train, run.data.validation, run.data.test)
+    paths = [Path(path) for source in sources if source for part in source.parts for path in part.paths]
+    if any(path.is_file() and path.samefile(answers) for path in paths):
+        raise ConfigError([f"--answers {answers} is a file of rows; give another one."], source=_COMMAND)
+
+
+def _write_answers(path: Path, text: str) -> None:
+    """In one stroke, through links; into what is no file (a pipe, /dev/stdout) as it comes."""
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as target:
+            target.write(text)
+    else:
+        write_text_atomic(path.resolve(), text)
 
 
 def _check(model: Path, options: EvaluateOptions) -> None:
@@ -73,6 +93,8 @@ def _check(model: Path, options: EvaluateOptions) -> None:
         problems.append(
             f"--answers {options.answers}: there is no folder {options.answers.absolute().parent}"
         )
+    if options.answers is not None and options.answers.is_dir():
+        problems.append(f"--answers {options.answers} is a folder; give a file")
     if problems:
         raise ConfigError(problems, source=_COMMAND)
 

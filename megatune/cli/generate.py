@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,9 @@ from rich.text import Text
 
 from megatune.cli.export import model_folder
 from megatune.cli.prompts import check_given, lines_of, lines_of_input, whole_texts
+from megatune.config import load_run
 from megatune.errors import ConfigError
+from megatune.launch.run_folder import RunFolder
 from megatune.report.tables import show
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ class GenerateOptions:
     """What the command line says beside model and prompts."""
 
     chat: bool
+    trust_remote_code: bool = False
+    """Run Python files of the model's folder, as a run may have said already."""
     tensor_parallel: int
     as_json: bool
     stream: bool | None
@@ -95,11 +99,19 @@ def generate_answers(
         raise ConfigError(
             ["no prompt: give --prompt, --prompt-file, --file, or lines on standard input"], source=_COMMAND
         )
+    if _is_trusted(model):
+        options = replace(options, trust_remote_code=True)
     with model_folder(model) as folder:
         if is_conversation:
             _converse(folder, decoding, options)
         else:
             _answer_all(folder, prompts, decoding, options)
+
+
+def _is_trusted(model: Path) -> bool:
+    """Whether `model` is a run whose file says so."""
+    run_file = RunFolder(model).run_file
+    return run_file.is_file() and load_run(run_file).run.model.trust_remote_code
 
 
 def _answer_all(folder: Path, prompts: list[str], decoding: "Decoding", options: GenerateOptions) -> None:
@@ -127,10 +139,17 @@ def _answers(
             chat=options.chat,
             decoding=decoding,
             before_each=lambda prompt: print(f"> {prompt}"),
+            trust_remote_code=options.trust_remote_code,
         )
     # Libraries greet on standard output when they are first used; it belongs to the answers alone.
     with redirect_stdout(sys.stderr):
-        return answer_prompts(folder, prompts, chat=options.chat, decoding=decoding)
+        return answer_prompts(
+            folder,
+            prompts,
+            chat=options.chat,
+            decoding=decoding,
+            trust_remote_code=options.trust_remote_code,
+        )
 
 
 def _converse(folder: Path, decoding: "Decoding", options: GenerateOptions) -> None:
@@ -142,7 +161,7 @@ def _converse(folder: Path, decoding: "Decoding", options: GenerateOptions) -> N
     from megatune.evaluate.conversation import converse
     from megatune.evaluate.writer import open_writer
 
-    with open_writer(folder, decoding) as writer:
+    with open_writer(folder, decoding, trust_remote_code=options.trust_remote_code) as writer:
         converse(writer, remembers=options.chat, streams=options.streams)
 
 
@@ -155,6 +174,7 @@ def _question(
         "model": str(folder),
         "prompts": prompts,
         "chat": options.chat,
+        "trust_remote_code": options.trust_remote_code,
         "decoding": asdict(decoding),
         "show": show,
     }

@@ -29,6 +29,9 @@ def generate(
         None, "--top-p", min=1e-3, max=1.0, help="Draw among tokens of this probability; default: 1."
     ),
     seed: int = typer.Option(42, "--seed", min=0, help="Decides what is drawn."),
+    trust_remote_code: bool = typer.Option(
+        False, "--trust-remote-code", help="Run the Python files of the model's folder; a run says it itself."
+    ),
     tensor_parallel: int = TensorParallel,
     stream: bool | None = typer.Option(
         None, "--stream/--no-stream", help="Print answers as they are written; default: on a terminal."
@@ -52,6 +55,7 @@ def generate(
     )
     options = GenerateOptions(
         chat=chat,
+        trust_remote_code=trust_remote_code,
         tensor_parallel=tensor_parallel,
         as_json=as_json,
         stream=stream,

@@ -65,6 +65,11 @@ def choose_loss(engine: TrainingEngine, asked: bool | Literal["auto"]) -> str:
     check = check_chunked_loss(engine)
     engine.chunked_loss = check.agrees
     differ = f"{check.chunked:.6g} in chunks, {check.whole:.6g} from whole logits on random tokens"
+    if math.isnan(check.chunked) and math.isnan(check.whole):
+        raise ModelError(
+            f"{engine.built.source.folder}: the loss of random tokens is not a number before anything is trained. Some "
+            "of the stored weights are not finite, or too large for this precision."
+        )
     if check.agrees:
         return f"loss: in chunks inside the head ({differ})"
     if asked is True:

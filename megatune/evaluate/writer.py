@@ -21,6 +21,7 @@ from megatune.model.build import build_model
 from megatune.model.heads import kind_named_by
 from megatune.model.source import open_source
 from megatune.tasks import RenderChat, Segment
+from megatune.tasks.columns import RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,11 +83,17 @@ class Writer:
             return Segment(prompt, is_target=False)
         if self.render_chat is None:
             raise ModelError("this model has no chat template; leave --chat out.")
-        return Segment(self.render_chat(prompt, True), is_target=False, templated=True)
+        try:
+            rendered = self.render_chat(prompt, True)
+        except RowError as error:
+            raise PromptError(f"a prompt {error}") from error
+        return Segment(rendered, is_target=False, templated=True)
 
 
 @contextmanager
-def open_writer(folder: Path, decoding: Decoding, world: World | None = None) -> Iterator[Writer]:
+def open_writer(
+    folder: Path, decoding: Decoding, world: World | None = None, *, trust_remote_code: bool = False
+) -> Iterator[Writer]:
     """The model and tokenizer of `folder` in fp32, cut for the ranks of `world`; alone without it.
 
     Raises ModelError when the folder holds none that transformers can load, or one with a classifier head.
@@ -94,14 +101,14 @@ def open_writer(folder: Path, decoding: Decoding, world: World | None = None) ->
     if not folder.is_dir():
         raise ModelError(f"there is no model folder {folder}.")
     world = world or single_world(own_device())
-    source = open_source(folder)
+    source = open_source(folder, trust_remote_code=trust_remote_code)
     if kind_named_by(source.config.architectures) is not None:
         raise ModelError(
             f"the model in {folder} is a classifier ({', '.join(source.config.architectures or ())}), which writes no "
             "text; `megatune evaluate` scores what it says of rows."
         )
     built = build_model(source, dtype=torch.float32, group=world.tensor_group)
-    tokenizer = _tokenizer(folder)
+    tokenizer = _tokenizer(folder, trust_remote_code)
     with InferenceEngine(built, world).speaking() as speaker:
         yield Writer(
             world=world,
@@ -120,13 +127,14 @@ def answer_prompts(
     decoding: Decoding,
     world: World | None = None,
     before_each: Callable[[str], None] | None = None,
+    trust_remote_code: bool = False,
 ) -> list[str]:
     """The answer to each prompt; `chat`: through the chat template.
 
     before_each: told each prompt before it is answered; the answers are then printed as they are written.
     Raises PromptError, with the number of the prompt, before any is answered.
     """
-    with open_writer(folder, decoding, world) as writer:
+    with open_writer(folder, decoding, world, trust_remote_code=trust_remote_code) as writer:
         asked: list[str | Messages] = [
             [{"role": "user", "content": prompt}] if chat else prompt for prompt in prompts
         ]
@@ -153,8 +161,8 @@ def _turns(prompt: str | Messages) -> str:
     return " (all that was said)" if not isinstance(prompt, str) and len(prompt) > 1 else ""
 
 
-def _tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+def _tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from error

@@ -15,8 +15,9 @@ from megatune.evaluate.writer import answer_prompts, open_writer
 def write_answers(question: Mapping[str, Any], world: World) -> dict[str, Any]:
     """The answers to the prompts, or a conversation where there are none. Collective: every rank calls it."""
     folder, decoding = Path(question["model"]), Decoding(**question["decoding"])
+    trusted = question["trust_remote_code"]
     if question["prompts"] is None:
-        with open_writer(folder, decoding, world) as writer:
+        with open_writer(folder, decoding, world, trust_remote_code=trusted) as writer:
             converse(writer, remembers=question["chat"], streams=question["show"])
         return {"answers": []}
 
@@ -31,6 +32,7 @@ def write_answers(question: Mapping[str, Any], world: World) -> dict[str, Any]:
         decoding=decoding,
         world=world,
         before_each=show if question["show"] else None,
+        trust_remote_code=trusted,
     )
     return {"answers": answers}
 

@@ -5,11 +5,12 @@ ZeRO-3, partitioned by the engine), so a rank never holds much more than its own
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -45,6 +46,8 @@ class BuiltModel:
     """Weights to transpose back on export (GPT-2's Conv1D)."""
     unread: frozenset[str] = frozenset()
     """Parameters that text does not reach: of towers for images or sound, in models that read those too."""
+    left_out: tuple[str, ...] = ()
+    """Weights of the folder's files that its configuration has no place for."""
 
     @property
     def shape(self) -> ModelShape:
@@ -91,7 +94,7 @@ def build_model(
     """
     group = group or TensorGroup()
     family = find_family(source.config_dict(), source.shape, group.size)
-    model = _load(source, initialize, attn_implementation, seed)
+    model, left_out = _load(source, initialize, attn_implementation, seed)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = False
@@ -116,23 +119,25 @@ def build_model(
         cuts=cuts,
         transposed=transposed,
         unread=unread,
+        left_out=left_out,
         **counts,
     )
 
 
-def _load(source: ModelSource, initialize: str, attn_implementation: str, seed: int) -> PreTrainedModel:
+def _load(
+    source: ModelSource, initialize: str, attn_implementation: str, seed: int
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model, and the names of stored weights that it has no place for."""
     _refuse_without_language_model(source)
     attention = choose_attention(source, attn_implementation)
     try:
         if initialize == "empty":
             with torch.device("meta"):
-                return _random(source, attention, seed)
-        return (
-            _random(source, attention, seed)
-            if initialize == "random"
-            else _pretrained(source, attention, seed)
-        )
-    except (ValueError, ImportError, OSError) as error:
+                return _random(source, attention, seed), ()
+        if initialize == "random":
+            return _random(source, attention, seed), ()
+        return _pretrained(source, attention, seed)
+    except (ValueError, ImportError, OSError, SafetensorError) as error:
         raise ModelError(f"transformers cannot build the model of {source.folder}: {error}") from error
 
 
@@ -198,7 +203,7 @@ def _renaming(source: ModelSource) -> dict[str, Any]:
     return {} if ours == theirs else {"key_mapping": {rf"^{theirs}\.": f"{ours}."}}
 
 
-def _pretrained(source: ModelSource, attention: str, seed: int) -> PreTrainedModel:
+def _pretrained(source: ModelSource, attention: str, seed: int) -> tuple[PreTrainedModel, tuple[str, ...]]:
     loaded: Any = _auto_class(source).from_pretrained(
         source.weights_folder,
         config=_stored_config(source),
@@ -207,9 +212,11 @@ def _pretrained(source: ModelSource, attention: str, seed: int) -> PreTrainedMod
         trust_remote_code=source.trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # to name them: transformers refuses them in a table that is not shown
         **_renaming(source),
     )
     model: PreTrainedModel = loaded[0]
+    _refuse_other_sizes(source, loaded[1]["mismatched_keys"])
     drawn = head_parameters(model) if source.head else set()
     missing = sorted(set(loaded[1]["missing_keys"]) - drawn)
     if drawn & set(loaded[1]["missing_keys"]):
@@ -221,7 +228,19 @@ def _pretrained(source: ModelSource, attention: str, seed: int) -> PreTrainedMod
         )
     if source.growth is not None:
         grow_vocabulary(model, source.shape.vocab_size, num_known=source.growth.num_known)
-    return model
+    return model, tuple(sorted(loaded[1]["unexpected_keys"]))
+
+
+def _refuse_other_sizes(
+    source: ModelSource, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]
+) -> None:
+    found = sorted(mismatched)
+    if found:
+        name, stored, wanted = found[0]
+        raise ModelError(
+            f"{source.folder}: {len(found)} weights have other sizes than config.json says, for example {name}: "
+            f"{list(stored)} in the files, {list(wanted)} by config.json. One of the two belongs to another model."
+        )
 
 
 def choose_attention(source: ModelSource, asked: str) -> str:

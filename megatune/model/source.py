@@ -67,6 +67,7 @@ class ModelSource:
             is_kept = path.suffix in _KEPT_SUFFIXES and path.name != GROWTH_FILE
             if path.is_file() and is_kept and not path.name.endswith(".index.json"):
                 shutil.copyfile(path, target / path.name)
+        _without_quantization(target / "config.json")
         if self.head is not None:
             self._write_head(target / "config.json")
 
@@ -79,6 +80,13 @@ class ModelSource:
         config |= self.head.settings()
         if config.get("text_config"):  # where transformers looks for a row's last token
             config["text_config"]["pad_token_id"] = self.head.pad_id
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _without_quantization(path: Path) -> None:
+    """What is trained are plain weights, whatever the stored ones were; who loads them must not quantize them anew."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.pop("quantization_config", None) is not None:
         path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
@@ -170,11 +178,17 @@ def _header_dtypes(path: Path) -> list[str]:
         prefix = file.read(8)
         header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
         header = file.read(header_bytes) if 0 < header_bytes < 2**27 else b""
+    size = path.stat().st_size
     try:
-        tensors = json.loads(header)
+        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
     except ValueError as error:
-        raise ModelError(f"{path} is not a whole safetensors file ({path.stat().st_size} bytes).") from error
-    return [entry["dtype"] for name, entry in tensors.items() if name != "__metadata__"]
+        raise ModelError(f"{path} is not a whole safetensors file ({size} bytes).") from error
+    promised = 8 + header_bytes + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    if size != promised:
+        raise ModelError(
+            f"{path} is not a whole safetensors file: {size} bytes, where its header says {promised}."
+        )
+    return [entry["dtype"] for entry in tensors.values()]
 
 
 def _near(folder: Path) -> str:

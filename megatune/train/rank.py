@@ -30,6 +30,7 @@ from megatune.launch.ranks import own_slurm_job, record_collectives
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.run_lock import training_alone
 from megatune.launch.time_limit import JobEnd
+from megatune.model.left_out import left_out_notes
 from megatune.model.quiet import quiet_libraries
 from megatune.plan.answer import saves_notes
 from megatune.plan.buckets import sizes_for
@@ -331,7 +332,7 @@ def _describe(
             f"{prepared.num_tokens} tokens ({prepared.num_targets} targets), "
             f"{prepared.report.fill_ratio:.1%} of the room filled"
         )
-    for notice in [*start.notices, *precision_notices(run, inputs)]:
+    for notice in [*start.notices, *precision_notices(run, inputs), *left_out_notes(engine.built)]:
         reporter.note(f"note: {notice}")
 
 

@@ -1,7 +1,9 @@
 """megatune evaluate on plain model folders and runs: one device, and ranks that share the layers."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +262,26 @@ def test_a_run_knows_its_labels_when_the_training_rows_are_gone(
     evaluate_model(folder.path, [], options(None, split="validation", task=None))
 
     assert json.loads(capsys.readouterr().out)["details"]["confusion"]["labels"] == ["d", "c", "b", "a"]
+
+
+def test_answers_never_take_the_place_of_rows_links_or_pipes(model: Path, rows: Path, tmp_path: Path) -> None:
+    before = rows.read_bytes()
+    link, target, pipe = tmp_path / "link.jsonl", tmp_path / "target.jsonl", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    for refused, words in ((rows, "is a file of rows"), (tmp_path, "is a folder")):
+        with pytest.raises(ConfigError, match=words):
+            evaluate_model(model, [], options(rows, answers=refused))
+    assert rows.read_bytes() == before
+
+    evaluate_model(model, [], options(rows, answers=link))
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE)
+    evaluate_model(model, [], options(rows, answers=pipe))
+
+    assert link.is_symlink() and pipe.is_fifo()
+    assert len(target.read_text().splitlines()) == len(ROWS)
+    assert reader.communicate()[0].decode() == target.read_text()
 
 
 def test_the_labels_of_a_bare_model_are_those_of_the_rows_given(
