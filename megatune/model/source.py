@@ -125,6 +125,15 @@ def open_source(folder: Path, *, trust_remote_code: bool = False) -> ModelSource
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            code = (
+                ", ".join(sorted(path.name for path in folder.glob("*.py")))
+                or "named in config.json's auto_map"
+            )
+            raise ModelError(
+                f"{folder} brings Python code of its own ({code}), which would run here. Read it, and where you trust "
+                "it, set model.trust_remote_code=true; `megatune generate` takes --trust-remote-code."
+            ) from error
         raise ModelError(f"transformers cannot read {folder / 'config.json'}: {error}") from error
     return ModelSource(
         folder=folder,

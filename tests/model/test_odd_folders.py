@@ -58,6 +58,13 @@ def test_sizes_that_contradict_the_weights_are_refused_by_name(
     assert words in str(refused.value)
 
 
+def test_code_of_a_folder_is_not_run_unasked_and_the_key_is_named(folder: Path) -> None:
+    change_config(folder, model_type="own", auto_map={"AutoConfig": "own_config.OwnConfig"})
+    (folder / "own_config.py").write_text("raise SystemExit('this ran')")
+    with pytest.raises(ModelError, match=r"own_config\.py.*set model\.trust_remote_code=true"):
+        open_source(folder)
+
+
 def test_a_file_that_was_cut_off_is_named(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
