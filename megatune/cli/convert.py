@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from megatune.errors import ConfigError, ConvertError
+from megatune.launch.checkpoints import MANIFEST
 from megatune.launch.run_folder import RunFolder
 
 DIRECTIONS = ("megatune", "deepspeed-universal")
@@ -27,6 +28,11 @@ def _to_megatune(source: Path, target: Path, model: Path | None, *, thaw: bool) 
     from megatune.checkpoint.convert.to_megatune import Shared, write_megatune
     from megatune.train.identity import identity_hash
 
+    if (source / MANIFEST).is_file() or any(RunFolder(source).checkpoints.glob(f"*/{MANIFEST}")):
+        raise ConvertError(
+            f"{source} is megatune's already. --to deepspeed-universal converts it for DeepSpeed; `megatune export` "
+            "writes its model for transformers."
+        )
     state = open_foreign(source)
     folder = model or find_model(source)
     if folder is None:

@@ -143,6 +143,14 @@ def test_frozen_parameters_are_named_and_come_along_when_asked(tmp_path: Path, m
     assert whole.read("exp_avg", NAMES[0]).abs().sum() == 0
 
 
+@pytest.mark.parametrize("place", ["", "checkpoints/step-00000002"])
+def test_what_is_megatunes_already_is_told_where_it_can_go(tmp_path: Path, model: Path, place: str) -> None:
+    converted = convert(write_universal_folder(tmp_path / "universal", model), tmp_path / "run", model)
+    assert converted.name == "step-00000002"
+    with pytest.raises(ConvertError, match=r"is megatune's already\. --to deepspeed-universal"):
+        convert(tmp_path / "run" / place, tmp_path / "again", model)
+
+
 def test_a_missing_rank_is_named(tmp_path: Path, model: Path) -> None:
     source = write_zero_folder(tmp_path / "ck", model)
     (source / ZERO_FILES[2]).unlink()
