@@ -176,7 +176,7 @@ def collect(folder: BenchFolder) -> tuple[dict[str, Any], Asked]:
     ]
     first = next(iter(records.values()))
     keys = ("time", "machine", "peaks", "other_peaks", "node_links", "versions", "commit")
-    measured = {key: first[key] for key in keys}
+    measured = {key: first.get(key) for key in keys}
     return record_of(asked.suite_name, asked.suite, results, len(records), measured), asked
 
 

@@ -50,7 +50,7 @@ def _record(record: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Iterato
         yield f'<h3>{_TITLES[name]}</h3><img alt="{_TITLES[name]}" src="data:image/png;base64,{encoded}">'
     for told in (
         _measured(record["peaks"]) if record["peaks"] else "",
-        *_between(record.get("node_links", ())),
+        *_between(record.get("node_links") or ()),
     ):
         yield f"<p><small>{_text(told)}</small></p>" if told else ""
     known = ", ".join(f"{package} {version}" for package, version in versions.items() if version)

@@ -99,7 +99,7 @@ def _peaks_of(record: Mapping[str, Any], ranks: int) -> Mapping[str, Any] | None
 
 def _link_between(record: Mapping[str, Any], nodes: int, ranks: int) -> float | None:
     """What a rank sends while all of so many on so many nodes do."""
-    links = record.get("node_links", ())
+    links = record.get("node_links") or ()
     found = (link for link in links if (link["nodes"], link["ranks"]) == (nodes, ranks))
     return next((link["link_bytes_per_s"] for link in found), None)
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +68,10 @@ def _check_answers(answers: Path | None, run: Run) -> None:
     if answers is None or not answers.exists():
         return
     sources = (run.data.train, run.data.validation, run.data.test)
-    paths = [Path(path) for source in sources if source for part in source.parts for path in part.paths]
-    if any(path.is_file() and path.samefile(answers) for path in paths):
+    named = [str(path) for source in sources if source for part in source.parts for path in part.paths]
+    rows, target = [Path(name).resolve() for name in named], answers.resolve()
+    # The file itself, one of a folder, or one that a pattern means.
+    if any(target.is_relative_to(path) or fnmatch(str(target), str(path)) for path in rows):
         raise ConfigError([f"--answers {answers} is a file of rows; give another one."], source=_COMMAND)
 
 

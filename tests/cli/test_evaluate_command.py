@@ -273,6 +273,11 @@ def test_answers_never_take_the_place_of_rows_links_or_pipes(model: Path, rows: 
     for refused, words in ((rows, "is a file of rows"), (tmp_path, "is a folder")):
         with pytest.raises(ConfigError, match=words):
             evaluate_model(model, [], options(rows, answers=refused))
+    (tmp_path / "all").mkdir()
+    inside = Path(shutil.copy(rows, tmp_path / "all"))
+    for named in (str(tmp_path / "all"), str(tmp_path / "all/*.jsonl")):
+        with pytest.raises(ConfigError, match="is a file of rows"):
+            evaluate_model(model, [], options(None, data=[named], answers=inside))
     assert rows.read_bytes() == before
 
     evaluate_model(model, [], options(rows, answers=link))
