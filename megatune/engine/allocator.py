@@ -17,18 +17,9 @@ def keep_freed_memory() -> bool:
     in the holes that larger ones have left: the heap of SmolLM2-135M on two ranks grew by some 50 MiB a step, from 2.0
     GiB to 4.0 in 32 steps, with half of it free. So it stays at 2.8 GiB, for 2 to 11 % more processor time.
     """
-    return _set(
-        {
-            _M_MMAP_THRESHOLD: GIVEN_BACK_BYTES,
-            _M_TRIM_THRESHOLD: _LARGEST_INT,
-            _M_TOP_PAD: 64 * 2**20,
-        }
-    )
-
-
-def _set(wanted: dict[int, int]) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
+    wanted = {_M_MMAP_THRESHOLD: GIVEN_BACK_BYTES, _M_TRIM_THRESHOLD: _LARGEST_INT, _M_TOP_PAD: 64 * 2**20}
     taken = [mallopt(parameter, value) == 1 for parameter, value in wanted.items()]
     return all(taken)

@@ -126,10 +126,7 @@ def open_source(folder: Path, *, trust_remote_code: bool = False) -> ModelSource
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
         if "trust_remote_code" in str(error):
-            code = (
-                ", ".join(sorted(path.name for path in folder.glob("*.py")))
-                or "named in config.json's auto_map"
-            )
+            code = ", ".join(sorted(path.name for path in folder.glob("*.py"))) or "auto_map in config.json"
             raise ModelError(
                 f"{folder} brings Python code of its own ({code}), which would run here. Read it, and where you trust "
                 "it, set model.trust_remote_code=true; `megatune generate` takes --trust-remote-code."
@@ -189,15 +186,16 @@ def _header_dtypes(path: Path) -> list[str]:
         header = file.read(header_bytes) if 0 < header_bytes < 2**27 else b""
     size = path.stat().st_size
     try:
-        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-    except ValueError as error:
+        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+        dtypes = [str(entry["dtype"]) for entry in tensors]
+        promised = 8 + header_bytes + max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:  # no JSON, or another one
         raise ModelError(f"{path} is not a whole safetensors file ({size} bytes).") from error
-    promised = 8 + header_bytes + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     if size != promised:
         raise ModelError(
             f"{path} is not a whole safetensors file: {size} bytes, where its header says {promised}."
         )
-    return [entry["dtype"] for entry in tensors.values()]
+    return dtypes
 
 
 def _near(folder: Path) -> str:

@@ -140,7 +140,7 @@ def _norm_bytes(model: ModelWeights, tokens: Tokens) -> int:
     norms -= {name for name in norms if "_norm" in name and "attn." in name}  # those of heads
     hidden, element = model.shape.hidden_size, tokens.element_bytes
     kept_by_one = model.kind.norm.kept_bytes(element) * hidden
-    if not model.kind.norms_outside:  # OLMo: two without weights, all in fp32
+    if not model.kind.norm.has_weight:  # OLMo's two, which are not among the block's weights
         return 2 * (kept_by_one + 8)
     kept = len(norms) * (kept_by_one + 4)
     if model.kind.norms_outputs:
@@ -196,13 +196,11 @@ def _sdpa_extra(model: ModelWeights, element: int, width: int, kv_width: int) ->
 
 
 def _head_norm_bytes(model: ModelWeights, element: int, heads: int, kv_heads: int) -> int:
-    kept_by_one = (
-        model.kind.norm.kept_bytes(element) - element
-    ) * model.shape.head_size  # outputs are rotated
-    over_all_heads = ("self_attn.q_norm", (model.shape.attention_width,)) in {
-        (w.module, w.shape) for w in model.block
-    }
-    return (heads + kv_heads) * kept_by_one + 4 * (2 if over_all_heads else heads + kv_heads)
+    each = model.kind.norm.kept_bytes(element) - element  # its output is rotated, and not kept
+    width = model.shape.attention_width
+    over_all_heads = any(w.module.endswith("q_norm") and w.shape == (width,) for w in model.block)
+    num_norms = 2 if over_all_heads else heads + kv_heads
+    return (heads + kv_heads) * each * model.shape.head_size + 4 * num_norms
 
 
 def _score_bytes(model: ModelWeights, tokens: Tokens) -> int:

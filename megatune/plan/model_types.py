@@ -17,20 +17,21 @@ class Norm:
     copies: int
     """Tensors in the training precision."""
     has_bias: bool = False
+    has_weight: bool = True
 
     def kept_bytes(self, element_bytes: int) -> int:
         """Bytes an element, where the training precision takes `element_bytes`."""
         return self.fp32_bytes + self.copies * element_bytes
 
 
-LAYER_NORM = Norm(fp32_bytes=0, copies=2, has_bias=True)
+_LAYER_NORM = Norm(fp32_bytes=0, copies=2, has_bias=True)
 _RMS = Norm(fp32_bytes=4, copies=2)
 # Multiplied by its weight before it goes back to the training precision.
 _RMS_FP32_SCALE = Norm(fp32_bytes=8, copies=1)
 # A layer norm without bias, written out in Python: the input less its mean is kept twice.
 _COHERE_NORM = Norm(fp32_bytes=12, copies=1)
 # A layer norm in fp32 that has no weights at all.
-_OLMO_NORM = Norm(fp32_bytes=4, copies=1)
+_OLMO_NORM = Norm(fp32_bytes=4, copies=1, has_weight=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +142,12 @@ MODEL_TYPES: dict[str, ModelType] = {
         norms_outputs=True, copies_output=True, angle_bytes=4,
     ),
     "starcoder2": ModelType(
-        absent=_sizes(49152, 3072, 12288, 30, 24, 4096, num_key_value_heads=2), ties_head=True, norm=LAYER_NORM
+        absent=_sizes(49152, 3072, 12288, 30, 24, 4096, num_key_value_heads=2), ties_head=True, norm=_LAYER_NORM
     ),
     "stablelm": ModelType(
-        absent=_sizes(50304, 2560, 6912, 32, 32, 4096, num_key_value_heads=32), norm=LAYER_NORM, copies_output=True
+        absent=_sizes(50304, 2560, 6912, 32, 32, 4096, num_key_value_heads=32), norm=_LAYER_NORM, copies_output=True
     ),
-    "olmo": ModelType(absent=_sizes(50304, 4096, 11008, 32, 32, 2048), norm=_OLMO_NORM, norms_outside=()),
+    "olmo": ModelType(absent=_sizes(50304, 4096, 11008, 32, 32, 2048), norm=_OLMO_NORM),
     "olmo2": ModelType(absent=_sizes(50304, 4096, 11008, 32, 32, 2048), norm=_RMS_FP32_SCALE),
     "olmo3": ModelType(absent=_sizes(50304, 4096, 11008, 32, 32, 2048), norm=_RMS_FP32_SCALE),
     "seed_oss": ModelType(absent=_sizes(155136, 4096, 27648, 64, 80, 524288, num_key_value_heads=8, head_dim=128)),
@@ -182,48 +183,48 @@ MODEL_TYPES: dict[str, ModelType] = {
     ),
     "phi": ModelType(
         absent=_sizes(51200, 2048, 8192, 24, 32, 2048),
-        activation="gelu_new", head_has_bias=True, norm=LAYER_NORM, copies_output=True,
+        activation="gelu_new", head_has_bias=True, norm=_LAYER_NORM, copies_output=True,
     ),
     "phi3": ModelType(
         absent=_sizes(32064, 3072, 8192, 32, 32, 4096), copies_output=True, keeps_fused_projection=True
     ),
     "gpt_neox": ModelType(
         absent=_sizes(50432, 6144, 24576, 44, 64, 2048),
-        norm=LAYER_NORM, shares_norm_input=True, copies_output=True, keeps_fused_projection=True,
+        norm=_LAYER_NORM, shares_norm_input=True, copies_output=True, keeps_fused_projection=True,
     ),
     "opt": ModelType(
         absent={"vocab_size": 50272, "hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12,
                 "num_attention_heads": 12, "max_position_embeddings": 2048},
         ffn_key="ffn_dim", activation="relu", residual_dropout=0.1, ties_head=True,
         position_offset=2,  # OPTLearnedPositionalEmbedding
-        norm=LAYER_NORM, has_angles=False,
+        norm=_LAYER_NORM, has_angles=False,
     ),
     "gptj": ModelType(
         absent={"vocab_size": 50400, "n_embd": 4096, "n_layer": 28, "n_head": 16, "n_positions": 2048,
                 "rotary_dim": 64},
-        ffn_key="n_inner", activation="gelu_new", head_has_bias=True, norm=LAYER_NORM,
+        ffn_key="n_inner", activation="gelu_new", head_has_bias=True, norm=_LAYER_NORM,
         has_sdpa=False, scores_in_fp32=True, angle_bytes=8,
     ),
     "gpt_neo": ModelType(
         absent={"vocab_size": 50257, "hidden_size": 2048, "num_layers": 24, "num_heads": 16,
                 "max_position_embeddings": 2048},
-        activation="gelu_new", ties_head=True, position_offset=0, norm=LAYER_NORM,
+        activation="gelu_new", ties_head=True, position_offset=0, norm=_LAYER_NORM,
         has_sdpa=False, scores_in_fp32=True, has_angles=False,
     ),
     "falcon": ModelType(
         absent={"vocab_size": 65024, "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71,
                 "max_position_embeddings": 2048},
-        ffn_key="ffn_hidden_size", ties_head=True, score_dropout=None, norm=LAYER_NORM, shares_norm_input=True,
+        ffn_key="ffn_hidden_size", ties_head=True, score_dropout=None, norm=_LAYER_NORM, shares_norm_input=True,
         softmax_in_fp32=False, repeats_kv_heads=True, makes_mask=True, keeps_fused_projection=True,
     ),
     "bloom": ModelType(
         absent={"vocab_size": 250880, "hidden_size": 64, "n_layer": 2, "n_head": 8},
-        ties_head=True, norm=LAYER_NORM, norms_outside=("embedding_norm", "final_norm"),
+        ties_head=True, norm=_LAYER_NORM, norms_outside=("embedding_norm", "final_norm"),
         has_sdpa=False, has_angles=False,
     ),
     "gpt2": ModelType(
         absent={"vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
         ffn_key="n_inner", activation="gelu_new", residual_dropout=0.1, score_dropout=0.1, ties_head=True,
-        position_offset=0, norm=LAYER_NORM, softmax_in_fp32=False, has_angles=False,
+        position_offset=0, norm=_LAYER_NORM, softmax_in_fp32=False, has_angles=False,
     ),
 }  # fmt: skip

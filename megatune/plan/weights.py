@@ -214,7 +214,7 @@ def _outside(config: Mapping[str, Any], shape: ModelShape) -> Iterator[Weight]:
     if width != hidden:
         yield Weight("embedding", "project_in", (hidden, width))
         yield Weight("embedding", "project_out", (width, hidden))
-    if _has_outside_norms(config):
+    if kind.norm.has_weight and _has_outside_norms(config):
         for name in kind.norms_outside:
             yield from [Weight("norm", name, (hidden,))] * (2 if kind.norm.has_bias else 1)
 

@@ -6,18 +6,21 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command_line import assert_refused, megatune, write_model
 
 from megatune.cli.generate import GenerateOptions, generate_answers
 from megatune.cli.prompts import lines_of_input
 from megatune.errors import ConfigError, UserError
 from megatune.evaluate.decoding import Decoding
+from megatune.launch.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -253,3 +256,43 @@ def test_prompt_files_that_cannot_be_used_are_told_at_once(model: Path, tmp_path
     done = megatune("generate", model, "-f", tmp_path / "none.txt", "-f", tmp_path / "empty.txt")
 
     assert_refused(done, "has 2 problems", "none.txt cannot be read", "empty.txt is empty")
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_a_model_runs_where_it_is_trusted_and_where_its_run_trusted_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    folder = Path(shutil.copytree(model, run.export))
+    config = json.loads((folder / "config.json").read_text())
+    own = {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    }
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    (folder / "own.py").write_text(CODE)
+    sections = {"model": {"model_name_or_path": "m", "trust_remote_code": True}, "data": {"train": "t.jsonl"}}
+    run.run_file.write_text(yaml.safe_dump({**sections, "train": {"output_dir": "out"}}))
+
+    def answer(asked_of: Path, trusted: bool) -> str:
+        asked = GenerateOptions(
+            chat=False, tensor_parallel=1, as_json=True, stream=False, trust_remote_code=trusted
+        )
+        generate_answers(asked_of, ["Once upon"], None, Decoding(max_new_tokens=4), asked)
+        return str(json.loads(capsys.readouterr().out)["answers"][0]["answer"])
+
+    with pytest.raises(UserError, match=r"own\.py.*--trust-remote-code"):
+        answer(folder, False)
+    assert answer(folder, True) == answer(run.path, False) == answer(model, False)

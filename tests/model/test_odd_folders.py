@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ def test_a_file_that_was_cut_off_is_named(folder: Path) -> None:
     with pytest.raises(
         ModelError, match=r"model\.safetensors is not a whole safetensors file: \d+ bytes, where"
     ):
+        built(folder)
+
+
+@pytest.mark.parametrize("header", [b"[1]", b'{"w": 1}', b'{"w": {"dtype": "F32", "data_offsets": []}}'])
+def test_a_header_that_is_another_json_is_refused_by_its_file(folder: Path, header: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ModelError, match=r"model\.safetensors is not a whole safetensors file"):
         built(folder)
 
 
