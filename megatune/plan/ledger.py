@@ -46,8 +46,8 @@ _FRAGMENTATION = 0.05
 _HEAP_FRAGMENTATION = 0.45
 _HEAP_FRAGMENTATION_IN_BUCKETS = 0.10
 """The same of a process's heap, which keeps smaller blocks when they are freed. SmolLM2-135M, bf16, packed dialogues of
-512 tokens, 6 to 12 steps on one to four ranks: 26 % to 61 % under stage 3 (with offload, tensor parallelism,
-checkpointing, fp32), 81 % under stage 0; 2 % and 12 % under stages 1 and 2, whose gradients are large buckets."""
+512 tokens, 6 to 12 steps on one to four ranks: 29 % to 47 % under stage 3 (with offload, tensor parallelism,
+checkpointing, fp32); 11 % under stages 1 and 2, whose gradients are large buckets. Stage 0: 1 %, in one run."""
 
 
 @dataclass(frozen=True, kw_only=True)
