@@ -6,11 +6,12 @@ Links, copies, folders that are not whole and those with a file that no save wro
 
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from megatune.checkpoint.layout import MODEL_FOLDER, TRAINING, read_json
 from megatune.checkpoint.manifest import read_manifest, why_incomplete
+from megatune.errors import CheckpointError
 from megatune.files import sync_folder, write_text_atomic
 from megatune.launch.checkpoints import MANIFEST, step_of
 
@@ -31,9 +32,14 @@ def put_in_place(unfinished: Path, final: Path) -> None:
         shutil.rmtree(old)
 
 
-def prunable(checkpoints: Path, keep: int, *, protected: Collection[Path] = ()) -> list[Path]:
-    """What `prune` removes: all but the newest `keep`, the `protected`, and those kept for ever."""
-    old = sorted(_whole(checkpoints))[:-keep]
+def prunable(
+    checkpoints: Path, keep: int, *, protected: Collection[Path] = (), damaged: Collection[Path] = ()
+) -> list[Path]:
+    """What `prune` removes: all but the newest `keep`, the `protected`, and those kept for ever.
+
+    damaged: what is known to be so. It stays, and is none of the newest that are kept.
+    """
+    old = sorted(folder for folder in _whole(checkpoints) if folder not in damaged)[:-keep]
     return [
         folder
         for folder in old
@@ -41,9 +47,11 @@ def prunable(checkpoints: Path, keep: int, *, protected: Collection[Path] = ()) 
     ]
 
 
-def prune(checkpoints: Path, keep: int, *, protected: Collection[Path] = ()) -> list[Path]:
+def prune(
+    checkpoints: Path, keep: int, *, protected: Collection[Path] = (), damaged: Collection[Path] = ()
+) -> list[Path]:
     """Remove what `prunable` names, and return it."""
-    doomed = prunable(checkpoints, keep, protected=protected)
+    doomed = prunable(checkpoints, keep, protected=protected, damaged=damaged)
     for folder in doomed:
         renamed = folder.with_suffix(_OLD)
         folder.rename(renamed)
@@ -59,11 +67,15 @@ def foreign_files(folder: Path) -> list[str]:
     return sorted(name for name in found if name not in own)
 
 
-def best_of(checkpoints: Path) -> Path | None:
-    """The checkpoint that the newest whole one names as the best so far."""
-    whole = sorted(_whole(checkpoints))
-    step = read_json(whole[-1] / TRAINING).get("state", {}).get("best_step") if whole else None
-    return next((folder for folder in whole if step_of(folder) == step), None)
+def best_of(whole: Sequence[Path]) -> Path | None:
+    """That of the checkpoints `whole`, newest first, which the newest that can be read names as the best so far."""
+    for newest in whole:
+        try:
+            step = read_json(newest / TRAINING).get("state", {}).get("best_step")
+        except CheckpointError:
+            continue  # `verify` tells of it; an older one may name the same
+        return next((folder for folder in whole if step_of(folder) == step), None)
+    return None
 
 
 def remove_unfinished(checkpoints: Path) -> list[Path]:
@@ -136,7 +148,7 @@ def whole_and_passed_over(checkpoints: Path) -> tuple[list[Path], list[tuple[int
     """The whole checkpoints, newest first, and (step, why it is none) of each other folder of that name."""
     whole: list[Path] = []
     passed_over: list[tuple[int, str]] = []
-    for folder in sorted(_named(checkpoints), reverse=True):
+    for folder in sorted(named(checkpoints), reverse=True):
         reason = "it is a symbolic link" if folder.is_symlink() else why_incomplete(folder)
         if reason is None:
             whole.append(folder)
@@ -145,7 +157,8 @@ def whole_and_passed_over(checkpoints: Path) -> tuple[list[Path], list[tuple[int
     return whole, passed_over
 
 
-def _named(checkpoints: Path) -> list[Path]:
+def named(checkpoints: Path) -> list[Path]:
+    """All that has the name of a checkpoint, in no order, whatever it holds."""
     if not checkpoints.is_dir():
         return []
     return [path for path in checkpoints.iterdir() if step_of(path) is not None]

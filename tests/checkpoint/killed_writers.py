@@ -124,7 +124,7 @@ class Writer:
         assert not passed_over, f"left under a checkpoint's name: {passed_over}"
         whole = [folder.name for folder in found]
         if training_after(newest)["state"]["best_step"]:
-            assert folders.best_of(checkpoints) is not None, f"the best is gone; left: {whole}"
+            assert folders.best_of(found) is not None, f"the best is gone; left: {whole}"
         for hint in (run / "latest", run / "best"):
             named = hint.read_text().strip() if hint.exists() else None
             assert named is None or named in whole, f"{hint.name} names {named!r}; there are {whole}"

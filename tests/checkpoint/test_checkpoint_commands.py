@@ -1,6 +1,7 @@
 """`megatune checkpoint list`, `verify` and `prune`, as a user calls them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,42 @@ def test_prune_keeps_the_newest_the_best_and_those_for_ever_and_a_dry_run_remove
     assert (done["removed"], done["dry_run"], steps(run)) == (doomed, False, [10, 20, 40])
     assert done["num_bytes"] == dry["num_bytes"] > 0
     assert answer("prune", run, "--keep", 1)["removed"] == []
+
+
+def test_prune_counts_only_those_that_verify_and_leaves_damaged_ones_alone(run: Path) -> None:
+    damaged = run / "checkpoints" / "step-00000040" / "rank-00002.safetensors"
+    flip(damaged)
+
+    done = answer("prune", run, "--keep", 2)
+
+    assert (done["removed"], steps(run)) == ([], [10, 20, 30, 40]), (
+        "30 and 20 are the newest two that are good"
+    )
+    assert done["problems"] == [f"{damaged} has changed since it was saved (its hash differs)."]
+    assert "left alone" in checkpoint("prune", run, "--keep", 1)[1]
+    assert steps(run) == [10, 30, 40], "nothing that verifies names the best"
+
+
+def test_a_file_that_cannot_be_read_stops_neither_list_nor_prune(run: Path) -> None:
+    path = run / "checkpoints" / "step-00000040" / "training.json"
+    path.write_bytes(b"x" * path.stat().st_size)
+
+    assert len(answer("list", run)["checkpoints"]) == 4
+    assert answer("prune", run, "--keep", 1)["problems"] != []
+
+
+def test_verify_passes_over_no_folder_and_has_no_verdict_on_nothing(run: Path) -> None:
+    newest = run / "checkpoints" / "step-00000040"
+    (newest / "manifest.json").unlink()
+
+    code, out, _ = checkpoint("verify", run)
+    assert code == 1
+    assert "never finished" in " ".join(out.split())
+    assert checkpoint("verify", newest)[0] == 1
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    code, _, err = checkpoint("verify", run)
+    assert (code, "no checkpoint yet" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

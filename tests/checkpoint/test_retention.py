@@ -24,10 +24,23 @@ def test_every_mth_step_is_kept_for_ever_and_counts_as_one_of_the_newest(tmp_pat
 def test_the_best_is_the_one_that_the_newest_checkpoint_names(tmp_path: Path) -> None:
     folders = [write_checkpoint(tmp_path, step, best_step=10) for step in (10, 20, 30)]
 
-    assert best_of(tmp_path) == folders[0]
-    shutil.rmtree(folders[0])
-    assert best_of(tmp_path) is None
-    assert best_of(tmp_path / "nothing") is None
+    assert best_of(folders[::-1]) == folders[0]
+    assert best_of(folders[:0:-1]) is None
+    assert best_of([]) is None
+
+
+def test_where_the_newest_cannot_be_read_an_older_one_says_which_is_the_best(tmp_path: Path) -> None:
+    folders = [write_checkpoint(tmp_path, step, best_step=10) for step in (10, 20, 30)]
+    (folders[2] / "training.json").write_text("{")
+
+    assert best_of(folders[::-1]) == folders[0]
+
+
+def test_a_damaged_one_stays_and_is_none_of_the_newest(tmp_path: Path) -> None:
+    folders = [write_checkpoint(tmp_path, step) for step in (10, 20, 30)]
+
+    assert prune(tmp_path, 1, damaged={folders[2]}) == [folders[0]]
+    assert present(tmp_path) == [folders[1].name, folders[2].name]
 
 
 def plant_a_copy(checkpoints: Path) -> Path:
