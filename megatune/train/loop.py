@@ -73,7 +73,9 @@ class TrainingLoop:
         )
         self._saves = self._checkpoints.saves
         self._bad_steps = BadSteps(run, self._checkpoints, reporter)
-        self._profiler = StepProfiler(run.train.profile, folder.profile, engine.world, reporter)
+        self._profiler = StepProfiler(
+            run.train.profile, folder.profile, engine.world, reporter, total_steps=self._total_steps
+        )
         self._own_time = OwnTime(engine.world.device)
         self._slow_ranks = SlowRanks(run.health, engine.world.gather_objects(socket.gethostname()))
         self._listeners = Listeners(

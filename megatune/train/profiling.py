@@ -20,11 +20,22 @@ class StepProfiler:
     """Watches the steps that `section` names. Steps are counted from 1, as metrics.jsonl does."""
 
     def __init__(
-        self, section: ProfileSection | None, folder: Path, world: World, reporter: Reporter
+        self,
+        section: ProfileSection | None,
+        folder: Path,
+        world: World,
+        reporter: Reporter,
+        *,
+        total_steps: int,
     ) -> None:
         self._steps = section.range() if section is not None and world.is_first else range(0)
         self._folder, self._world, self._reporter = folder, world, reporter
         self._running: profile | None = None
+        if self._steps and self._steps[0] > total_steps:
+            reporter.note(
+                f"WARNING, there will be no profile: train.profile begins with step {self._steps[0]}, and the "
+                f"run ends with step {total_steps}"
+            )
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:

@@ -2,10 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_runs import metrics_of, train, write_model_with_tokenizer, write_run
 from worlds import Worlds
+
+from megatune.config.sections import ProfileSection
+from megatune.engine.world import single_world
+from megatune.train.profiling import StepProfiler
 
 pytestmark = pytest.mark.world
 
@@ -34,6 +39,23 @@ def test_a_profiled_run_says_where_its_steps_went_and_how_its_loss_is_taken(
     (details,) = [record["details"] for record in metrics_of(tmp_path / "run", "run")]
     assert details["loss"] == "in chunks inside the head"
     assert "weights kept gathered in shared memory" in details["engine"]
+
+
+@pytest.mark.parametrize(("last_step", "is_told"), [(4, True), (5, False)])
+def test_a_profile_of_steps_that_will_not_be_is_announced(
+    tmp_path: Path, last_step: int, is_told: bool
+) -> None:
+    notes: list[str] = []
+
+    StepProfiler(
+        ProfileSection(steps="5-9"),
+        tmp_path,
+        single_world(),
+        SimpleNamespace(note=notes.append),  # type: ignore[arg-type]
+        total_steps=last_step,
+    )
+
+    assert any("no profile" in note for note in notes) is is_told
 
 
 def test_a_run_that_ends_before_its_profile_does_still_writes_it(
