@@ -44,7 +44,7 @@ def find_checkpoint(checkpoints: Path, resume: str, world: World) -> tuple[Found
         return _the_one(Path(resume), world), []
     candidates, remarks = world.first_rank(lambda: whole_and_passed_over(checkpoints))
     for folder in candidates:
-        found, problems = _verified(folder, world)
+        found, problems = open_checkpoint(folder, world)
         if found is not None:
             return found, [text for step, text in remarks if step > found.manifest.step]
         remarks.append((step_of(folder) or 0, " ".join(problems)))
@@ -68,7 +68,7 @@ def _the_one(folder: Path, world: World) -> Found:
             f"checkpoint.resume: {folder} is not a whole checkpoint: {reason}. Name another folder, or use "
             "auto (the newest whole one) or none (start anew)."
         )
-    found, problems = _verified(folder, world)
+    found, problems = open_checkpoint(folder, world)
     if found is None:
         raise CheckpointError(
             f"checkpoint.resume: {' '.join(problems)} Name another folder, or use auto (the newest whole one)."
@@ -76,11 +76,12 @@ def _the_one(folder: Path, world: World) -> Found:
     return found
 
 
-def _verified(folder: Path, world: World) -> tuple[Found | None, list[str]]:
+def open_checkpoint(folder: Path, world: World) -> tuple[Found | None, list[str]]:
     """`folder` once every file has been hashed by some rank, or what is wrong with it. Collective.
 
     A rank takes the files whose numbers are its own modulo the ranks: on the saved layout those it will
-    read. The verdicts are shared before anybody uses a tensor.
+    read. The verdicts are shared before anybody uses a tensor. Raises CheckpointError for a manifest that
+    cannot be trusted.
     """
     started = time.monotonic()
     manifest: Manifest = world.first_rank(lambda: read_manifest(folder))

@@ -12,17 +12,17 @@ _USER_ERROR = 2
 
 
 def run_with_restarts(
-    run_once: Callable[[int], RanksResult], *, max_restarts: int, checkpoints: Path
+    run_once: Callable[[], RanksResult], *, max_restarts: int, checkpoints: Path, is_new_run: bool = False
 ) -> RanksResult:
-    """What `run_once(number of restarts so far)` gives, which is called again after a failure.
+    """What `run_once` gives, which is called again after a failure.
 
     At most `max_restarts` times, and only while each start saves a newer checkpoint than there was: a
     failure that comes back at once is not helped by another start. The user's mistakes, and what the
-    user stopped, are not started again.
+    user stopped, are not started again. is_new_run: the first start sets aside what there is.
     """
     for restarts in range(max_restarts):
-        before = newest_saved_step(checkpoints)
-        result = run_once(restarts)
+        before = -1 if is_new_run and restarts == 0 else newest_saved_step(checkpoints)
+        result = run_once()
         is_failure = result.hung or result.exit_code not in (*GOOD_ENDS, _USER_ERROR)
         if not is_failure or result.stop_asked:
             return result
@@ -33,7 +33,7 @@ def run_with_restarts(
         if result.failure_text:
             _tell(result.failure_text)
         _tell(f"starting the ranks again after step {newest} (restart {restarts + 1} of {max_restarts})")
-    return run_once(max_restarts)
+    return run_once()
 
 
 def _tell(text: str) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from uuid import uuid4
 
 from megatune.errors import LaunchError
 from megatune.launch.flight_recorder import recorder_environment
@@ -15,6 +16,7 @@ from megatune.launch.mpi import Meet, meet
 from megatune.launch.mpi_ranks import MpiProcess, mpi_process
 from megatune.launch.rank_info import RankInfo as RankInfo  # whoever calls discover_rank names it
 from megatune.launch.slurm_ranks import SlurmJob, slurm_job, slurm_rank, step_size
+from megatune.launch.start_names import REQUEST_VARIABLE, StartNames, start_names
 from megatune.launch.torch_ranks import RANK_NAMES, read_rank, refuse_half_set
 
 _LOG_VARIABLE = "MEGATUNE_RANK_LOG"
@@ -77,6 +79,16 @@ def in_submitted_job(environ: Mapping[str, str] = os.environ) -> bool:
 def own_slurm_job(environ: Mapping[str, str] = os.environ) -> SlurmJob | None:
     """The Slurm allocation that this process runs in, or None."""
     return slurm_job(environ)
+
+
+def own_start_names(environ: Mapping[str, str] = os.environ) -> StartNames:
+    """By which names this start is known: see `start_names.py`."""
+    return start_names(environ)
+
+
+def one_request() -> dict[str, str]:
+    """What makes all ranks that are started with it, now or after a failure, starts of one request."""
+    return {REQUEST_VARIABLE: uuid4().hex}
 
 
 def in_allocation_shell(environ: Mapping[str, str] = os.environ) -> bool:

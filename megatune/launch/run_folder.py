@@ -24,6 +24,11 @@ class RunFolder:
         return self.path / "in-use"
 
     @property
+    def begun(self) -> Path:
+        """Who has carried out `checkpoint.resume=none` or a folder last: see `start_names.py`."""
+        return self.path / "begun"
+
+    @property
     def plan(self) -> Path:
         """The layout that was chosen and what it was expected to need."""
         return self.path / "plan.json"

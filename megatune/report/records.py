@@ -146,6 +146,8 @@ class EvalRecord:
     """The middle 95 % of bootstrap samples of the rows, for those that have one."""
     answers: str | None = None
     """The file with the answers to all rows."""
+    asked: str | None = None
+    """A hash of the rows and of how they are asked and marked: scores under other hashes cannot be compared."""
     rows: int | None = None
     """Rows that were scored."""
     loss_rows: int | None = None
@@ -256,6 +258,8 @@ class StopRecord:
     reason: str
     exit_code: int
     seconds: float
+    model_step: int | None = None
+    """The step of the model that is the result: the last one, or the best one where the run asks for it."""
     peak_memory_bytes_by_rank: tuple[int | None, ...] = ()
     """As that of a step: allocated on a GPU, resident on a CPU."""
     peak_reserved_bytes_by_rank: tuple[int | None, ...] = ()

@@ -29,7 +29,10 @@ class MetricSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSummary:
-    """One evaluated split before training (step 0) and at its latest evaluation; None is unknown."""
+    """One evaluated split before this run's first step, and the model that it ended with, or else the latest one.
+
+    None is unknown.
+    """
 
     split: str
     loss_before: float | None
@@ -37,6 +40,8 @@ class SplitSummary:
     perplexity_before: float | None
     perplexity_after: float | None
     step_after: int | None
+    is_comparable: bool = True
+    """False where the scores before are of other rows, or of rows that were asked otherwise."""
     metrics: Mapping[str, MetricSummary] = field(default_factory=dict)
     """The other scores, by name."""
 
@@ -59,6 +64,8 @@ class Summary:
     """Of the latest start that ended; empty when none did."""
     num_starts: int
     stop_reason: str | None
+    model_step: int | None
+    """The step of the model that is the result of a run that has ended."""
     splits: tuple[SplitSummary, ...]
     faults: Mapping[str, int]
     """How often each remedy was used against a bad step."""
@@ -67,6 +74,11 @@ class Summary:
     goodput: Goodput | None
     planned: Comparison | None
     """The planner's estimate beside what was measured."""
+
+    @property
+    def is_earlier_model(self) -> bool:
+        """Whether steps were trained after the model that is the result."""
+        return self.model_step is not None and self.model_step < self.steps
 
     def as_object(self) -> dict[str, Any]:
         """For `--json`."""
@@ -101,7 +113,8 @@ def summarise_entries(entries: Sequence[Mapping[str, Any]]) -> Summary:
         peak_memory_bytes_by_rank=tuple(by_rank),
         num_starts=sum(entry["event"] == "run" for entry in entries),
         stop_reason=stops[-1]["reason"] if stops else None,
-        splits=_summarise_splits([entry for entry in entries if entry["event"] == "eval"]),
+        model_step=_model_step(entries),
+        splits=_summarise_splits(entries),
         faults=Counter(entry["remedy"] for entry in entries if entry["event"] == "fault"),
         slow_ranks=slow_ranks(entries),
         goodput=goodput(entries),
@@ -143,7 +156,9 @@ def _result_rows(split: SplitSummary) -> list[dict[str, Any]]:
         {
             "held-out split": split.split,
             "score": name,
-            "before": _with_interval(score.before, score.interval_before),
+            "before": _with_interval(score.before, score.interval_before)
+            if split.is_comparable
+            else "other rows",
             "after": _with_interval(score.after, score.interval_after),
         }
         for name, score in scores.items()
@@ -171,15 +186,31 @@ def _facts(summary: Summary) -> dict[str, str]:
         "faults": ", ".join(f"{count} {remedy}" for remedy, count in summary.faults.items()) or "none",
         "slow ranks": shown_slow_ranks(summary.slow_ranks),
         "stopped because": summary.stop_reason or "n/a",
+        **(
+            {"the model is that of step": format_cell(summary.model_step)} if summary.is_earlier_model else {}
+        ),
     }
 
 
-def _summarise_splits(evals: Sequence[Mapping[str, Any]]) -> tuple[SplitSummary, ...]:
+def _model_step(entries: Sequence[Mapping[str, Any]]) -> int | None:
+    """As in `Summary`; None while a later start goes on."""
+    last: Mapping[str, Any] = next((one for one in reversed(entries) if one["event"] in ("run", "stop")), {})
+    return last.get("model_step")
+
+
+def _summarise_splits(entries: Sequence[Mapping[str, Any]]) -> tuple[SplitSummary, ...]:
+    evals = [entry for entry in entries if entry["event"] == "eval"]
+    # A run that begins at another run's checkpoint has a first step above 1.
+    first_step = min((entry["step"] for entry in entries if entry["event"] == "step"), default=1)
+    model_step = _model_step(entries)
     found = []
     for name in dict.fromkeys(entry["split"] for entry in evals):
         own = [entry for entry in evals if entry["split"] == name]
-        before: Mapping[str, Any] = next((entry for entry in own if entry["step"] == 0), {})
-        after: Mapping[str, Any] = next((entry for entry in reversed(own) if entry["step"] > 0), {})
+        before: Mapping[str, Any] = next((entry for entry in reversed(own) if entry["step"] < first_step), {})
+        later = [entry for entry in own if entry["step"] >= first_step]
+        of_model = [entry for entry in later if entry["step"] == model_step]
+        after: Mapping[str, Any] = next(reversed(of_model or later), {})
+        hashes = before.get("asked"), after.get("asked")
         found.append(
             SplitSummary(
                 split=name,
@@ -188,6 +219,7 @@ def _summarise_splits(evals: Sequence[Mapping[str, Any]]) -> tuple[SplitSummary,
                 perplexity_before=before.get("perplexity"),
                 perplexity_after=after.get("perplexity"),
                 step_after=after.get("step"),
+                is_comparable=None in hashes or len(set(hashes)) == 1,
                 metrics=_summarise_metrics(before, after),
             )
         )

@@ -3,8 +3,10 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from megatune.config import Run
 from megatune.data.prepared import PreparedSet
@@ -74,16 +76,28 @@ class Evaluations:
     told: set[str] = field(default_factory=set)
     """Notices about the scores that were shown."""
 
-    def scored(self, step: int) -> set[str]:
-        """The splits that metrics.jsonl has the scores of at `step`."""
+    def asked(self, split: str) -> str | None:
+        """A hash of what decides the scores of `split` beside the model; None where there is none.
+
+        Its rows, and how they are asked and marked: scores under other hashes cannot be compared.
+        """
+        if split not in self.exams:
+            return None
+        marking = asdict(replace(self.marking, gather="auto", rows_at_once=1))
+        found = json.dumps([self.sets[split].fingerprint, marking], sort_keys=True)
+        return xxhash.xxh3_64_hexdigest(found.encode())
+
+    def is_scored(self, split: str, step: int) -> bool:
+        """Whether metrics.jsonl has the scores of `split` at `step`, of what is asked now. Collective."""
         world: World = self.engine.world
-        return world.first_rank(
-            lambda: {
-                entry["split"]
+        found = world.first_rank(
+            lambda: [
+                entry.get("asked")
                 for entry in read_metrics(self.folder.metrics)
-                if entry["event"] == "eval" and entry["step"] == step
-            }
+                if (entry["event"], entry.get("step"), entry.get("split")) == ("eval", step, split)
+            ]
         )
+        return None in found or self.asked(split) in found
 
     def score(self, split: str, step: int, is_given_up: Callable[[], bool]) -> tuple[Result, float] | None:
         """The scores of the model on `split` and the seconds they took; None when given up."""
@@ -113,6 +127,7 @@ class Evaluations:
                 metrics=metrics,
                 intervals=result.intervals,
                 answers=path,
+                asked=self.asked(split),
                 rows=result.num_rows,
                 loss_rows=result.loss_rows,
                 notices=tuple(result.notices),

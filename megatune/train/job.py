@@ -22,7 +22,7 @@ from megatune.launch.local_hangs import HangRule
 from megatune.launch.planned_run import plan_start
 from megatune.launch.processes import Start, module_command
 from megatune.launch.progress import run_with_restarts
-from megatune.launch.ranks import extension_environment
+from megatune.launch.ranks import extension_environment, one_request
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.verdict import RanksResult
 from megatune.model.source import ModelSource, stored_dtype
@@ -55,12 +55,11 @@ def _train_here(loaded: LoadedRun, arguments: Sequence[str], start: Start) -> in
     folder = RunFolder(loaded.run.train.output_dir)
     run, num_ranks, _ = check_and_prepare(loaded, folder)
     limit_s = run.health.hang_timeout_s
-    extra_env = extension_environment(ready_ops(run))
+    extra_env = {**extension_environment(ready_ops(run)), **one_request()}
 
-    def run_once(restarts: int) -> RanksResult:
-        go_on = ["checkpoint.resume=auto"] if restarts else []
+    def run_once() -> RanksResult:
         return run_ranks(
-            module_command("megatune", "train", *arguments, *go_on),
+            module_command("megatune", "train", *arguments),
             num_ranks=num_ranks,
             log_dir=folder.logs,
             extra_env=extra_env,
@@ -68,7 +67,12 @@ def _train_here(loaded: LoadedRun, arguments: Sequence[str], start: Start) -> in
             start=start,
         )
 
-    result = run_with_restarts(run_once, max_restarts=run.launch.max_restarts, checkpoints=folder.checkpoints)
+    result = run_with_restarts(
+        run_once,
+        max_restarts=run.launch.max_restarts,
+        checkpoints=folder.checkpoints,
+        is_new_run=run.checkpoint.resume != "auto",
+    )
     if result.failure_text:
         print(result.failure_text, file=sys.stderr)
     return result.exit_code

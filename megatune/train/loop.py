@@ -59,13 +59,15 @@ class TrainingLoop:
         self._reporter, self._meter = reporter, meter
         self._stopping, self._heart, self._memory = stopping, heart, memory
         self._total_steps = total_steps(run, train.num_rows, batch.global_sequences)
-        self._state = TrainingState(patience=patience_of(run))
+        patience = patience_of(run, evaluations.asked("validation"))
+        self._state = TrainingState(patience=patience)
         self._loader = StepLoader(self._rows_at, after=self._position_after, workers=run.data.loader_workers)
         self._checkpoints = Checkpoints(
             run,
             engine,
             batch,
             train,
+            patience=patience,
             folder=folder,
             reporter=reporter,
             stopping=stopping,
@@ -114,6 +116,7 @@ class TrainingLoop:
                 step=steps_done,
                 reason=reason,
                 exit_code=code,
+                model_step=self._state.step if code == DONE else None,
                 seconds=time.monotonic() - started,
                 peak_memory_bytes_by_rank=tuple(self._peak_memory_bytes),
                 peak_reserved_bytes_by_rank=reserved,
@@ -141,10 +144,10 @@ class TrainingLoop:
         """Train and evaluate; why that ended, and the exit code that says so."""
         if self._is_stop_agreed():  # while it loaded: nothing is lost by not taking a step
             return self._reason_of_some_rank(), STOPPED_EARLY
-        if self._state.step == 0 or self._is_due(self._run.evaluate.eval_steps):
+        begins = self._checkpoints.begins_here
+        if begins or self._is_due(self._run.evaluate.eval_steps):
             # A run that stopped early has left it to this start.
-            before = ("validation", "test") if self._state.step == 0 else ("validation",)
-            reason = self._evaluate(*before)
+            reason = self._evaluate(*("validation", "test") if begins else ("validation",))
             if reason is not None:
                 return reason, STOPPED_EARLY
         reason, code = self._steps()
@@ -307,7 +310,7 @@ class TrainingLoop:
     def _is_scored(self, split: str) -> bool:
         if split == "validation":
             return self._state.evaluated_at == self._state.step
-        return split in self._evaluations.scored(self._state.step)
+        return self._evaluations.is_scored(split, self._state.step)
 
     def _validated(self, result: Result) -> None:
         self._state = self._state.evaluated(result.value(self._state.patience.metric))

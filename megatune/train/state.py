@@ -44,11 +44,11 @@ class TrainingState:
         position = Position(**stored["position"])  # type: ignore[arg-type]
         saved = Patience(**stored["patience"])  # type: ignore[arg-type]
         losses = tuple(stored.get("recent_losses", ()))  # type: ignore[arg-type,var-annotated]
-        patience = patience.going_on_from(saved)
-        state = cls(**{**stored, "position": position, "patience": patience, "recent_losses": losses})  # type: ignore[arg-type]
-        if (saved.metric, saved.greater_is_better) == (patience.metric, patience.greater_is_better):
-            return state
-        return replace(state.without_best(), eval_value=None)
+        going_on = patience.going_on_from(saved)
+        state = cls(
+            **{**stored, "position": position, "patience": going_on or patience, "recent_losses": losses}  # type: ignore[arg-type]
+        )
+        return state if going_on is not None else state.without_scores(patience)
 
     def within(self, num_rows: int) -> "TrainingState":
         """The state for data of `num_rows` rows: a cursor beyond them begins the next epoch."""
@@ -66,6 +66,10 @@ class TrainingState:
         if self.evaluated_at != self.step or not self.patience.is_better(self.eval_value, self.best_value):
             return self
         return replace(self, best_step=self.step, best_value=self.eval_value)
+
+    def without_scores(self, patience: Patience) -> "TrainingState":
+        """What was scored so far counts no more: `patience` begins."""
+        return replace(self.without_best(), patience=patience, evaluated_at=None, eval_value=None)
 
     def without_best(self) -> "TrainingState":
         """The best checkpoint is not there any more."""

@@ -145,6 +145,8 @@ class Patience:
     greater_is_better: bool = False
     min_delta: float = 0.0
     """What a value must be better by."""
+    asked: str | None = None
+    """What the metric is taken of: see `Evaluations.asked`. None is unknown."""
 
     def after(self, value: float | None) -> "Patience":
         """The state after an evaluation. Only a finite value can be a gain."""
@@ -160,10 +162,12 @@ class Patience:
             return True
         return value - than > by if self.greater_is_better else than - value > by
 
-    def going_on_from(self, saved: "Patience") -> "Patience":
-        """These rules with what `saved` has seen, unless it looked at another metric."""
+    def going_on_from(self, saved: "Patience") -> "Patience | None":
+        """These rules with what `saved` has seen; None when it looked at another metric or at other rows."""
         if (saved.metric, saved.greater_is_better) != (self.metric, self.greater_is_better):
-            return self
+            return None
+        if None not in (saved.asked, self.asked) and saved.asked != self.asked:
+            return None
         return replace(self, best=saved.best, without_gain=saved.without_gain)
 
     @property

@@ -164,8 +164,7 @@ def failing(folder: Path, saves: list[int], code: int = 1, **how: object):
     """A start that saves the next of `saves` and fails."""
     left = list(saves)
 
-    def run_once(restarts: int) -> RanksResult:
-        del restarts
+    def run_once() -> RanksResult:
         if left:
             target = folder / f"step-{left.pop(0):08d}"
             target.mkdir(exist_ok=True)
@@ -196,3 +195,13 @@ def test_ranks_are_started_again_only_when_that_can_help(
     run_once, calls = failing(tmp_path, saves, code, **how)
     assert run_with_restarts(run_once, max_restarts=2, checkpoints=tmp_path).exit_code == code
     assert len(calls) == starts
+
+
+def test_what_a_new_run_sets_aside_is_nothing_that_it_must_get_beyond(tmp_path: Path) -> None:
+    for new, starts in ((False, 1), (True, 3)):
+        folder = tmp_path / str(new)
+        (folder / "step-00000100").mkdir(parents=True)
+        (folder / "step-00000100" / "manifest.json").touch()
+        run_once, calls = failing(folder, [101, 102] if new else [5, 6])
+        run_with_restarts(run_once, max_restarts=2, checkpoints=folder, is_new_run=new)
+        assert len(calls) == starts

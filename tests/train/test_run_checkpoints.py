@@ -5,13 +5,23 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ending_cases import train_ending
-from tiny_runs import metrics_of, train, train_failing, write_model_with_tokenizer, write_run
+from ending_cases import train_as, train_ending
+from tiny_runs import (
+    metrics_of,
+    train,
+    train_failing,
+    write_model_with_tokenizer,
+    write_rows,
+    write_run,
+)
 from worlds import Worlds
 
 from megatune.checkpoint.folders import newest_whole
+from megatune.report.summary import summarise
 
 pytestmark = pytest.mark.world
+
+AT_BEST = "evaluate.load_best_model_at_end=true"
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +127,109 @@ def test_a_start_from_another_runs_checkpoint_does_not_mix_the_two(
     assert names(other) == ["step-00000008"]
     assert hints(other) == ("step-00000008", "step-00000008"), "the best is one that is here"
     assert names(run_dir) == ["step-00000002", "step-00000006"]
+
+
+def test_a_start_from_another_runs_checkpoint_leaves_nothing_of_the_run_that_was_here(
+    worlds: Worlds, finished: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    foreign = run_dir / "checkpoints" / "step-00000006"
+    other = Path(shutil.copytree(run_dir, tmp_path / "other"))
+
+    start(worlds, finished, other, f"checkpoint.resume={foreign}", "train.max_steps=8", AT_BEST)
+
+    assert names(other) == ["step-00000002.abandoned", "step-00000006.abandoned", "step-00000008"]
+    assert [entry["step"] for entry in metrics_of(other, "step")] == [7, 8]
+    assert [entry["step"] for entry in metrics_of(other, "eval")] == [6, 8]
+    assert metrics_of(other, "stop")[-1]["model_step"] == 8, (
+        "the best one of the run that was here is no choice"
+    )
+    (split,) = summarise(other / "metrics.jsonl").splits
+    assert split.loss_before is not None
+
+
+def test_what_was_set_aside_can_be_gone_on_from(worlds: Worlds, finished: Path, run_dir: Path) -> None:
+    start(worlds, finished, run_dir, "checkpoint.resume=none", "train.max_steps=2")
+    aside = run_dir / "checkpoints" / "step-00000006.abandoned"
+
+    start(worlds, finished, run_dir, f"checkpoint.resume={aside}")
+
+    assert hints(run_dir)[1] == "step-00000006", "saved under its own name"
+    assert newest_whole(run_dir / "checkpoints")[0] == run_dir / "checkpoints" / "step-00000006"
+
+
+@pytest.mark.parametrize("how", ["none", "folder"])
+def test_a_later_start_of_the_same_request_goes_on_instead_of_beginning_again(
+    worlds: Worlds, finished: Path, run_dir: Path, how: str
+) -> None:
+    asked = "none" if how == "none" else str(run_dir / "checkpoints" / "step-00000002")
+    overrides = [f"train.output_dir={run_dir}", f"checkpoint.resume={asked}"]
+
+    for max_steps in (4, 6):
+        steps = f"train.max_steps={max_steps}"
+        assert set(worlds.run(2, train_as, "a job", str(finished), [*overrides, steps])) == {0}
+
+    assert metrics_of(run_dir, "resume")[-1]["step"] == 4
+    assert [entry["step"] for entry in metrics_of(run_dir, "step")] == [1, 2, 3, 4, 5, 6]
+    assert sum("abandoned" in name for name in names(run_dir)) == (2 if how == "none" else 1)
+
+    assert set(worlds.run(2, train_as, "another", str(finished), [*overrides, "train.max_steps=3"])) == {0}
+    assert hints(run_dir)[1] == "step-00000003", "another request is done as it says"
+
+
+def test_a_start_that_was_killed_before_it_saved_begins_as_it_was_asked(
+    worlds: Worlds, finished: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    foreign, other = run_dir / "checkpoints" / "step-00000006", tmp_path / "other"
+    other.mkdir()
+    (other / "begun").write_text("request a job\n")
+
+    overrides = [f"train.output_dir={other}", f"checkpoint.resume={foreign}", "train.max_steps=7"]
+    assert set(worlds.run(2, train_as, "a job", str(finished), overrides)) == {0}
+
+    assert [entry["step"] for entry in metrics_of(other, "step")] == [7]
+
+
+def test_the_best_checkpoint_from_before_an_allowed_change_is_still_the_result(
+    worlds: Worlds, finished: Path, run_dir: Path
+) -> None:
+    changed = ["train.weight_decay=0.2", "train.max_steps=8", AT_BEST]
+
+    for permission in (["checkpoint.allow_change=true"], []):
+        start(worlds, finished, run_dir, *changed, *permission)
+        assert metrics_of(run_dir, "stop")[-1]["model_step"] == 2
+
+
+def test_a_best_checkpoint_that_is_damaged_is_named_with_the_way_out_and_one_that_is_not_whole_is_none(
+    worlds: Worlds, finished: Path, run_dir: Path
+) -> None:
+    best = run_dir / "checkpoints" / "step-00000002"
+    content = (best / "training.json").read_bytes()
+    (best / "training.json").write_bytes(content[:-1] + b" ")
+
+    words = refused(worlds, finished, run_dir, AT_BEST)
+
+    assert "training is done, and its best checkpoint, that of step 2, is damaged" in words
+    assert "evaluate.load_best_model_at_end=false" in words
+    start(worlds, finished, run_dir, "evaluate.load_best_model_at_end=false")
+    (best / "training.json").unlink()
+    start(worlds, finished, run_dir, AT_BEST, "train.max_steps=8")
+    assert hints(run_dir) == ("step-00000008", "step-00000008")
+    assert metrics_of(run_dir, "stop")[-1]["model_step"] == 8
+
+
+@pytest.mark.parametrize("change", ["rows", "evaluate.max_eval_rows=1"])
+def test_scores_of_other_rows_decide_nothing(
+    worlds: Worlds, finished: Path, run_dir: Path, tmp_path: Path, change: str
+) -> None:
+    other = write_rows(tmp_path / "other.jsonl", 9, seed=3)
+    override = f"data.validation={other}" if change == "rows" else change
+
+    start(worlds, finished, run_dir, override, "train.max_steps=8")
+
+    assert hints(run_dir) == ("step-00000006", "step-00000008"), "the best one is looked for anew"
+    assert [entry["step"] for entry in metrics_of(run_dir, "eval")] == [0, 2, 4, 6, 8]
+    (split,) = summarise(run_dir / "metrics.jsonl").splits
+    assert not split.is_comparable
 
 
 def test_an_evaluation_made_after_the_checkpoint_is_not_doubled(

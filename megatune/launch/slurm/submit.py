@@ -111,6 +111,9 @@ def submit_jobs(
     Every job is remembered as soon as Slurm has taken it, so that a failure half-way loses none.
     """
     path = write_job(runs, request, script)
+    if after is None:  # a request of its own, and no more jobs for one that is under way
+        for run in runs:
+            RunFolder(run.folder).begun.unlink(missing_ok=True)
     handed_in: list[HandedIn] = []
     for _ in range(num_jobs):
         job = hand_in(path, depends_on=handed_in[-1].job_id if handed_in else after, call=call)
