@@ -83,7 +83,7 @@ def render(found: dict[tuple[str, int, int], Differences], steps: int) -> str:
         "rate of",
         "0.1, which turns an error of a gradient into one of the weights, as Adam's normalisation would not. "
         "ZeRO stage 3",
-        "with fp32 masters throughout.",
+        "with fp32 masters throughout. Of gemma all ranks share one key-value head, as of Gemma-2B.",
         "",
         f"| family | {head} |",
         f"|---|{'---|' * len(LAYOUTS)}",

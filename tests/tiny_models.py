@@ -41,7 +41,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {**_LLAMA, "head_dim": 24}),
     "phi": ("phi", {**_LLAMA, "partial_rotary_factor": 0.5, "qk_layernorm": True}),
     "phi3": ("phi3", {**_LLAMA, "num_attention_heads": 8, "pad_token_id": 0}),
-    "gemma": ("gemma", {**_LLAMA, "head_dim": 16, "pad_token_id": 0}),
+    "gemma": ("gemma", {**_LLAMA, "head_dim": 16, "num_key_value_heads": 1, "pad_token_id": 0}),
     "gemma2": ("gemma2", {**_LLAMA, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8,
                           "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, **_TOKENS}),
     "gemma3": ("gemma3_text", {**_LLAMA, "num_attention_heads": 8, "head_dim": 24, "query_pre_attn_scalar": 24,

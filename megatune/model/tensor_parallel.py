@@ -16,7 +16,7 @@ from megatune.errors import ModelError
 from megatune.model.collectives import TensorGroup
 from megatune.plan.families import Family, Segments, weight_cut
 from megatune.plan.shape import ModelShape
-from megatune.plan.shards import Cut, Segment, split_units
+from megatune.plan.shards import Cut, Segment, split_units, unit_of
 
 Layer = TypeVar("Layer", bound=nn.Linear)
 
@@ -38,6 +38,62 @@ class RowLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         output = self.group.sum(F.linear(input, self.weight))
         return output if self.bias is None else output + self.bias
+
+
+class KeyValueLinear(nn.Linear):
+    """A Linear that holds all key or value heads, and of which this rank computes one: others have that one too.
+
+    Its gradient is of this rank's query heads alone, and is summed over the group.
+    """
+
+    group: TensorGroup
+    rows: slice
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return linear_of_rows(self.group.enter(input), self.weight, self.bias, self.rows, input.dtype)
+
+
+def linear_of_rows(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    rows: slice,
+    compute: torch.dtype,
+) -> torch.Tensor:
+    """F.linear with some rows of `weight`, multiplied and summed in `compute`; the result has the dtype of `input`."""
+    output: torch.Tensor = _LinearOfRows.apply(input, weight, bias, rows, compute)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _LinearOfRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        rows: slice,
+        compute: torch.dtype,
+    ) -> torch.Tensor:
+        # The weight is kept, and not its rows: ZeRO-3 empties it after this and fills it before backward.
+        ctx.save_for_backward(input, weight)
+        ctx.rows, ctx.compute, ctx.has_bias = rows, compute, bias is not None
+        part = None if bias is None else bias[rows].to(compute)
+        return F.linear(input.to(compute), weight[rows].to(compute), part).to(input.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        grad = grad_output.flatten(0, -2).to(ctx.compute)
+        grad_input = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_input = (grad @ weight[ctx.rows].to(ctx.compute)).to(input.dtype).view_as(input)
+        grad_weight = torch.zeros_like(weight)
+        grad_weight[ctx.rows] = (grad.t() @ input.flatten(0, -2).to(ctx.compute)).to(weight.dtype)
+        if ctx.has_bias:
+            grad_bias = weight.new_zeros(len(weight))
+            grad_bias[ctx.rows] = grad.sum(dim=0).to(weight.dtype)
+        return grad_input, grad_weight, grad_bias, None, None
 
 
 class HeadsNorm(nn.Module):
@@ -78,9 +134,13 @@ def cut_block(
 ) -> dict[str, Cut]:
     """Cut one transformer block in place. Returns parameter name (with `prefix`) -> cut."""
     cuts: dict[str, Cut] = {}
+    shared = family.kv_layers if shape.shares_kv_heads(group.size) else ()
     for names, dim, layer in ((family.columns, 0, ColumnLinear), (family.rows, 1, RowLinear)):
         for name, segments in names.items():
-            cuts |= _cut_linear(block, prefix, name, segments, dim, layer, shape, group)
+            if name not in shared:
+                cuts |= _cut_linear(block, prefix, name, segments, dim, layer, shape, group)
+    for name in shared:
+        _share_heads(block, name, shape, group)
     for name, segments in family.norms_over_heads.items():
         cuts |= _cut_norm(block, prefix, name, segments, shape, group)
     _localise(block, family, shape, group)
@@ -144,6 +204,19 @@ def _cut_linear(
     _replace(block, name, _share(linear, layer, cut, group))
     bias = {f"{prefix}{name}.bias": cut} if linear.bias is not None and dim == 0 else {}
     return {f"{prefix}{name}.weight": cut} | bias
+
+
+def _share_heads(block: nn.Module, name: str, shape: ModelShape, group: TensorGroup) -> None:
+    """Leave the weight whole, and have this rank compute the head that its query heads belong to."""
+    linear: Any = block.get_submodule(name)
+    first = unit_of(group.rank, shape.num_kv_heads, group.size) * shape.head_size
+    layer = KeyValueLinear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+    layer.weight, layer.bias = linear.weight, linear.bias
+    layer.group, layer.rows = group, slice(first, first + shape.head_size)
+    layer.train(linear.training)
+    _replace(block, name, layer)
+    for part in ("weight", "bias") if linear.bias is not None else ("weight",):
+        _sum_gradient(block, f"{name}.{part}", group)
 
 
 def _cut_norm(
@@ -217,8 +290,11 @@ def _cut_embedding(embedding: nn.Embedding, cut: Cut, group: TensorGroup) -> Non
 
 def _localise(block: nn.Module, family: Family, shape: ModelShape, group: TensorGroup) -> None:
     """Tell the block's own code how many heads it has on this rank."""
-    kv_heads = split_units(shape.num_kv_heads, group.size)[group.rank]
-    heads = kv_heads * (shape.num_heads // shape.num_kv_heads)
+    heads, kv_heads = shape.local_heads(group.size, group.rank)
+    if shape.shares_kv_heads(group.size):
+        for name in family.kv_layers:
+            attention: Any = block.get_submodule(name.rpartition(".")[0])
+            attention.num_key_value_groups = heads
     values = {"heads": heads, "kv_heads": kv_heads, "q_width": heads * shape.head_size}
     for path, attributes in family.local_attributes.items():
         module = block.get_submodule(path)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
-from megatune.model.tensor_parallel import ColumnLinear, RowLinear
+from megatune.model.tensor_parallel import ColumnLinear, KeyValueLinear, RowLinear, linear_of_rows
 
 _WORTH_IT = 1.2
 """How much faster fp32 must be before it pays to convert operands."""
@@ -60,6 +60,8 @@ def widen(model: nn.Module) -> None:
             module.forward = _linear_of(module)
         elif kind is RowLinear.forward:
             module.forward = _row_linear_of(module)  # type: ignore[arg-type]
+        elif kind is KeyValueLinear.forward:
+            module.forward = _key_value_linear_of(module)  # type: ignore[arg-type]
     _widen_attention()
 
 
@@ -81,12 +83,25 @@ def _row_linear_of(module: RowLinear) -> Callable[[torch.Tensor], torch.Tensor]:
     return forward
 
 
+def _key_value_linear_of(module: KeyValueLinear) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward(input: torch.Tensor) -> torch.Tensor:
+        compute = input.dtype if _is_too_small(input) else torch.float32
+        return linear_of_rows(module.group.enter(input), module.weight, module.bias, module.rows, compute)
+
+    return forward
+
+
+def _is_too_small(input: torch.Tensor) -> bool:
+    """A few tokens, such as those of answers that are being written: conversion would cost more than it saves."""
+    return not torch.is_grad_enabled() and input.numel() < _FEWEST_ROWS * input.shape[-1]
+
+
 def widened_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """F.linear with fp32 products and sums; the result has the dtype of `input`.
 
     Without gradients a few tokens, such as those of answers that are being written, are not widened.
     """
-    if not torch.is_grad_enabled() and input.numel() < _FEWEST_ROWS * input.shape[-1]:
+    if _is_too_small(input):
         return nn.functional.linear(input, weight, bias)
     if torch.compiler.is_compiling():  # which saves what it needs by itself, casts not among it
         product = input.float() @ weight.float().t()

@@ -160,8 +160,7 @@ def _is_parallel(config: Mapping[str, Any]) -> bool:
 
 def _attention_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) -> int:
     shape, element = model.shape, tokens.element_bytes
-    kv_heads = -(-shape.num_kv_heads // tensor_parallel)
-    heads = kv_heads * (shape.num_heads // shape.num_kv_heads)
+    heads, kv_heads = shape.local_heads(tensor_parallel)
     width, kv_width = heads * shape.head_size, kv_heads * shape.head_size
     repeats = tokens.kernel == "eager" or tokens.packed or model.kind.repeats_kv_heads
     kept = element * (2 * width + 2 * (width if repeats else kv_width))

@@ -38,6 +38,16 @@ class Family:
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     """A reason why this config cannot be cut, or None."""
 
+    @property
+    def kv_layers(self) -> tuple[str, ...]:
+        """Layers of key or value heads and nothing else: several ranks may have one head of them."""
+        return tuple(name for name, segments in self.columns.items() if segments == ("kv",))
+
+    @property
+    def can_share_kv_heads(self) -> bool:
+        """Whether a group may have more ranks than there are key-value heads."""
+        return bool(self.kv_layers) and not self.norms_over_heads
+
 
 def _separate(attention: str, output: str, mlp_in: tuple[str, ...], mlp_out: str, **more: Any) -> Family:
     """A family with one Linear each for query, key and value."""
@@ -203,7 +213,7 @@ def find_family(config: Mapping[str, Any], shape: ModelShape, tensor_parallel: i
             f"{', '.join(sorted(FAMILIES))}. parallel.tp_size=1 works with any causal language model "
             "(ZeRO-3 alone still divides its weights over all ranks)."
         )
-    reason = why_never_cut(config, shape) or _refuse_heads(shape, tensor_parallel)
+    reason = why_never_cut(config, shape) or _refuse_heads(family, shape, tensor_parallel)
     if reason:
         raise ModelError(
             f"parallel.tp_size is {tensor_parallel}: {reason}. Use {allowed_degrees(config, shape)}."
@@ -219,20 +229,25 @@ def why_never_cut(config: Mapping[str, Any], shape: ModelShape) -> str | None:
     return family.refuse(config)
 
 
-def _refuse_heads(shape: ModelShape, tensor_parallel: int) -> str | None:
-    if tensor_parallel <= shape.num_kv_heads:
+def _refuse_heads(family: Family, shape: ModelShape, tensor_parallel: int) -> str | None:
+    most = _most_ranks(family, shape)
+    if tensor_parallel <= most:
         return None
-    return (
-        f"the model has {shape.num_kv_heads} key-value head(s), so "
-        f"{tensor_parallel - shape.num_kv_heads} rank(s) of each group would hold no attention at all"
-    )
+    kind = "attention" if most == shape.num_heads else "key-value"
+    why = f"the model has {most} {kind} head(s), so {tensor_parallel - most} rank(s) of each group would hold none"
+    if kind == "attention":
+        return why
+    return f"{why}, and of '{shape.model_type}' ranks cannot share one: its weights or norms span all heads"
+
+
+def _most_ranks(family: Family, shape: ModelShape) -> int:
+    return shape.num_heads if family.can_share_kv_heads else shape.num_kv_heads
 
 
 def allowed_degrees(config: Mapping[str, Any], shape: ModelShape) -> str:
     """The degrees that work for this model, as words for an error."""
-    if why_never_cut(config, shape) or shape.num_kv_heads == 1:
-        return "parallel.tp_size=1"
-    return f"parallel.tp_size from 1 to {shape.num_kv_heads}"
+    most = 1 if why_never_cut(config, shape) else _most_ranks(FAMILIES[shape.model_type], shape)
+    return f"parallel.tp_size from 1 to {most}" if most > 1 else "parallel.tp_size=1"
 
 
 def weight_cut(segments: Segments, shape: ModelShape, *, dim: int, full_size: int, name: str) -> Cut:
@@ -240,15 +255,16 @@ def weight_cut(segments: Segments, shape: ModelShape, *, dim: int, full_size: in
 
     Raises ModelError when the sizes do not fit the plan: then the plan is not this model's.
     """
-    group = shape.num_heads // shape.num_kv_heads
-    unit_size = {"q": group * shape.head_size, "kv": shape.head_size, "qkv": (group + 2) * shape.head_size}
+    group, size = shape.heads_of_group, shape.head_size
+    units = {
+        "q": Segment(shape.num_kv_heads, group * size, group),
+        "kv": Segment(shape.num_kv_heads, size),
+        "qkv": Segment(shape.num_kv_heads, (group + 2) * size),
+    }
     ffn_features = full_size // max(1, segments.count("ffn"))
     cut = Cut(
         dim=dim,
-        segments=tuple(
-            Segment(ffn_features, 1) if code == "ffn" else Segment(shape.num_kv_heads, unit_size[code])
-            for code in segments
-        ),
+        segments=tuple(Segment(ffn_features, 1) if code == "ffn" else units[code] for code in segments),
     )
     if cut.size != full_size:
         raise ModelError(

@@ -7,6 +7,7 @@ from typing import Any
 from megatune.errors import ModelError
 from megatune.plan.config_values import SPELLINGS, checked, model_error, read_number
 from megatune.plan.model_types import MODEL_TYPES
+from megatune.plan.shards import split_parts
 
 _WITHOUT_HEADS = frozenset({"mamba", "falcon_mamba", "rwkv"})
 """Types without attention: one head, which no rank can share."""
@@ -33,6 +34,20 @@ class ModelShape:
     def attention_width(self) -> int:
         """Heads times head size: what the score and value products work on."""
         return self.num_heads * self.head_size
+
+    @property
+    def heads_of_group(self) -> int:
+        """Query heads that share a key-value head."""
+        return self.num_heads // self.num_kv_heads
+
+    def shares_kv_heads(self, tensor_parallel: int) -> bool:
+        """Whether several tensor-parallel ranks have query heads of one key-value head."""
+        return tensor_parallel > self.num_kv_heads
+
+    def local_heads(self, tensor_parallel: int, rank: int = 0) -> tuple[int, int]:
+        """Query and key-value heads of one tensor-parallel rank; the first one has the most."""
+        heads = split_parts(self.num_kv_heads, self.heads_of_group, tensor_parallel)[rank]
+        return heads, -(-heads // self.heads_of_group)
 
 
 def shape_from_config(config: Mapping[str, Any], source: str = "config.json") -> ModelShape:

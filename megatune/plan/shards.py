@@ -3,11 +3,12 @@
 A weight is cut along one dimension. That dimension is made of one or more *segments* (a fused
 query-key-value weight has three), each segment of whole *units* (a head, a feature, a
 vocabulary row) that are never cut. Each rank holds a run of units of every segment. Counts
-that the group does not divide are allowed: the first ranks hold one unit more.
+that the group does not divide are allowed: the first ranks hold one unit more. Where a group has more
+ranks than there are units, a unit is shared out by its parts: the query heads of one key-value head.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 
 def split_units(num_units: int, tensor_parallel: int) -> list[int]:
@@ -20,12 +21,37 @@ def split_units(num_units: int, tensor_parallel: int) -> list[int]:
     return [base + (rank < extra) for rank in range(tensor_parallel)]
 
 
+def split_parts(num_units: int, unit_parts: int, tensor_parallel: int) -> list[int]:
+    """How many parts each rank holds, of units of `unit_parts` each: those of several units, or of one alone.
+
+    >>> split_parts(3, 4, 2), split_parts(2, 7, 4), split_parts(3, 3, 4)
+    ([8, 4], [4, 3, 4, 3], [3, 3, 2, 1])
+    """
+    if tensor_parallel <= num_units:
+        return [count * unit_parts for count in split_units(num_units, tensor_parallel)]
+    # The first ranks hold the most here too: the last units have the most ranks.
+    ranks_of_units = reversed(split_units(tensor_parallel, num_units))
+    return [count for num_ranks in ranks_of_units for count in split_units(unit_parts, num_ranks)]
+
+
+def unit_of(rank: int, num_units: int, tensor_parallel: int) -> int:
+    """Which unit `rank` has parts of, where each rank has those of one alone.
+
+    >>> [unit_of(rank, 3, 4) for rank in range(4)]
+    [0, 1, 2, 2]
+    """
+    ranks_of_units = reversed(split_units(tensor_parallel, num_units))
+    return [unit for unit, num_ranks in enumerate(ranks_of_units) for _ in range(num_ranks)][rank]
+
+
 @dataclass(frozen=True)
 class Segment:
     """`num_units` units of `unit_size` elements each, side by side along the cut dimension."""
 
     num_units: int
     unit_size: int
+    unit_parts: int = 1
+    """Equal parts that a unit is shared out by, where a group has more ranks than there are units."""
 
     @property
     def size(self) -> int:
@@ -52,9 +78,10 @@ class Cut:
         """
         found, offset = [], 0
         for segment in self.segments:
-            counts = split_units(segment.num_units, tensor_parallel)
-            start = offset + sum(counts[:rank]) * segment.unit_size
-            found.append((start, start + counts[rank] * segment.unit_size))
+            counts = split_parts(segment.num_units, segment.unit_parts, tensor_parallel)
+            part_size = segment.unit_size // segment.unit_parts
+            start = offset + sum(counts[:rank]) * part_size
+            found.append((start, start + counts[rank] * part_size))
             offset += segment.size
         return found
 
@@ -63,13 +90,15 @@ class Cut:
         return sum(stop - start for start, stop in self.ranges(rank, tensor_parallel))
 
     def to_json(self) -> dict[str, object]:
-        return {"dim": self.dim, "segments": [[s.num_units, s.unit_size] for s in self.segments]}
+        return {"dim": self.dim, "segments": [list(astuple(segment)) for segment in self.segments]}
 
     @classmethod
     def from_json(cls, stored: dict[str, object]) -> "Cut":
         segments = stored["segments"]
         assert isinstance(segments, Sequence), "written by to_json"
-        return cls(dim=int(str(stored["dim"])), segments=tuple(Segment(int(n), int(s)) for n, s in segments))
+        return cls(
+            dim=int(str(stored["dim"])), segments=tuple(Segment(*map(int, segment)) for segment in segments)
+        )
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,15 @@ def _tensor_parallel_s(
     model: ModelWeights, layout: Layout, seq: int, ranks_per_node: int, network: Network, practice: Practice
 ) -> float:
     """All-reduces of a micro-batch: two a block forward, two backward, two more where it is computed again
-    (arXiv:2104.04473, section 3.2), and the embedding's."""
+    (arXiv:2104.04473, section 3.2), and the embedding's. So are gradients of weights that ranks share heads of."""
     group = Group(layout.tensor_parallel, min(layout.tensor_parallel, ranks_per_node))
     each = 6 if practice.recompute == "full" else 4
     num_bytes = practice.activation_bytes * layout.micro_batch * seq * model.shape.hidden_size
-    return (each * model.shape.num_layers + 2) * all_reduce_seconds(num_bytes, group, network)
+    sums_s = (each * model.shape.num_layers + 2) * all_reduce_seconds(num_bytes, group, network)
+    for weight in model.shared_weights(layout.tensor_parallel):
+        num_bytes = practice.activation_bytes * weight.num_params
+        sums_s += model.shape.num_layers * all_reduce_seconds(num_bytes, group, network)
+    return sums_s
 
 
 def _data_group(layout: Layout, ranks_per_node: int) -> Group:

@@ -5,7 +5,7 @@ Tied embeddings are one tensor, as in transformers.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -117,6 +117,20 @@ class ModelWeights:
     def _local_blocks(self) -> dict[int, tuple[Weight, ...]]:
         """What `local_block` has worked out: a search asks for the same few degrees thousands of times."""
         return {}
+
+    def shared_weights(self, tensor_parallel: int) -> tuple[Weight, ...]:
+        """Those of one block that every rank has whole and computes one head of: of more ranks than such heads."""
+        if self.family is None or not self.shape.shares_kv_heads(tensor_parallel):
+            return ()
+        return tuple(weight for weight in self.block if weight.module in self.family.kv_layers)
+
+    def multiplied_block(self, tensor_parallel: int) -> Iterator[Weight]:
+        """One block's tensors as a token is multiplied with them on the rank of `local_block`."""
+        shared = self.shared_weights(tensor_parallel)
+        for weight in self.local_block(tensor_parallel):
+            if weight in shared:
+                weight = replace(weight, shape=(self.shape.head_size, *weight.shape[1:]))
+            yield weight
 
     def local_outside(self, tensor_parallel: int) -> tuple[Weight, ...]:
         """The tensors outside the blocks on the rank that holds the most: the vocabulary is cut."""
@@ -231,6 +245,8 @@ def _has_outside_norms(config: Mapping[str, Any]) -> bool:
 def _local(weight: Weight, family: Family | None, shape: ModelShape, tensor_parallel: int) -> Weight:
     if family is None or tensor_parallel == 1:
         return weight
+    if shape.shares_kv_heads(tensor_parallel) and weight.module in family.kv_layers:
+        return weight  # whole on every rank
     by_output = {**family.columns, **family.norms_over_heads}
     if weight.module in by_output:
         dim, segments = 0, by_output[weight.module]

@@ -60,7 +60,7 @@ def block_passes(
 ) -> Passes:
     """One block of a micro-batch of `batch` sequences."""
     tokens = batch * seq
-    matrices = sum(_product_s(weight, tokens, device) for weight in model.local_block(tensor_parallel))
+    matrices = sum(_product_s(weight, tokens, device) for weight in model.multiplied_block(tensor_parallel))
     attention = _attention(model, batch, seq, tensor_parallel, device, practice)
     moved = device.traffic_s(tokens * _elementwise_bytes(model, tensor_parallel, practice))
     once = Passes(matrices, 2 * matrices) + attention + Passes(moved, 2 * moved)
@@ -100,7 +100,7 @@ def _attention(
     model: ModelWeights, batch: int, seq: int, tensor_parallel: int, device: Device, practice: Practice
 ) -> Passes:
     shape = model.shape
-    heads = -(-shape.num_kv_heads // tensor_parallel) * (shape.num_heads // shape.num_kv_heads)
+    heads, _ = shape.local_heads(tensor_parallel)
     scores = float(batch * heads) * seq * seq
     if practice.attention == "flash":
         flops = 4.0 * scores * shape.head_size / 2  # the causal half

@@ -78,10 +78,10 @@ def test_a_family_without_a_plan_is_refused_under_tensor_parallelism(run_file, o
     refused(run_file, output_dir, overrides, "nemotron", "will not guess", "parallel.tp_size=1 works")
 
 
-def test_more_ranks_than_key_value_heads_are_refused(run_file, output_dir, session_folder):
-    gemma = write_model(session_folder, "gemma", num_key_value_heads=1)
-    overrides = [f"model.model_name_or_path={gemma}", "parallel.tp_size=2", "launch.nproc_per_node=2"]
-    refused(run_file, output_dir, overrides, "1 key-value head", "Use parallel.tp_size=1")
+def test_more_ranks_than_heads_are_refused(run_file, output_dir, session_folder):
+    phi = write_model(session_folder, "phi3", num_key_value_heads=1)
+    overrides = [f"model.model_name_or_path={phi}", "parallel.tp_size=2", "launch.nproc_per_node=2"]
+    refused(run_file, output_dir, overrides, "1 key-value head", "cannot share", "Use parallel.tp_size=1")
 
 
 def test_a_missing_model_folder_is_named(run_file, output_dir, tmp_path):

@@ -111,7 +111,7 @@ def test_a_layout_that_is_none_is_refused(planned, asked, words):
 @pytest.mark.parametrize(
     ("config", "asked", "overrides", "word"),
     [
-        ({"n_head": 2, "n_embd": 1024}, "tp=8", (), "2 key-value head(s)"),
+        ({"n_head": 2, "n_embd": 1024}, "tp=8", (), "2 attention head(s)"),
         ({"model_type": "cohere", "use_qk_norm": True, "intermediate_size": 4096}, "tp=4", (), "use_qk_norm"),
         ({}, "zero_stage=1,offload=all", (), "parallel.zero_stage 3 or higher"),
         ({}, "zero_stage=0,offload=optimizer", (), "parallel.zero_stage 1 or higher"),
@@ -196,7 +196,7 @@ def test_fixed_keys_that_do_not_fit_say_what_would(planned):
 def test_fixed_keys_that_cannot_be_trained_say_what_would(planned, tmp_path):
     (tmp_path / "model/config.json").write_text(json.dumps(MODEL | {"n_head": 2, "n_embd": 1024}))
     done = megatune("plan", planned, "parallel.tp_size=4", "--gpu", "a100-40gb")
-    assert_refused(done, "2 key-value head(s)", "with every key free:", "parallel.tp_size=")
+    assert_refused(done, "2 attention head(s)", "with every key free:", "parallel.tp_size=")
 
 
 def test_where_only_the_batch_does_not_divide_the_layouts_are_in_the_usual_notation(planned):

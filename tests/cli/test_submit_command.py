@@ -192,7 +192,7 @@ def test_a_layout_that_does_not_fit_the_gpu_is_refused_with_the_nearest_that_do(
 def test_a_layout_that_the_job_would_refuse_is_not_submitted(slurm, run_file, tmp_path):
     config = tmp_path / "model/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"n_head": 2}))
-    assert_refused(submit(slurm, run_file, "parallel.tp_size=4"), "2 key-value head(s)", "from 1 to 2")
+    assert_refused(submit(slurm, run_file, "parallel.tp_size=4"), "2 attention head(s)", "from 1 to 2")
     assert given_to_sbatch(slurm) == []
 
 

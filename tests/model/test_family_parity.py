@@ -7,6 +7,8 @@ import pytest
 from tiny_models import TINY, write_tiny_model
 from worlds import Worlds
 
+from megatune.plan.families import FAMILIES
+
 pytestmark = pytest.mark.world
 
 LAYOUTS = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2)]
@@ -25,13 +27,51 @@ def traces(worlds: Worlds, session_folder: Path) -> dict[tuple[str, int, int], A
     return found
 
 
+# Fewer key-value heads than ranks: two ranks share one, or (9 heads) shares are unequal.
+GROUPED = {
+    **{
+        name: {"num_attention_heads": 8, "num_key_value_heads": 2}
+        for name, (model_type, _) in TINY.items()
+        if FAMILIES[model_type].can_share_kv_heads and TINY[name][1].get("num_key_value_heads")
+    },
+    "llama-tied-9-heads": {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3},
+}
+GROUPED_LAYOUTS = [(4, 1, GROUPED), (4, 2, ("llama-tied-9-heads", "qwen3"))]
+
+
+@pytest.fixture(scope="module")
+def grouped_traces(worlds: Worlds, session_folder: Path) -> dict[tuple[str, int, int], Any]:
+    """As `traces`, of the models of GROUPED."""
+    from parity_steps import train_traces
+
+    folders = {name: str(write_tiny_model(name, session_folder, **GROUPED[name])) for name in GROUPED}
+    found: dict[tuple[str, int, int], Any] = {}
+    for tp, dp, names in [(0, 0, GROUPED), *GROUPED_LAYOUTS]:
+        some = {name: folders[name] for name in names}
+        found |= worlds.run(max(1, tp * dp), train_traces, some, tp, dp, STEPS)[0]
+    return found
+
+
 @pytest.mark.parametrize(("tp", "dp"), LAYOUTS)
 @pytest.mark.parametrize("family", TINY)
 def test_a_layout_trains_like_one_process(
     traces: dict[tuple[str, int, int], Any], family: str, tp: int, dp: int
 ) -> None:
-    losses, norms, weights = traces[family, tp, dp]
-    expected_losses, expected_norms, expected_weights = traces[family, 0, 0]
+    _assert_alike(traces[family, tp, dp], traces[family, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("family", "tp", "dp"), [(name, tp, dp) for tp, dp, names in GROUPED_LAYOUTS for name in names]
+)
+def test_ranks_that_share_a_key_value_head_train_like_one_process(
+    grouped_traces: dict[tuple[str, int, int], Any], family: str, tp: int, dp: int
+) -> None:
+    _assert_alike(grouped_traces[family, tp, dp], grouped_traces[family, 0, 0])
+
+
+def _assert_alike(found: Any, reference: Any) -> None:
+    losses, norms, weights = found
+    expected_losses, expected_norms, expected_weights = reference
 
     assert losses == pytest.approx(expected_losses, rel=1e-5)
     assert norms == pytest.approx(expected_norms, rel=1e-4)

@@ -36,10 +36,21 @@ def test_an_unknown_family_is_refused_and_told_what_works() -> None:
         find_family(config, shape, 2)
 
 
-def test_more_ranks_than_key_value_heads_are_refused() -> None:
+def test_ranks_share_key_value_heads_but_not_query_heads() -> None:
     config, shape = _shape()
-    assert find_family(config, shape, 2) is FAMILIES["llama"]
-    with pytest.raises(ModelError, match=r"2 key-value head\(s\), so 2 rank\(s\).*from 1 to 2"):
+    for degree in (2, 4, 8):
+        assert find_family(config, shape, degree) is FAMILIES["llama"]
+    with pytest.raises(ModelError, match=r"8 attention head\(s\), so 1 rank\(s\).*from 1 to 8"):
+        find_family(config, shape, 9)
+
+
+@pytest.mark.parametrize("kind", ["phi3", "olmo2"])
+def test_families_whose_key_value_heads_cannot_be_shared_say_so(kind: str) -> None:
+    config, shape = _shape(model_type=kind)
+    assert find_family(config, shape, 2) is FAMILIES[kind]
+    with pytest.raises(
+        ModelError, match=r"2 key-value head\(s\), so 2 rank\(s\).*cannot share one.*from 1 to 2"
+    ):
         find_family(config, shape, 4)
 
 

@@ -55,7 +55,7 @@ def test_degrees_that_cannot_be_are_rejected_by_name() -> None:
     reasons = {
         one.layout["tp"]: one.reason for one in rejected(search(question(narrow))) if "tp" in one.layout
     }
-    assert "4 key-value head" in reasons[8]
+    assert "4 attention head" in reasons[8]
     odd = search(question(train={"global_batch_size": 12}))
     assert any("12 sequences does not divide over 8" in one.reason for one in rejected(odd))
 

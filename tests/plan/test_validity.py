@@ -12,7 +12,7 @@ from megatune.plan.refusal import refuse_all
 from megatune.plan.search import Space, search
 from megatune.plan.validity import problems_of, start_problems
 
-TWO_KV_HEADS = {**LLAMA_70B, "num_attention_heads": 32, "num_key_value_heads": 2, "hidden_size": 2048}
+FEW_HEADS = {**LLAMA_70B, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 2048}
 NORM_A_HEAD = {**LLAMA_70B, "model_type": "cohere", "use_qk_norm": True}
 NEIGHBOURS = {"zero_optimization": {"zero_hpz_partition_size": 8}}
 STAGE_3_ONLY = {"zero_optimization": {"stage": 3}}
@@ -21,7 +21,7 @@ STAGE_3_ONLY = {"zero_optimization": {"stage": 3}}
 @pytest.mark.parametrize(
     ("config", "policy", "changes", "word"),
     [
-        (TWO_KV_HEADS, None, {"tensor_parallel": 8, "data_parallel": 1, "accumulation": 64}, "2 key-value"),
+        (FEW_HEADS, None, {"tensor_parallel": 8, "data_parallel": 1, "accumulation": 64}, "4 attention"),
         (NORM_A_HEAD, None, {"tensor_parallel": 4, "data_parallel": 2, "accumulation": 32}, "use_qk_norm"),
         (GPT2_XL, None, {"zero_stage": 1, "offload": "all"}, "needs parallel.zero_stage 3"),
         (GPT2_XL, None, {"zero_stage": 0, "offload": "optimizer"}, "needs parallel.zero_stage 1"),

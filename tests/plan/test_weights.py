@@ -194,27 +194,37 @@ class _FirstOf:
         self.rank, self.size = 0, size
 
 
-@pytest.mark.parametrize("name", sorted(TINY))
-def test_the_first_ranks_share_under_tensor_parallelism_is_exact(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes", "degree"),
+    [
+        *((name, {}, _TP) for name in sorted(TINY)),
+        ("llama", {"num_key_value_heads": 2}, 4),
+        ("qwen2", {"num_key_value_heads": 1}, 3),
+        ("starcoder2", {"num_attention_heads": 4, "num_key_value_heads": 1}, 2),
+    ],
+)
+def test_the_first_ranks_share_under_tensor_parallelism_is_exact(
+    name: str, changes: dict[str, Any], degree: int
+) -> None:
     from megatune.plan.families import find_family
     from megatune.plan.shape import shape_from_config
 
-    kind, config = TINY[name]
+    kind, config = TINY[name][0], {**TINY[name][1], **changes}
     full = AutoConfig.for_model(kind, **config).to_dict()
     shape, model = shape_from_config(full), _meta_model(kind, config)
     conv1d_to_linear(model)
-    family = find_family(full, shape, _TP)
+    family = find_family(full, shape, degree)
     assert family is not None
     blocks = next(
         m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == shape.num_layers
     )
     for block in blocks:
-        cut_block(block, "", family, shape, _FirstOf(_TP))  # type: ignore[arg-type]
-    cut_vocabulary(model, shape, _FirstOf(_TP))  # type: ignore[arg-type]
+        cut_block(block, "", family, shape, _FirstOf(degree))  # type: ignore[arg-type]
+    cut_vocabulary(model, shape, _FirstOf(degree))  # type: ignore[arg-type]
 
     counted = count_model(full)
 
-    assert counted.num_local_params(_TP) == sum(p.numel() for p in model.parameters())
+    assert counted.num_local_params(degree) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("kind", sorted(BLOCKS))

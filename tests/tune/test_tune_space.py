@@ -122,8 +122,8 @@ def test_what_cannot_be_is_refused_with_the_way_out(tmp_path, options, words):
 
 
 def test_a_run_that_no_trial_could_start_is_refused(tmp_path):
-    run_file = write_run(tmp_path, parallel={"tp_size": 8}, launch={"nproc_per_node": 8})
-    with pytest.raises(ConfigError, match=r"key-value head\(s\).*Use parallel.tp_size from 1 to"):
+    run_file = write_run(tmp_path, parallel={"tp_size": 16}, launch={"nproc_per_node": 16})
+    with pytest.raises(ConfigError, match=r"attention head\(s\).*Use parallel.tp_size from 1 to"):
         candidates(run_file)
 
 
