@@ -29,15 +29,20 @@ def show_status(
     call: Call = call,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Show one run, all runs that were submitted, or (with neither) those that wait or run. Exit code 0."""
+    """Show one run, all runs that were submitted, or (with neither) those that wait or run.
+
+    Returns 1 when some of them have a broken file, and are not among those shown; else 0.
+    """
     if run is not None and everything:
         raise ConfigError(["give a RUN or --all, not both."], source="megatune status")
     if watch and as_json:
         raise ConfigError(["--watch shows, --json answers once: use one of them."], source="megatune status")
     folders = [find_run(run)] if run is not None else [RunFolder(folder) for folder in remembered_runs()]
 
+    problems: list[str] | None = None if run is not None else []
+
     def ask() -> list[RunStatus]:
-        found = run_statuses(folders, with_digest=run is not None, call=call)
+        found = run_statuses(folders, with_digest=run is not None, call=call, problems=problems)
         return [status for status in found if run is not None or everything or status.is_active]
 
     if watch:
@@ -46,7 +51,9 @@ def show_status(
     statuses = ask()
     answer = {"schema": 1, "runs": [status.as_object(utc_now()) for status in statuses]}
     show(answer, *_pictures(statuses, one=run is not None), as_json=as_json)
-    return 0
+    for problem in dict.fromkeys(problems or ()):
+        print(f"megatune: not shown: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _pictures(statuses: Sequence[RunStatus], *, one: bool) -> list[RenderableType]:

@@ -152,6 +152,8 @@ def _request(runs: list[RunToSubmit], run_file: Path) -> JobRequest:
                 sites[name] = load_site(name, run_file=run_file)
             requests.append(build_request(run, sites[name], python=sys.executable, working_dir=Path.cwd()))
         except ConfigError as error:
+            if error.source:  # the site profile's mistakes, not the run file's
+                raise
             problems += error.problems if len(runs) == 1 else [f"{run.folder}: {error}"]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), source=str(run_file) if len(runs) == 1 else _SOURCE)
@@ -199,7 +201,13 @@ def _hand_in(submission: Submission, call: Call) -> list[HandedIn]:
         active = active_jobs(folders[0], call)
         num_jobs, after = submission.chain.num_jobs, active[-1].job_id if active else None
     return submit_jobs(
-        submission.runs, submission.request, submission.script, num_jobs=num_jobs, after=after, call=call
+        submission.runs,
+        submission.request,
+        submission.script,
+        num_jobs=num_jobs,
+        after=after,
+        call=call,
+        say=_tell,
     )
 
 

@@ -1,12 +1,13 @@
 """A run as it stands now: Slurm's word about its jobs, and how far its metrics say it has come."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from megatune.errors import MegatuneError
 from megatune.launch.checkpoints import MANIFEST, folder_name, newest_saved_step
 from megatune.launch.digest import Digest, digest_run
 from megatune.launch.processes import STOPPED_BUT_SAVED
@@ -165,15 +166,41 @@ class RunStatus:
 
 
 def run_statuses(
-    folders: Sequence[RunFolder], *, with_digest: bool = False, call: Call = call
+    folders: Sequence[RunFolder],
+    *,
+    with_digest: bool = False,
+    call: Call = call,
+    problems: list[str] | None = None,
 ) -> list[RunStatus]:
     """The status of each run; Slurm is asked once for all of them.
 
-    `with_digest`: say of failed ones why. Raises MegatuneError when a file of a run folder is broken.
+    `with_digest`: say of failed ones why. A run with a broken file is left out, and told in `problems`; without
+    those it raises MegatuneError.
     """
-    jobs = {folder: jobs_of(folder.path) for folder in folders}
+    jobs, standings = dict[RunFolder, list[SubmittedJob]](), dict[RunFolder, Standing]()
+    for folder in folders:
+        try:
+            jobs[folder], standings[folder] = jobs_of(folder.path), _standing_of(folder)
+        except MegatuneError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
     reports = look_up([job for own in jobs.values() for job in own], call)
-    return [_status(folder, jobs[folder], reports, with_digest=with_digest) for folder in folders]
+    return [
+        _status(folder, progress, [reports[job] for job in jobs[folder]], with_digest=with_digest)
+        for folder, progress in standings.items()
+    ]
+
+
+def _standing_of(folder: RunFolder) -> Standing:
+    if not folder.metrics.is_file():
+        return Standing()
+    try:
+        return standing(read_metrics(folder.metrics))
+    except (KeyError, TypeError) as error:
+        raise MegatuneError(
+            f"{folder.metrics} has a line that no run wrote ({type(error).__name__}: {error}). Delete it."
+        ) from error
 
 
 def seconds_since(moment: datetime | None, now: datetime) -> float | None:
@@ -187,13 +214,8 @@ def utc_now() -> datetime:
 
 
 def _status(
-    folder: RunFolder,
-    jobs: Sequence[SubmittedJob],
-    reports: Mapping[SubmittedJob, JobReport],
-    *,
-    with_digest: bool,
+    folder: RunFolder, progress: Standing, reports: Sequence[JobReport], *, with_digest: bool
 ) -> RunStatus:
-    progress = standing(read_metrics(folder.metrics)) if folder.metrics.is_file() else Standing()
     saved = [entry for entry in progress.saves if _is_whole(folder.checkpoints, entry[0])]
     step, saved_at = saved[-1] if saved else (None, None)
     newest = newest_saved_step(folder.checkpoints)
@@ -201,7 +223,7 @@ def _status(
         step, saved_at = newest, _written_at(folder.checkpoints / folder_name(newest) / MANIFEST)
     found = RunStatus(
         folder=folder,
-        jobs=tuple(reports[job] for job in jobs),
+        jobs=tuple(reports),
         standing=progress,
         checkpoint_step=step,
         checkpoint_saved_at=saved_at,

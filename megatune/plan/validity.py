@@ -28,6 +28,17 @@ def start_problems(
     return problems if uncut is None else [*problems, uncut]
 
 
+def length_problem(run: Run, shape: ModelShape) -> str | None:
+    """Why a model has no place for the run's rows; None where it has, or does not say."""
+    longest = shape.max_positions
+    if longest is None or run.data.max_seq_length <= longest:
+        return None
+    return (
+        f"data.max_seq_length = {run.data.max_seq_length} is more than the {longest} positions of "
+        f"{run.model.model_name_or_path}. Use {longest} or less."
+    )
+
+
 def family_problem(config: Mapping[str, Any], shape: ModelShape, tensor_parallel: int) -> str | None:
     """Why a model cannot be cut to a degree; None where it can."""
     try:

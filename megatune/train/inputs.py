@@ -20,6 +20,7 @@ from megatune.evaluate.text_size import PERPLEXITIES
 from megatune.launch.run_folder import RunFolder
 from megatune.model.heads import HeadSpec, find_class
 from megatune.model.source import ModelSource, open_source
+from megatune.plan.validity import length_problem
 from megatune.tasks import DEFAULTS, TASKS, TaskOptions
 from megatune.tasks.metrics.bleu import check_tokenizer
 from megatune.tasks.template import check_template
@@ -56,14 +57,9 @@ class Inputs:
 def open_model(run: Run) -> ModelSource:
     """The model of the run file, checked against what the run asks of it. Raises ModelError or ConfigError."""
     source = open_source(model_folder(run), trust_remote_code=run.model.trust_remote_code)
-    longest = source.shape.max_positions
-    if longest is not None and run.data.max_seq_length > longest:
-        raise ConfigError(
-            [
-                f"data.max_seq_length = {run.data.max_seq_length} is more than the {longest} positions of "
-                f"{run.model.model_name_or_path}. Use {longest} or less."
-            ]
-        )
+    too_long = length_problem(run, source.shape)
+    if too_long:
+        raise ConfigError([too_long])
     return source
 
 

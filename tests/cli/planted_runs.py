@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "launch/slurm"))
 
 from fake_slurm import FakeSlurm, account_line, queue_line, said
 
-from megatune.launch.slurm.history import SubmittedJob, remember_job
+from megatune.launch.slurm.history import SubmittedJob, remember_job, remember_run
 
 __all__ = [
     "NO_ACCOUNTS",
@@ -56,6 +56,8 @@ def plant(
     (folder / "metrics.jsonl").write_text("".join(lines))
     for job_id in job_ids:
         remember_job(folder, SubmittedJob(job_id=job_id, cluster=None, submitted_at=stamp))
+    if job_ids:
+        remember_run(folder)
     return folder
 
 

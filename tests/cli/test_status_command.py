@@ -26,7 +26,7 @@ from planted_runs import (
 )
 
 from megatune.cli.status import show_status
-from megatune.errors import UserError
+from megatune.errors import MegatuneError, UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -191,6 +191,26 @@ def test_without_run_those_that_wait_or_run_are_shown_and_with_all_every_one(tmp
     assert str(tmp_path / "one") in text
     assert str(tmp_path / "two") in text
     assert len(slurm.commands("squeue")) == 2, "one question for all runs"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("jobs.jsonl", "5"), ("metrics.jsonl", '{"event": "step"}'), ("metrics.jsonl", "{")]
+)
+def test_a_run_with_a_broken_file_hides_no_other(tmp_path: Path, capsys, name: str, line: str):
+    plant(tmp_path / "good", RUN, step(12))
+    plant(tmp_path / "bad", RUN, step(12), job_ids=("8",))
+    with (tmp_path / "bad" / name).open("a") as file:
+        file.write(f"{line}\n")
+    slurm = FakeSlurm(squeue=said(queue_line("7", "RUNNING")), sacct=NO_ACCOUNTS)
+
+    code = show_status(None, everything=True, watch=False, as_json=False, call=slurm)
+
+    out, err = capsys.readouterr()
+    assert code == 1
+    assert str(tmp_path / "good") in out
+    assert f"not shown: {tmp_path / 'bad' / name}" in err
+    with pytest.raises(MegatuneError, match=name):
+        show_status(tmp_path / "bad", everything=False, watch=False, as_json=False, call=slurm)
 
 
 def test_nothing_that_runs_is_said(capsys):

@@ -196,6 +196,19 @@ def test_a_layout_that_the_job_would_refuse_is_not_submitted(slurm, run_file, tm
     assert given_to_sbatch(slurm) == []
 
 
+def test_rows_longer_than_the_model_has_positions_are_not_submitted(slurm, run_file):
+    assert_refused(submit(slurm, run_file, "data.max_seq_length=2048"), "more than the 1024 positions")
+    assert given_to_sbatch(slurm) == []
+
+
+def test_a_mistake_in_a_site_profile_is_named_as_the_profiles(slurm, run_file, tmp_path):
+    (tmp_path / "site.yaml").write_text("gpu: A100\n")
+    done = submit(slurm, run_file, f"slurm.site={tmp_path}/site.yaml", "--dry-run")
+    assert_refused(done, f"{tmp_path}/site.yaml: gpu is A100 (line 1)")
+    done = submit(slurm, run_file, 'slurm.additional_parameters={mail-user: ""}', "--dry-run")
+    assert_refused(done, "additional_parameters")
+
+
 def test_the_same_layout_on_an_unknown_gpu_is_submitted(slurm, run_file):
     assert submit(slurm, run_file, *TOO_BIG).code == 0
 

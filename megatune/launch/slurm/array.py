@@ -42,6 +42,12 @@ def load_sweep(run_file: Path, sweeps: Sequence[str], overrides: Sequence[str]) 
     """
     problems: list[str] = []
     axes = [axis for text in sweeps if (axis := _axis(text, problems))]
+    keys = [key for key, _ in axes]
+    problems += [
+        f"{key} is given {keys.count(key)} times: put all of its values behind one, as {key}=a,b,c."
+        for key in dict.fromkeys(keys)
+        if keys.count(key) > 1
+    ]
     if problems:
         raise ConfigError(problems, source="--sweep")
     base = load_run(run_file, overrides).run.train.output_dir
@@ -78,10 +84,18 @@ def _axis(text: str, problems: list[str]) -> tuple[str, list[str]] | None:
         problems.append(f"{text!r}: each run of a sweep gets a folder below train.output_dir by itself.")
         return None
     values = split_values(found["values"])
-    if "" in values or len(set(values)) != len(values):
+    if "" in values or len({_as_number(value) for value in values}) != len(values):
         problems.append(f"{text!r} has an empty value, or one twice.")
         return None
     return found["key"], values
+
+
+def _as_number(value: str) -> float | str:
+    """1e-4 and 1.0e-4 are the same."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def split_values(text: str) -> list[str]:

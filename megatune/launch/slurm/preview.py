@@ -20,7 +20,7 @@ from megatune.plan.question import Machine, layout_of, make_question
 from megatune.plan.rates import Measured
 from megatune.plan.refusal import refuse_too_big
 from megatune.plan.search import Found, search
-from megatune.plan.validity import refuse_untrainable
+from megatune.plan.validity import length_problem, refuse_untrainable
 
 _HELD_ON_CPU = ("weights", "gradients", "optimizer", "shared_memory", "framework", "snapshot")
 """What a rank without a GPU holds at the very least; the rest of its ledger is of one moment."""
@@ -129,6 +129,9 @@ def preview(
     planned = None
     if question is not None:
         refuse_untrainable(question, layout)
+        too_long = length_problem(run, question.work.model.shape)
+        if too_long:
+            raise ConfigError([too_long])
         planned = Planned(question=question, judged=assess(question, layout))
     sequences = layout.global_sequences
     return Preview(

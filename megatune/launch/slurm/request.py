@@ -85,7 +85,7 @@ class JobRequest:
 
     @property
     def time_limit_s(self) -> int | None:
-        return None if self.time is None else parse_limit_s(self.time)
+        return None if self.time is None else parse_limit_s(self.time) or None  # 0 is no limit to sbatch
 
 
 _OF_ONE_RUN = frozenset({"runs", "job_name"})

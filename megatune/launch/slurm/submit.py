@@ -2,16 +2,16 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from megatune.config import resolved_yaml
-from megatune.errors import ConfigError, SubmitError
+from megatune.errors import ConfigError, MegatuneError, SubmitError
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.slurm.command import Call
-from megatune.launch.slurm.history import SubmittedJob, jobs_of, remember_job
+from megatune.launch.slurm.history import SubmittedJob, jobs_of, remember_job, remember_run
 from megatune.launch.slurm.queue import ask_queue
 from megatune.launch.slurm.request import JobRequest, RunToSubmit
 
@@ -105,10 +105,12 @@ def submit_jobs(
     num_jobs: int,
     after: str | None,
     call: Call,
+    say: Callable[[str], None],
 ) -> list[HandedIn]:
     """Write everything and hand in `num_jobs` jobs, each after the one before; the first after `after`.
 
-    Every job is remembered as soon as Slurm has taken it, so that a failure half-way loses none.
+    Every job is remembered as soon as Slurm has taken it, so that a failure half-way loses none. say: told of runs
+    that could not be put on the user's list. Raises SubmitError, with the jobs that Slurm has taken.
     """
     path = write_job(runs, request, script)
     if after is None:  # a request of its own, and no more jobs for one that is under way
@@ -116,25 +118,55 @@ def submit_jobs(
             RunFolder(run.folder).begun.unlink(missing_ok=True)
     handed_in: list[HandedIn] = []
     for _ in range(num_jobs):
-        job = hand_in(path, depends_on=handed_in[-1].job_id if handed_in else after, call=call)
+        try:
+            job = hand_in(path, depends_on=handed_in[-1].job_id if handed_in else after, call=call)
+        except SubmitError as error:
+            raise SubmitError(f"{error}{_already(handed_in, num_jobs)}") from error
         handed_in.append(job)
         _remember(runs, job, request.time_limit_s)
+        if len(handed_in) == 1:
+            _list(runs, say)
     return handed_in
 
 
+def _list(runs: Sequence[RunToSubmit], say: Callable[[str], None]) -> None:
+    try:
+        for run in runs:
+            remember_run(run.folder)
+    except (OSError, MegatuneError) as error:
+        say(f"note: not all runs are on the list of `megatune status`, which names them when asked: {error}")
+
+
+def _already(handed_in: Sequence[HandedIn], num_jobs: int) -> str:
+    if not handed_in:
+        return ""
+    ids = ", ".join(job.job_id for job in handed_in)
+    return (
+        f" Slurm has taken {len(handed_in)} of {num_jobs} jobs before: {ids}. They stay; `megatune submit --chain "
+        f"{num_jobs - len(handed_in)}` adds the others behind them."
+    )
+
+
 def _remember(runs: Sequence[RunToSubmit], job: HandedIn, limit_s: int | None) -> None:
-    submitted_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """Leave `job` in the folder of each run. Raises SubmitError naming those that do not take it."""
+    submitted_at, problems = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), []
     for task, run in enumerate(runs):
         job_id = job.job_id if len(runs) == 1 else f"{job.job_id}_{task}"
-        remember_job(
-            run.folder,
-            SubmittedJob(
-                job_id=job_id,
-                cluster=job.cluster,
-                submitted_at=submitted_at,
-                time_limit_s=limit_s,
-                depends_on=job.depends_on,
-            ),
+        submitted = SubmittedJob(
+            job_id=job_id,
+            cluster=job.cluster,
+            submitted_at=submitted_at,
+            time_limit_s=limit_s,
+            depends_on=job.depends_on,
+        )
+        try:
+            remember_job(run.folder, submitted)
+        except OSError as error:
+            problems.append(f"{run.folder} ({error.strerror})")
+    if problems:
+        raise SubmitError(
+            f"Slurm has taken job {job.job_id}, and its id could not be written into {', '.join(problems)}: "
+            f"megatune does not know of it. End it with `scancel {job.job_id}`, or do not submit again before its end."
         )
 
 

@@ -138,6 +138,14 @@ def test_torchrun_without_srun_starts_on_the_first_node_only():
     assert "first of the 2 nodes" in finding.message
 
 
+@pytest.mark.parametrize("command", ["megatune train run.yaml", "python -P -m megatune train run.yaml"])
+def test_a_training_without_srun_leaves_the_other_nodes_idle(command):
+    head = "".join(TORCHRUN.splitlines(keepends=True)[:3])
+    (finding,) = found(f"{head}{command}\n", "first-node-only")
+    assert "the others stand idle" in finding.message
+    assert found(f"{head}srun {command}\n", "first-node-only") == []
+
+
 def test_every_rule_has_a_planted_mistake():
     planted = {rule for rule, *_ in (*PLANTED, *WITH_FACTS)} | {"first-node-only"}
     assert {rule.name for rule in RULES} == planted

@@ -44,6 +44,7 @@ def test_overrides_hold_for_all_runs_of_a_sweep(tmp_path):
         ("train.seed=", "must be key.sub=a,b,c"),
         ("train.seed=1,,2", "empty value"),
         ("train.seed=1,1", "or one twice"),
+        ("train.learning_rate=1e-4,1.0e-4", "or one twice"),
         ("train.output_dir=a,b", "gets a folder below train.output_dir by itself"),
         ("train.sed=1,2", "no key 'sed'"),
         ("train.seed=1,x", "train.seed is x"),
@@ -53,6 +54,11 @@ def test_overrides_hold_for_all_runs_of_a_sweep(tmp_path):
 def test_a_sweep_with_a_mistake_is_refused(tmp_path, sweep, words):
     with pytest.raises(ConfigError, match=words):
         load_sweep(write_run(tmp_path / "run.yaml"), [sweep], [])
+
+
+def test_a_key_of_two_sweeps_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"train.seed is given 2 times.*train.seed=a,b,c"):
+        load_sweep(write_run(tmp_path / "run.yaml"), ["train.seed=1,2", "train.seed=3,4"], [])
 
 
 def test_more_runs_than_slurm_takes_are_refused(tmp_path):

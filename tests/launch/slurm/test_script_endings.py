@@ -386,9 +386,10 @@ def test_files_of_the_site_are_sourced_before_the_ranks_start(node, run_folder, 
     assert training["environment"]["SITE_SOURCED"] == "yes"
 
 
-def test_where_requeueing_is_forbidden_a_new_job_waits_for_this_one(node, run_folder):
+@pytest.mark.parametrize(("answer", "cluster"), [("678\n", None), ("Welcome to the site!\n678;big\n", "big")])
+def test_where_requeueing_is_forbidden_a_new_job_waits_for_this_one(node, run_folder, answer, cluster):
     node.ranks_end_with(75)
-    node.answer("sbatch", "678;cluster\n")
+    node.answer("sbatch", answer)
 
     ended = node.run(job(node, run_folder, {"requeue": "resubmit"}), SLURM_RESTART_COUNT="1")
 
@@ -400,6 +401,7 @@ def test_where_requeueing_is_forbidden_a_new_job_waits_for_this_one(node, run_fo
     assert "SLURM_RESTART_COUNT" not in handed_in["environment"]
     (known,) = jobs_of(run_folder)
     assert (known.job_id, known.depends_on, known.time_limit_s) == ("678", "12345", 4 * 3600)
+    assert known.cluster == cluster
 
 
 def test_a_new_job_that_sbatch_refuses_is_told(node, run_folder):

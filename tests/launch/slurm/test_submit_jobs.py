@@ -1,5 +1,6 @@
 """Handing jobs in: what sbatch is given, what its answer becomes, what is remembered."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from fake_slurm import FakeSlurm, queue_line, said
 from job_cases import request_of, run_of
 
 from megatune.config import load_run
-from megatune.errors import ConfigError, SubmitError
+from megatune.errors import ConfigError, MegatuneError, SubmitError
 from megatune.launch.slurm.history import SubmittedJob, jobs_of, remember_job, remembered_runs
 from megatune.launch.slurm.script import render_script
 from megatune.launch.slurm.submit import active_jobs, hand_in, refuse_active, submit_jobs, submitted_yaml
@@ -54,7 +55,7 @@ def test_jobs_of_a_chain_each_wait_for_the_one_before(tmp_path):
     run = run_of(tmp_path, train={"output_dir": str(tmp_path / "run")})
     request = request_of(tmp_path, train={"output_dir": str(tmp_path / "run")})
 
-    submit_jobs([run], request, render_script(request), num_jobs=3, after="7", call=slurm)
+    submit_jobs([run], request, render_script(request), num_jobs=3, after="7", call=slurm, say=print)
 
     assert [command[1] for command in slurm.commands("sbatch")] == [
         "--dependency=afterany:7",
@@ -74,7 +75,7 @@ def test_a_chain_that_fails_half_way_has_remembered_its_first_jobs(tmp_path):
     run = run_of(tmp_path, train={"output_dir": str(tmp_path / "run")})
     request = request_of(tmp_path, train={"output_dir": str(tmp_path / "run")})
 
-    with pytest.raises(SubmitError, match="limit reached"):
+    with pytest.raises(SubmitError, match=r"limit reached.*taken 1 of 2 jobs before: 11.*--chain 1"):
         submit_jobs(
             [run],
             request,
@@ -82,9 +83,69 @@ def test_a_chain_that_fails_half_way_has_remembered_its_first_jobs(tmp_path):
             num_jobs=2,
             after=None,
             call=FakeSlurm(sbatch=lambda _: next(answers)),
+            say=print,
         )
 
     assert [job.job_id for job in jobs_of(run.folder)] == ["11"]
+
+
+def test_jobs_are_known_of_every_run_when_the_list_of_runs_cannot_be_written(tmp_path, monkeypatch):
+    """Else the same runs could be submitted once more, into the same folders."""
+    monkeypatch.setenv("MEGATUNE_CACHE", "/proc/no-cache")
+    runs = [run_of(tmp_path, train={"output_dir": str(tmp_path / name)}) for name in ("a", "b")]
+    notes: list[str] = []
+
+    submit_jobs(
+        runs,
+        request_of(tmp_path, train={"output_dir": str(tmp_path / "a")}),
+        "#!/bin/bash\n",
+        num_jobs=1,
+        after=None,
+        call=FakeSlurm(sbatch=lambda _: said("11\n")),
+        say=notes.append,
+    )
+
+    assert [[job.job_id for job in jobs_of(run.folder)] for run in runs] == [["11_0"], ["11_1"]]
+    assert len(notes) == 1
+    assert "/proc" in notes[0]
+
+
+def test_a_job_that_cannot_be_written_down_is_named(tmp_path):
+    run = run_of(tmp_path, train={"output_dir": str(tmp_path / "run")})
+    (tmp_path / "run/jobs.jsonl").mkdir(parents=True)
+
+    with pytest.raises(SubmitError, match=r"has taken job 11.*scancel 11"):
+        submit_jobs(
+            [run],
+            request_of(tmp_path, train={"output_dir": str(tmp_path / "run")}),
+            "#!/bin/bash\n",
+            num_jobs=1,
+            after=None,
+            call=FakeSlurm(sbatch=lambda _: said("11\n")),
+            say=print,
+        )
+
+
+def test_a_torn_line_costs_itself_alone(tmp_path):
+    remember(tmp_path / "run", "11")
+    with (tmp_path / "run/jobs.jsonl").open("a") as file:
+        file.write('{"job_id": "12", "sub')
+
+    assert [job.job_id for job in jobs_of(tmp_path / "run")] == ["11"]
+    remember(tmp_path / "run", "13")
+    with pytest.raises(MegatuneError, match=r"line 2 is no JSON.*Delete the line"):
+        jobs_of(tmp_path / "run")
+    lines = (tmp_path / "run/jobs.jsonl").read_text().splitlines()
+    assert json.loads(lines[2])["job_id"] == "13", "the next one stands on a line of its own"
+
+
+@pytest.mark.parametrize("line", ["5", "[]", "{}", '{"job_id": 7, "submitted_at": "x"}'])
+def test_a_line_of_another_shape_is_named(tmp_path, line):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/jobs.jsonl").write_text(f"\n{line}\n")
+
+    with pytest.raises(MegatuneError, match=r"jobs.jsonl, line 2 is no object with the text"):
+        jobs_of(tmp_path / "run")
 
 
 def test_the_submitted_run_file_reads_back_to_the_run_with_the_jobs_layout(tmp_path):

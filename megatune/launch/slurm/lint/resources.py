@@ -8,6 +8,7 @@ from megatune.launch.slurm.lint.parse import BatchScript
 from megatune.launch.slurm.quantities import parse_memory_bytes
 from megatune.units import format_bytes
 
+_TRAINS = re.compile(r"\bmegatune\s+train\b")
 NODE_LAUNCHERS = ("torchrun", "torch.distributed.run", "torch.distributed.launch", "accelerate", "deepspeed")
 """Programs that start the ranks of one node themselves."""
 
@@ -69,12 +70,15 @@ def _first_node_only(script: BatchScript, _: LintFacts) -> Iterator[Hit]:
             ),
             None,
         )
+        if launched is None and _TRAINS.search(command.text):
+            launched = "megatune train"
         by_hand = re.search(r"\b(srun|ssh|pdsh|mpirun|mpiexec|clush)\b", command.text)
         if launched and not by_hand and launched not in ("deepspeed", "accelerate"):
+            end = "the others stand idle" if launched == "megatune train" else "waits for the others for ever"
             yield Hit(
                 line=command.line,
                 message=f"{launched} is started without srun: it runs on the first of the {nodes} nodes alone and "
-                "waits for the others for ever.",
+                f"{end}.",
             )
 
 
