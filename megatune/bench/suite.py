@@ -163,7 +163,7 @@ def load_suite(name: str, folder: Path = SUITES) -> Suite:
             ],
             source="megatune bench",
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"it is not YAML: {error}"], source=str(path)) from error
     if not isinstance(values, dict):
         found = "it is empty" if values is None else f"it holds {repr(values)[:60]}"

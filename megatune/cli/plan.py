@@ -164,6 +164,11 @@ def _machine(run: Run, options: PlanOptions) -> Machine:
     on_gpus = _on_gpus(gpus, is_here=asked == "auto" or (nodes == 1 and slurm is None))
     gpu = options.gpu if options.gpu or on_gpus else "cpu"
     accelerator = _accelerator(gpu)
+    if gpus == 0 and accelerator is not None:
+        raise ConfigError(
+            [f"--gpu {gpu} and no GPUs on a node: give --gpus-per-node above 0, or take --gpu out."],
+            source="megatune plan",
+        )
     per_node = gpus or ranks_here(asked, run.parallel.tp_size, num_gpus=count_gpus() if accelerator else 0)
     if slurm is None and (accelerator is None or count_gpus()):
         return machine_here(run, num_nodes=nodes, ranks_per_node=per_node, gpu=gpu)

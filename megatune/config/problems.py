@@ -184,7 +184,7 @@ def _describe(schema: Schema) -> str:
 
 def _range(schema: Schema) -> str:
     if not {"maximum", "exclusiveMaximum", "exclusiveMinimum"} & set(schema):
-        return f" of at least {schema['minimum']}"
+        return f" of at least {schema['minimum']}" if "minimum" in schema else ""
     low = f" from {schema['minimum']}" if "minimum" in schema else ""
     low = f" above {schema['exclusiveMinimum']}" if "exclusiveMinimum" in schema else low
     high = f" to {schema['maximum']}" if "maximum" in schema else ""

@@ -34,6 +34,12 @@ def fetch_asset(name: str, folder: Path) -> Iterator[str]:
     """
     if name not in ASSETS:
         raise DataError(f"there is nothing called {name!r} to fetch; names: {', '.join(ASSETS)}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"--to {folder}: no folder can be made there ({error.strerror}). Name one that you can write to"
+        ) from error
     yield from _model(folder)
     yield from ASSETS[name](folder)
     for recipe in sorted(_recipes()):

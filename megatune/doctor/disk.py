@@ -148,6 +148,14 @@ def _node_problems(facts: Json, node: str, group: Group, checkpoint_bytes: int |
             )
         ]
     free_bytes = facts.get("free_bytes")
+    if free_bytes is not None and free_bytes < _PROBE_BYTES:
+        return [
+            Problem(
+                verdict="fail",
+                text=f"{node} sees {format_bytes(free_bytes)} free in {folder}: no run fits there",
+                fix="Free space, or set train.output_dir to a larger file system.",
+            )
+        ]
     if checkpoint_bytes is not None and free_bytes is not None and free_bytes < checkpoint_bytes:
         return [
             Problem(

@@ -1,6 +1,7 @@
 """The doctor on one machine: start the ranks, wait, hand over their report."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ def check_this_machine(
 ) -> tuple[dict[str, Any] | None, int, str]:
     """Run the doctor's ranks here. Returns the report, the exit code, and what to say when there is no report."""
     num_ranks = choose_num_ranks(loaded)
-    with tempfile.TemporaryDirectory(prefix="megatune-doctor-") as folder:
+    folder = tempfile.mkdtemp(prefix="megatune-doctor-")
+    is_needed = False
+    try:
         report = Path(folder) / "report.json"
         request = Path(folder) / "request.json"
         request.write_text(
@@ -42,6 +45,10 @@ def check_this_machine(
             grace_s=_GRACE_S,
         )
         answer = json.loads(report.read_text()) if report.exists() else None
+        is_needed = answer is None  # the failure names the log of a rank
+    finally:
+        if not is_needed:
+            shutil.rmtree(folder)
     return answer, result.exit_code, result.failure_text
 
 

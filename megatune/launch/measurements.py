@@ -36,8 +36,7 @@ def measured_for(run: Run, *, device: str | None) -> Measured:
 
 def links_for(run: Run, *, on_gpus: bool) -> Links | None:
     """Measured links between the devices that `run` will get; None when nobody measured them."""
-    entry = _of_doctor(run).get("links")
-    found = links_of(entry) if isinstance(entry, dict) else read_links(_file("links"), place_of(run))
+    found = links_of(_of_doctor(run).get("links")) or read_links(_file("links"), place_of(run))
     return found if found is not None and found.backend == _BACKENDS[on_gpus] else None
 
 

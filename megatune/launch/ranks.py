@@ -96,6 +96,12 @@ def in_allocation_shell(environ: Mapping[str, str] = os.environ) -> bool:
     return bool(environ.get("SLURM_JOB_ID")) and step_size(environ) is None
 
 
+def other_nodes(environ: Mapping[str, str] = os.environ) -> int:
+    """Nodes of the job beside this one, where this process is its batch script's or its shell's; else 0."""
+    granted = environ.get("SLURM_JOB_NUM_NODES", "")
+    return int(granted) - 1 if in_allocation_shell(environ) and granted.isdigit() and int(granted) else 0
+
+
 def log_title(environ: Mapping[str, str] = os.environ) -> str | None:
     """`rank 3 of 8` for the log of a task of srun that the script of `megatune submit` started, or None."""
     if not in_submitted_job(environ) or step_size(environ) is None:

@@ -88,23 +88,28 @@ def write_links(file: Path, key: str, links: Links) -> None:
 
 def read_links(file: Path, key: str) -> Links | None:
     """The record of `key`; None when nothing was measured there, or by another version."""
-    entry = read_kept(file, "links").get(key)
-    return links_of(entry) if isinstance(entry, dict) else None
+    return links_of(read_kept(file, "links").get(key))
 
 
-def links_of(entry: dict[str, Any]) -> Links:
-    """The record that `links_json` wrote."""
-    return Links(
-        measured_at=entry["measured_at"],
-        backend=entry["backend"],
-        num_nodes=entry["num_nodes"],
-        intra_node=_link(entry["intra_node"]),
-        inter_node=_link(entry["inter_node"]),
-    )
+def links_of(entry: object) -> Links | None:
+    """The record that `links_json` wrote; None for anything else, as another version may have left it."""
+    if not isinstance(entry, dict):
+        return None
+    try:
+        return Links(
+            measured_at=entry["measured_at"],
+            backend=entry["backend"],
+            num_nodes=entry["num_nodes"],
+            intra_node=_link(entry["intra_node"]),
+            inter_node=_link(entry["inter_node"]),
+        )
+    except (KeyError, TypeError):
+        return None
 
 
 def _link(entry: dict[str, Any] | None) -> Link | None:
-    return None if entry is None else Link(**entry)
+    link = None if entry is None else Link(**entry)
+    return link if link is not None and link.bytes_per_s > 0 else None
 
 
 def _digits(value: float) -> float:

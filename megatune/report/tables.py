@@ -63,7 +63,8 @@ def show(
     terminal = stream.isatty()
     console = Console(file=stream, width=None if terminal else _WIDTH_WITHOUT_TERMINAL, highlight=False)
     for picture in pictures:
-        console.print(picture, markup=False)
+        # Lines of text are copied from here: only the terminal itself may break them.
+        console.print(picture, markup=False, soft_wrap=isinstance(picture, str | Text))
 
 
 def _is_number(value: Any) -> bool:

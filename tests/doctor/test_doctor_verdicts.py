@@ -119,6 +119,13 @@ def disk(**changes: object) -> dict[str, object]:
     }  # fmt: skip
 
 
+def test_a_disk_without_room_for_the_probe_fails_though_no_checkpoint_is_known():
+    finding = judge_disk({0: disk(free_bytes=4096)}, cluster(1, 1), None)
+
+    assert finding.verdict == "fail"
+    assert "no run fits there" in finding.message
+
+
 def test_a_disk_too_full_for_one_checkpoint_fails():
     finding = judge_disk({0: disk(), 1: disk(free_bytes=3 * GIB)}, cluster(2, 1), 10 * GIB)
 

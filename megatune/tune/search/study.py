@@ -104,7 +104,12 @@ def set_up(study: "Study", definition: Definition, num_trials: int) -> None:
 
 def definition_of(study: "Study") -> Definition:
     """What `set_up` has entered."""
-    known: Mapping[str, Any] = study.user_attrs[_DEFINITION]
+    known: Mapping[str, Any] | None = study.user_attrs.get(_DEFINITION)
+    if known is None:
+        raise ConfigError(
+            ["the search was cut off before it was written down: start it again with --space"],
+            source="megatune search",
+        )
     return Definition(**{**known, "space": Space.from_object(known["space"])})
 
 
