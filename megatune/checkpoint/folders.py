@@ -40,24 +40,31 @@ def prunable(
     damaged: what is known to be so. It stays, and is none of the newest that are kept.
     """
     old = sorted(folder for folder in _whole(checkpoints) if folder not in damaged)[:-keep]
-    return [
-        folder
-        for folder in old
-        if folder not in protected and not read_manifest(folder).kept_for_ever and not foreign_files(folder)
-    ]
+    return [folder for folder in old if folder not in protected and _may_be_removed(folder)]
+
+
+def _may_be_removed(folder: Path) -> bool:
+    try:
+        return not read_manifest(folder).kept_for_ever and not foreign_files(folder)
+    except CheckpointError:
+        return False  # another prune, beside this one, is removing it
 
 
 def prune(
     checkpoints: Path, keep: int, *, protected: Collection[Path] = (), damaged: Collection[Path] = ()
 ) -> list[Path]:
-    """Remove what `prunable` names, and return it."""
-    doomed = prunable(checkpoints, keep, protected=protected, damaged=damaged)
-    for folder in doomed:
+    """Remove what `prunable` names; returns what was removed."""
+    removed = []
+    for folder in prunable(checkpoints, keep, protected=protected, damaged=damaged):
         renamed = folder.with_suffix(_OLD)
-        folder.rename(renamed)
+        try:
+            folder.rename(renamed)
+        except FileNotFoundError:
+            continue  # another prune, beside this one, was faster
         sync_folder(checkpoints)
         shutil.rmtree(renamed)
-    return doomed
+        removed.append(folder)
+    return removed
 
 
 def foreign_files(folder: Path) -> list[str]:

@@ -28,14 +28,22 @@ def export_run(source: Path, target: Path, dtype: str) -> None:
 
 @contextmanager
 def model_folder(model: Path) -> Iterator[Path]:
-    """A Hugging Face folder of the model: of a run its export, or its newest checkpoint, exported for this while."""
+    """A Hugging Face folder of the model: of a run its export, or its newest checkpoint, exported for this while.
+
+    An export that the run has trained on from since, or of a run that was there before, is not its model.
+    """
     folder = RunFolder(model)
     if not folder.run_file.is_file():
         yield model
         return
-    if folder.export.is_dir():
+    from megatune.checkpoint.folders import newest_whole
+
+    newest, _ = newest_whole(folder.checkpoints)
+    if folder.export.is_dir() and (folder.exported.is_file() or newest is None):
         yield folder.export
         return
+    if folder.export.is_dir():
+        print(f"note: {folder.export} is of an earlier model of this run; taking {newest}", file=sys.stderr)
     from megatune.checkpoint.export import export_checkpoint
     from megatune.engine.dtypes import DTYPES
 

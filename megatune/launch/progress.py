@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from megatune.launch.checkpoints import newest_saved_step
+from megatune.launch.checkpoints import MANIFEST, finished, step_of
 from megatune.launch.processes import GOOD_ENDS
 from megatune.launch.verdict import RanksResult
 
@@ -21,19 +21,27 @@ def run_with_restarts(
     user stopped, are not started again. is_new_run: the first start sets aside what there is.
     """
     for restarts in range(max_restarts):
-        before = -1 if is_new_run and restarts == 0 else newest_saved_step(checkpoints)
+        before = _saved(checkpoints)
         result = run_once()
         is_failure = result.hung or result.exit_code not in (*GOOD_ENDS, _USER_ERROR)
         if not is_failure or result.stop_asked:
             return result
-        newest = newest_saved_step(checkpoints)
-        if newest <= before:
+        newest = max((step for step, _ in _saved(checkpoints) - before), default=-1)
+        set_aside = is_new_run and restarts == 0
+        if newest <= (-1 if set_aside else max((step for step, _ in before), default=-1)):
             _tell("not started again: nothing new was saved since the last start")
             return result
         if result.failure_text:
             _tell(result.failure_text)
         _tell(f"starting the ranks again after step {newest} (restart {restarts + 1} of {max_restarts})")
     return run_once()
+
+
+def _saved(checkpoints: Path) -> set[tuple[int, int]]:
+    """Step and time of writing of each checkpoint that was written to its end."""
+    return {
+        (step_of(folder) or 0, (folder / MANIFEST).stat().st_mtime_ns) for folder in finished(checkpoints)
+    }
 
 
 def _tell(text: str) -> None:

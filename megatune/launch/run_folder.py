@@ -88,6 +88,11 @@ class RunFolder:
         """The Hugging Face folder."""
         return self.path / "export"
 
+    @property
+    def exported(self) -> Path:
+        """The checkpoint that `export` was made of; not there while a later start trains on."""
+        return self.path / "exported"
+
     def answers(self, step: int) -> Path:
         """What the model of `step` answered, one file a split beside gold."""
         return self.path / "answers" / f"step-{step:08d}"

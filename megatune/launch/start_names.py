@@ -29,6 +29,14 @@ class StartNames:
             return False
         return not set(self.again).isdisjoint(record.read_text(encoding="utf-8").splitlines())
 
+    def forget_others(self, record: Path) -> None:
+        """Take `record` away where no start before this one can have had its request.
+
+        torchrun calls every run `none` unless it is told otherwise. Before anything that may fail.
+        """
+        if not self.again:
+            record.unlink(missing_ok=True)
+
     def begin(self, record: Path) -> None:
         """Leave them in `record`, for the next start. A start without names leaves what is there."""
         if self.all:

@@ -176,10 +176,12 @@ def _refuse_other_machines(run: Run) -> None:
 
 def interrupted(run: Run, arguments: Sequence[str]) -> str:
     """What to tell the user of a run that stopped early: the command that goes on from what it saved."""
-    if not run.checkpoint.save_at_end:
-        return "stopped early, and nothing was saved: checkpoint.save_at_end is false"
-    resume = [] if run.checkpoint.resume == "auto" else ["checkpoint.resume=auto"]
+    newest = newest_saved_step(RunFolder(run.train.output_dir).checkpoints)
+    resume = [] if run.checkpoint.resume == "auto" or newest < 0 else ["checkpoint.resume=auto"]
     command = shlex.join(["megatune", "train", *arguments, *resume])
-    if newest_saved_step(RunFolder(run.train.output_dir).checkpoints) < 0:
+    if not run.checkpoint.save_at_end:
+        lost = "stopped early, and not saved: checkpoint.save_at_end is false"
+        return lost if newest < 0 else f"{lost}. Go on from step {newest} with: {command}"
+    if newest < 0:
         return f"stopped before the first step: there is nothing to save yet. Start again with: {command}"
     return f"stopped early and saved in {run.train.output_dir}. Go on with: {command}"

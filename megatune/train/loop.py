@@ -54,7 +54,7 @@ class TrainingLoop:
         heart: Heart,
         memory: MemoryMeter,
     ) -> None:
-        self._run, self._engine, self._batch = run, engine, batch
+        self._run, self._engine, self._batch, self._folder = run, engine, batch, folder
         self._train, self._evaluations = train, evaluations
         self._reporter, self._meter = reporter, meter
         self._stopping, self._heart, self._memory = stopping, heart, memory
@@ -94,6 +94,8 @@ class TrainingLoop:
         """Train to the end, or to where something asks to stop. Returns the exit code. Collective."""
         started = time.monotonic()
         self._state = self._checkpoints.resume(self._state)
+        if self._checkpoints.begins_here or self._goes_on():
+            self._engine.world.first_rank(lambda: self._folder.exported.unlink(missing_ok=True))
         try:
             reason, code = self._to_the_end()
         finally:
@@ -102,8 +104,8 @@ class TrainingLoop:
         self._tell_memory()
         steps_done = self._state.step
         self._heart.beat("save")
-        if steps_done > 0 and self._run.checkpoint.save_at_end:
-            self._state = self._saves.at_the_end(self._state)
+        if self._is_worth_saving(code):
+            self._state = self._saves.at_the_end(self._state, is_candidate=self._is_candidate())
         else:
             self._state = self._saves.finish(self._state)
         if code == DONE and self._run.evaluate.load_best_model_at_end:
@@ -116,7 +118,7 @@ class TrainingLoop:
                 step=steps_done,
                 reason=reason,
                 exit_code=code,
-                model_step=self._state.step if code == DONE else None,
+                model_step=self._model_step() if code == DONE else None,
                 seconds=time.monotonic() - started,
                 peak_memory_bytes_by_rank=tuple(self._peak_memory_bytes),
                 peak_reserved_bytes_by_rank=reserved,
@@ -124,6 +126,26 @@ class TrainingLoop:
             )
         )
         return code
+
+    def _is_worth_saving(self, code: int) -> bool:
+        """At the end. A start from another run's checkpoint that took no step leaves the next one to begin there."""
+        begins = self._checkpoints.begins_here and self._steps_of_start == 0
+        return self._run.checkpoint.save_at_end and self._state.step > 0 and (code == DONE or not begins)
+
+    def _is_candidate(self) -> bool:
+        """Whether a checkpoint of this step may be the best one: at a signal alone no undisturbed run has any."""
+        return self._is_due(self._run.checkpoint.save_steps) or not self._goes_on()
+
+    def _model_step(self) -> int:
+        """The step of the model that is the result: of the export, where there is one."""
+        saved = self._saves.saved_at
+        if not self._run.checkpoint.export_at_end or saved in (None, self._state.step):
+            return self._state.step
+        self._reporter.note(
+            f"WARNING, step {self._state.step} is not saved (checkpoint.save_at_end is false): the export is of step "
+            f"{saved}"
+        )
+        return saved
 
     @property
     def final_checkpoint(self) -> Path | None:
@@ -170,8 +192,10 @@ class TrainingLoop:
                 reason = self._evaluate("validation")
                 if reason is not None:
                     return reason, STOPPED_EARLY
-            if self._is_due(self._run.checkpoint.save_steps) and self._goes_on():
-                self._heart.beat("save")  # after the last step the end of `run` saves
+            # After the last step the end of `run` saves, where it may.
+            is_left_to_the_end = not self._goes_on() and self._run.checkpoint.save_at_end
+            if self._is_due(self._run.checkpoint.save_steps) and not is_left_to_the_end:
+                self._heart.beat("save")
                 self._state = self._saves.on_the_way(self._state)
                 if self._is_stop_agreed():  # now rather than after another step and another save
                     return self._reason_of_some_rank(), STOPPED_EARLY
@@ -314,6 +338,7 @@ class TrainingLoop:
 
     def _validated(self, result: Result) -> None:
         self._state = self._state.evaluated(result.value(self._state.patience.metric))
-        if self._checkpoints.is_saved(self._state):  # saved at a signal, evaluated by the next start
+        # Saved at a signal, evaluated by the next start.
+        if self._checkpoints.is_saved(self._state) and self._is_candidate():
             self._state = self._state.saved()
             self._checkpoints.tend(self._state)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatune.checkpoint.export import replace_export
 from megatune.config import BatchShape, LoadedRun, Run, resolve_batch, resolved_yaml
@@ -26,7 +27,7 @@ from megatune.launch.environment import environment_report
 from megatune.launch.heartbeat import Heart
 from megatune.launch.planned_run import PlannedRun, plan_start
 from megatune.launch.rank_info import RankInfo
-from megatune.launch.ranks import own_slurm_job, record_collectives
+from megatune.launch.ranks import own_slurm_job, own_start_names, record_collectives
 from megatune.launch.run_folder import RunFolder
 from megatune.launch.run_lock import training_alone
 from megatune.launch.time_limit import JobEnd
@@ -71,6 +72,8 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
             )  # what is wrong with it is found before anything is waited for
         folder = RunFolder(loaded.run.train.output_dir)
         with training_alone(folder, say=_say) if rank.rank == 0 else nullcontext():
+            if rank.rank == 0:
+                own_start_names().forget_others(folder.begun)
             return _train_rank(loaded, rank, folder, stop, started)
     finally:
         restore()
@@ -363,8 +366,13 @@ def precision_notices(run: Run, inputs: Inputs) -> list[str]:
 def _export(run: Run, loop: TrainingLoop, folder: RunFolder, reporter: Reporter, world: World) -> None:
     result = loop.final_checkpoint
     if result is not None:
-        world.first_rank(lambda: replace_export(result, folder.export, dtype=DTYPES[run.precision]))
+        world.first_rank(lambda: _replace_export(run, folder, result))
         reporter.note(f"exported {folder.export}")
+
+
+def _replace_export(run: Run, folder: RunFolder, checkpoint: Path) -> None:
+    replace_export(checkpoint, folder.export, dtype=DTYPES[run.precision])
+    folder.write_text_atomic(folder.exported.name, checkpoint.name + "\n")
 
 
 def write_run_folder(

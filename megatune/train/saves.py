@@ -137,7 +137,7 @@ class Saves:
             )
             self._reporter.note(str(self._mode))
         if not self._mode.is_async:
-            return self._now(state)
+            return self.finish(self._begun(state, None))
         self._host_copy = self._host_copy or HostCopy()
         return self._begun(state, self._host_copy)
 
@@ -146,20 +146,25 @@ class Saves:
         for record in self._engine.world.first_rank(self._reporter.earlier_saves):
             self._speed.learn(record.get("num_bytes"), record.get("seconds"))
 
-    def at_the_end(self, state: TrainingState) -> TrainingState:
-        """Have `state` saved when this returns, or raise, whatever `checkpoint.on_failure` says."""
+    def at_the_end(self, state: TrainingState, *, is_candidate: bool) -> TrainingState:
+        """Have `state` saved when this returns, or raise, whatever `checkpoint.on_failure` says.
+
+        is_candidate: whether the checkpoint may be the best one.
+        """
         state = self.finish(state)
         if self.saved_at == state.step:
             return state
-        return self._now(state, must_succeed=True)
-
-    def _now(self, state: TrainingState, *, must_succeed: bool = False) -> TrainingState:
-        return self.finish(self._begun(state, None, must_succeed=must_succeed))
+        return self.finish(self._begun(state, None, must_succeed=True, is_candidate=is_candidate))
 
     def _begun(
-        self, state: TrainingState, copy_to: HostCopy | None, *, must_succeed: bool = False
+        self,
+        state: TrainingState,
+        copy_to: HostCopy | None,
+        *,
+        must_succeed: bool = False,
+        is_candidate: bool = True,
     ) -> TrainingState:
-        started, saved = time.monotonic(), state.saved()
+        started, saved = time.monotonic(), state.saved() if is_candidate else state
         pending = _Pending(before=state, must_succeed=must_succeed, blocked_s=0.0)
         try:
             pending.save = SaveInFlight(

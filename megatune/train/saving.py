@@ -113,6 +113,8 @@ class Checkpoints:
         self.begins_here = found is None or not self._is_own(found.folder, state.step)
         state = self._after_clearing_the_way(found, state, asked)
         if found is not None:
+            if not self.begins_here:
+                self.tend(state)  # a kill may have left more than the limit
             self.saves.learn_speed()
             self._tell_resumed(state, found, passed_over, seconds, bytes_by_rank)
         return state

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from written_checkpoints import write_checkpoint
 
+from megatune.checkpoint import folders
 from megatune.checkpoint.folders import best_of, prune, remove_unfinished
 
 
@@ -34,6 +35,24 @@ def test_where_the_newest_cannot_be_read_an_older_one_says_which_is_the_best(tmp
     (folders[2] / "training.json").write_text("{")
 
     assert best_of(folders[::-1]) == folders[0]
+
+
+def test_a_prune_beside_this_one_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (10, 20, 30, 40):
+        write_checkpoint(tmp_path, step)
+    whole = folders._whole(tmp_path)
+    monkeypatch.setattr(folders, "_whole", lambda _: whole)
+    shutil.rmtree(tmp_path / "step-00000010")
+    rename = Path.rename
+
+    def renamed_by_another(path: Path, target: Path) -> Path:
+        if path.name == "step-00000020":
+            shutil.rmtree(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed_by_another)
+
+    assert [folder.name for folder in prune(tmp_path, 1)] == ["step-00000030"]
 
 
 def test_a_damaged_one_stays_and_is_none_of_the_newest(tmp_path: Path) -> None:

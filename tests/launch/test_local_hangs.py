@@ -197,6 +197,14 @@ def test_ranks_are_started_again_only_when_that_can_help(
     assert len(calls) == starts
 
 
+def test_what_a_new_run_found_is_nothing_that_it_has_saved(tmp_path: Path) -> None:
+    (tmp_path / "step-00000012").mkdir()
+    (tmp_path / "step-00000012" / "manifest.json").touch()
+    run_once, calls = failing(tmp_path, [])
+    run_with_restarts(run_once, max_restarts=2, checkpoints=tmp_path, is_new_run=True)
+    assert len(calls) == 1
+
+
 def test_what_a_new_run_sets_aside_is_nothing_that_it_must_get_beyond(tmp_path: Path) -> None:
     for new, starts in ((False, 1), (True, 3)):
         folder = tmp_path / str(new)

@@ -48,6 +48,17 @@ def test_a_start_knows_that_an_earlier_one_had_the_same_request(
     assert start_names(second).was_begun(record) is is_again
 
 
+def test_a_first_start_forgets_an_earlier_request_of_the_same_name(tmp_path: Path) -> None:
+    """torchrun calls every run `none`: its first restart must not take the last run's word for this one's."""
+    record, restart = tmp_path / "begun", {**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "1"}
+    start_names(TORCHRUN).begin(record)
+
+    start_names(restart).forget_others(record)
+    assert start_names(restart).was_begun(record)
+    start_names(TORCHRUN).forget_others(record)  # and is killed before it begins
+    assert not start_names(restart).was_begun(record)
+
+
 def test_a_start_without_a_name_leaves_the_record_of_others(tmp_path: Path) -> None:
     record = tmp_path / "begun"
     start_names(SUBMITTED).begin(record)

@@ -23,3 +23,15 @@ def train_as(request: str, run_file: str, overrides: list[str]) -> int:
         return train(run_file, overrides)
     finally:
         del os.environ[REQUEST_VARIABLE]
+
+
+def train_stopped_at_once(run_file: str, overrides: list[str]) -> int:
+    """`train`, told to stop while it loads."""
+    from megatune.train.loop import TrainingLoop
+
+    original = TrainingLoop._is_stop_agreed
+    TrainingLoop._is_stop_agreed = lambda self, **_: True  # type: ignore[method-assign]  # noqa: ARG005
+    try:
+        return train(run_file, overrides)
+    finally:
+        TrainingLoop._is_stop_agreed = original  # type: ignore[method-assign]

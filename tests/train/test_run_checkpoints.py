@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ending_cases import train_as, train_ending
+from ending_cases import train_as, train_ending, train_stopped_at_once
 from tiny_runs import (
     metrics_of,
     train,
@@ -15,8 +15,10 @@ from tiny_runs import (
     write_run,
 )
 from worlds import Worlds
+from written_checkpoints import write_checkpoint
 
 from megatune.checkpoint.folders import newest_whole
+from megatune.cli.export import model_folder
 from megatune.report.summary import summarise
 
 pytestmark = pytest.mark.world
@@ -187,6 +189,71 @@ def test_a_start_that_was_killed_before_it_saved_begins_as_it_was_asked(
     assert set(worlds.run(2, train_as, "a job", str(finished), overrides)) == {0}
 
     assert [entry["step"] for entry in metrics_of(other, "step")] == [7]
+
+
+def test_a_start_from_another_run_that_took_no_step_leaves_its_beginning_to_the_next(
+    worlds: Worlds, finished: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    foreign, other = run_dir / "checkpoints" / "step-00000006", tmp_path / "other"
+    overrides = [f"train.output_dir={other}", f"checkpoint.resume={foreign}", "train.max_steps=7"]
+
+    assert set(worlds.run(2, train_stopped_at_once, str(finished), overrides)) == {75}
+    assert names(other) == []
+    start(worlds, finished, other, *overrides[1:])
+
+    assert [entry["step"] for entry in metrics_of(other, "eval")] == [6, 7]
+
+
+def test_a_run_that_does_not_save_at_its_end_saves_what_is_due_there_and_says_what_it_exports(
+    worlds: Worlds, finished: Path, tmp_path: Path
+) -> None:
+    overrides = ["checkpoint.save_at_end=false", "checkpoint.export_at_end=true"]
+    for max_steps, saved in ((4, 4), (5, 4)):
+        run_dir = tmp_path / str(max_steps)
+        start(worlds, finished, run_dir, *overrides, f"train.max_steps={max_steps}")
+        assert hints(run_dir)[1] == f"step-{saved:08d}"
+        assert metrics_of(run_dir, "stop")[-1]["model_step"] == saved
+        assert (run_dir / "exported").read_text() == f"step-{saved:08d}\n"
+
+
+def test_an_export_that_was_trained_on_from_is_not_the_runs_model(
+    worlds: Worlds, finished: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(worlds, finished, run_dir, "checkpoint.export_at_end=true")
+    with model_folder(run_dir) as folder:
+        assert folder == run_dir / "export"
+
+    overrides = [f"train.output_dir={run_dir}", "train.max_steps=9", "checkpoint.export_at_end=true"]
+    assert set(worlds.run(2, train, str(finished), overrides, (0, 1))) == {75}
+
+    with model_folder(run_dir) as folder:
+        assert folder != run_dir / "export"
+    assert "is of an earlier model" in capsys.readouterr().err
+
+
+def test_what_a_kill_has_left_beyond_the_limit_goes_with_the_next_start(
+    worlds: Worlds, finished: Path, run_dir: Path
+) -> None:
+    checkpoints = run_dir / "checkpoints"
+    write_checkpoint(checkpoints, 4)
+
+    start(worlds, finished, run_dir)
+
+    assert names(run_dir) == ["step-00000002", "step-00000006"]
+
+
+def test_a_checkpoint_that_a_signal_has_asked_for_is_never_the_best(
+    worlds: Worlds, finished: Path, tmp_path: Path
+) -> None:
+    """No undisturbed run would have it."""
+    run_dir = tmp_path / "run"
+    overrides = [f"train.output_dir={run_dir}", "checkpoint.save_steps=4"]
+    assert set(worlds.run(2, train, str(finished), overrides, (0, 2))) == {75}
+    assert (run_dir / "latest").read_text() == "step-00000002\n"
+
+    start(worlds, finished, run_dir, *overrides[1:])
+
+    assert hints(run_dir)[0] == "step-00000004"
 
 
 def test_the_best_checkpoint_from_before_an_allowed_change_is_still_the_result(
