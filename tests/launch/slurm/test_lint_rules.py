@@ -146,6 +146,24 @@ def test_a_training_without_srun_leaves_the_other_nodes_idle(command):
     assert found(f"{head}srun {command}\n", "first-node-only") == []
 
 
+@pytest.mark.parametrize(
+    ("line", "is_lost"),
+    [
+        ("srun -K1 megatune train run.yaml | tee train.log", True),
+        ("srun -K1 megatune train run.yaml || exit 1", False),
+        ('srun -K1 bash -c "a | b" || exit 1', False),
+        ("hosts=$(srun hostname | sort)", False),
+        ('echo "use srun to start"', False),
+        ("set -o pipefail; srun -K1 megatune train run.yaml | tee train.log", False),
+    ],
+)
+def test_a_pipe_hides_how_its_first_program_ended(line, is_lost):
+    script = GOOD.partition("srun ")[0] + f"{line}\n"
+    assert bool(found(script, "lost-exit-code")) is is_lost
+    if "-K1" in line:
+        assert found(script, "survivors") == []
+
+
 def test_every_rule_has_a_planted_mistake():
     planted = {rule for rule, *_ in (*PLANTED, *WITH_FACTS)} | {"first-node-only"}
     assert {rule.name for rule in RULES} == planted

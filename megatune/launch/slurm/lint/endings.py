@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterator
 
 from megatune.launch.slurm.lint.finding import Hit, LintFacts, Rule
-from megatune.launch.slurm.lint.parse import BatchScript, Command, Option
+from megatune.launch.slurm.lint.parse import BatchScript, Command, Option, without_strings
 from megatune.launch.slurm.quantities import parse_limit_s
 from megatune.units import format_duration
 
 _SIGNAL = re.compile(r"(?:[BR]{1,2}:)?(?:SIG)?([A-Z0-9]+)(?:@(\d+))?", re.ASCII | re.IGNORECASE)
+_PIPED = re.compile(r"(?:time\s+)?(?:srun|torchrun|mpirun)\s(?:[^|]|\|\|)*\|(?!\|)")
 _WRITES_ID = re.compile(r"%[0-9]*[jJAa]")
 
 
@@ -132,7 +133,17 @@ def _log_kept(script: BatchScript, _: LintFacts) -> Iterator[Hit]:
 
 def _lost_exit_code(script: BatchScript, _: LintFacts) -> Iterator[Hit]:
     careful = any(re.search(r"^set\s+-\w*e", command.text) for command in script.commands)
+    sees_pipes = any(
+        "pipefail" in command.text or "PIPESTATUS" in command.text for command in script.commands
+    )
     for command in script.calls("srun", "torchrun", "mpirun"):
+        if _PIPED.match(re.sub(r'"[^"]*"', "", without_strings(command.text))) and not sees_pipes:
+            yield Hit(
+                line=command.line,
+                message="The exit code of a pipe is that of its last program: a failed run leaves the job COMPLETED.",
+                fix="set -o pipefail",
+            )
+            continue
         if careful or _is_judged(script, command):
             continue
         yield Hit(

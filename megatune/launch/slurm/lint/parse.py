@@ -51,7 +51,11 @@ class BatchScript:
         """The commands that start one of these programs, by themselves or through others (srun, exec)."""
         words = "|".join(map(re.escape, programs))
         pattern = re.compile(rf"(?:^|[\s;&|(]|/)(?:{words})(?=\s|$|;|&)")
-        return [command for command in self.commands if pattern.search(without_strings(command.text))]
+        return [
+            command
+            for command in self.commands
+            if pattern.search(without_strings(command.text)) and not _SPEAKS.match(command.text)
+        ]
 
     def sets(self, variable: str) -> Command | None:
         """The command that gives `variable` a value."""
@@ -84,6 +88,9 @@ class BatchScript:
             return direct
         total, nodes = self.number("ntasks"), self.nodes
         return total // nodes if total is not None and nodes and total % nodes == 0 else None
+
+
+_SPEAKS = re.compile(r"(echo|printf)\s(?!.*\$\()")
 
 
 def parse_script(text: str) -> BatchScript:

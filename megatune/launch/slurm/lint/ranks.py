@@ -88,7 +88,7 @@ def _survivors(script: BatchScript, _: LintFacts) -> Iterator[Hit]:
     if tasks == 1 or starts_ranks_itself(script) or ended_by_slurm:
         return
     for command in script.calls("srun"):
-        if "-K" not in command.text.split() and "--kill-on-bad-exit" not in command.text:
+        if not re.search(r"\s(-K1?|--kill-on-bad-exit(=1)?)(\s|$)", command.text):
             yield Hit(
                 line=command.line,
                 message="When one rank fails, srun leaves the others waiting in a collective until the time limit.",

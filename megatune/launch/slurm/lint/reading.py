@@ -61,7 +61,7 @@ def _given_twice(script: BatchScript, _: LintFacts) -> Iterator[Hit]:
     seen: dict[str, tuple[int, str]] = {}
     for option in script.options:
         line, value = seen.get(option.name, (0, option.value))
-        if value != option.value:
+        if value != option.value and option.name:  # what is no option is told by another rule
             yield Hit(
                 line=option.line,
                 message=f"--{option.name} is {option.value} here and {value} in line {line}; the last one counts.",
