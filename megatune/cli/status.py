@@ -47,10 +47,10 @@ def show_status(
 
     if watch:
         _watch(ask, one=run is not None, sleep=sleep)
-        return 0
-    statuses = ask()
-    answer = {"schema": 1, "runs": [status.as_object(utc_now()) for status in statuses]}
-    show(answer, *_pictures(statuses, one=run is not None), as_json=as_json)
+    else:
+        statuses = ask()
+        answer = {"schema": 1, "runs": [status.as_object(utc_now()) for status in statuses]}
+        show(answer, *_pictures(statuses, one=run is not None), as_json=as_json)
     for problem in dict.fromkeys(problems or ()):
         print(f"megatune: not shown: {problem}", file=sys.stderr)
     return 1 if problems else 0
