@@ -43,6 +43,14 @@ def test_the_first_candidate_is_the_run_itself_none_comes_twice_and_all_keep_the
     assert [one.number for one in found] == list(range(len(found)))
 
 
+def test_a_value_to_try_that_no_layout_has_is_named(tmp_path):
+    options = TuneOptions(tried=("parallel.tp_size=3", "parallel.tp_size=1"))
+    _, definition, _ = define_tune(write_run(tmp_path), (), options)
+    assert [text for text in definition.space.left_out if text.startswith("parallel.tp_size")] == [
+        "parallel.tp_size=3: no layout with it fits the model and these machines (`megatune plan` says why)."
+    ]
+
+
 def test_knobs_that_have_no_effect_on_a_layout_are_not_varied_there(tmp_path):
     found = candidates(write_run(tmp_path))
     alone = [one for one in found if one.layout.data_parallel == 1]

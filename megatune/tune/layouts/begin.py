@@ -109,7 +109,9 @@ def _tried(texts: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for text in texts:
         key, _, values = text.partition("=")
-        found[_full_key(key.strip())] = [value.strip() for value in values.split(",") if value.strip()]
+        # A key may be given twice: all of its values count.
+        of_key = found.setdefault(_full_key(key.strip()), [])
+        of_key += [value.strip() for value in values.split(",") if value.strip()]
     return found
 
 

@@ -148,7 +148,9 @@ def _shortlist(
 ) -> list[Layout]:
     """The planner's layouts: the best of each kind first, then the next best ones."""
     question = tuned.question(base)
-    asked = [one.layout for one in search(question).fitting if _is_wanted(one.layout, choice, own)]
+    fitting = [one.layout for one in search(question).fitting]
+    left_out += _never_there(fitting, choice)
+    asked = [layout for layout in fitting if _is_wanted(layout, choice, own)]
     usable = _accepted(tuned, base, asked, left_out)
     ordered = sorted(usable, key=lambda layout: planned_seconds(question, layout) or 0.0)
     first: dict[tuple[object, ...], Layout] = {}
@@ -163,6 +165,19 @@ def _shortlist(
             f"(--shortlist {choice.shortlist})."
         )
     return kept
+
+
+def _never_there(fitting: Sequence[Layout], choice: Choice) -> list[str]:
+    """Which values that were asked for are those of no layout that fits."""
+    values = [layout_values(layout) for layout in fitting]
+    known = set(values[0]) if values else set()
+    return [
+        f"{key}={text}: no layout with it fits the model and these machines (`megatune plan` says why)."
+        for key, texts in choice.tried.items()
+        if key in known
+        for text in texts
+        if all(one[key] != text for one in values)
+    ]
 
 
 def _kind(layout: Layout) -> tuple[object, ...]:
