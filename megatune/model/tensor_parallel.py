@@ -50,19 +50,15 @@ class KeyValueLinear(nn.Linear):
     rows: slice
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return linear_of_rows(self.group.enter(input), self.weight, self.bias, self.rows, input.dtype)
+        return self.multiplied_in(input.dtype, input)
 
-
-def linear_of_rows(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    rows: slice,
-    compute: torch.dtype,
-) -> torch.Tensor:
-    """F.linear with some rows of `weight`, multiplied and summed in `compute`; the result has the dtype of `input`."""
-    output: torch.Tensor = _LinearOfRows.apply(input, weight, bias, rows, compute)  # type: ignore[no-untyped-call]
-    return output
+    def multiplied_in(self, compute: torch.dtype, input: torch.Tensor) -> torch.Tensor:
+        """The head, multiplied and summed in `compute`; it has the dtype of `input`."""
+        entered = self.group.enter(input)
+        output: torch.Tensor = _LinearOfRows.apply(  # type: ignore[no-untyped-call]
+            entered, self.weight, self.bias, self.rows, compute
+        )
+        return output
 
 
 class _LinearOfRows(torch.autograd.Function):
@@ -134,7 +130,7 @@ def cut_block(
 ) -> dict[str, Cut]:
     """Cut one transformer block in place. Returns parameter name (with `prefix`) -> cut."""
     cuts: dict[str, Cut] = {}
-    shared = family.kv_layers if shape.shares_kv_heads(group.size) else ()
+    shared = family.shared_layers(shape, group.size)
     for names, dim, layer in ((family.columns, 0, ColumnLinear), (family.rows, 1, RowLinear)):
         for name, segments in names.items():
             if name not in shared:
@@ -291,10 +287,9 @@ def _cut_embedding(embedding: nn.Embedding, cut: Cut, group: TensorGroup) -> Non
 def _localise(block: nn.Module, family: Family, shape: ModelShape, group: TensorGroup) -> None:
     """Tell the block's own code how many heads it has on this rank."""
     heads, kv_heads = shape.local_heads(group.size, group.rank)
-    if shape.shares_kv_heads(group.size):
-        for name in family.kv_layers:
-            attention: Any = block.get_submodule(name.rpartition(".")[0])
-            attention.num_key_value_groups = heads
+    for name in family.shared_layers(shape, group.size):
+        attention: Any = block.get_submodule(name.rpartition(".")[0])
+        attention.num_key_value_groups = heads
     values = {"heads": heads, "kv_heads": kv_heads, "q_width": heads * shape.head_size}
     for path, attributes in family.local_attributes.items():
         module = block.get_submodule(path)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
-from megatune.model.tensor_parallel import ColumnLinear, KeyValueLinear, RowLinear, linear_of_rows
+from megatune.model.tensor_parallel import ColumnLinear, KeyValueLinear, RowLinear
 
 _WORTH_IT = 1.2
 """How much faster fp32 must be before it pays to convert operands."""
@@ -86,7 +86,7 @@ def _row_linear_of(module: RowLinear) -> Callable[[torch.Tensor], torch.Tensor]:
 def _key_value_linear_of(module: KeyValueLinear) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(input: torch.Tensor) -> torch.Tensor:
         compute = input.dtype if _is_too_small(input) else torch.float32
-        return linear_of_rows(module.group.enter(input), module.weight, module.bias, module.rows, compute)
+        return module.multiplied_in(compute, input)
 
     return forward
 

@@ -43,6 +43,10 @@ class Family:
         """Layers of key or value heads and nothing else: several ranks may have one head of them."""
         return tuple(name for name, segments in self.columns.items() if segments == ("kv",))
 
+    def shared_layers(self, shape: ModelShape, tensor_parallel: int) -> tuple[str, ...]:
+        """Those of `kv_layers` that every rank of such a group has whole, and computes one head of."""
+        return self.kv_layers if tensor_parallel > shape.num_kv_heads else ()
+
     @property
     def can_share_kv_heads(self) -> bool:
         """Whether a group may have more ranks than there are key-value heads."""

@@ -40,10 +40,6 @@ class ModelShape:
         """Query heads that share a key-value head."""
         return self.num_heads // self.num_kv_heads
 
-    def shares_kv_heads(self, tensor_parallel: int) -> bool:
-        """Whether several tensor-parallel ranks have query heads of one key-value head."""
-        return tensor_parallel > self.num_kv_heads
-
     def local_heads(self, tensor_parallel: int, rank: int = 0) -> tuple[int, int]:
         """Query and key-value heads of one tensor-parallel rank; the first one has the most."""
         heads = split_parts(self.num_kv_heads, self.heads_of_group, tensor_parallel)[rank]

@@ -29,9 +29,11 @@ def split_parts(num_units: int, unit_parts: int, tensor_parallel: int) -> list[i
     """
     if tensor_parallel <= num_units:
         return [count * unit_parts for count in split_units(num_units, tensor_parallel)]
-    # The first ranks hold the most here too: the last units have the most ranks.
-    ranks_of_units = reversed(split_units(tensor_parallel, num_units))
-    return [count for num_ranks in ranks_of_units for count in split_units(unit_parts, num_ranks)]
+    return [
+        count
+        for num_ranks in _ranks_of_units(num_units, tensor_parallel)
+        for count in split_units(unit_parts, num_ranks)
+    ]
 
 
 def unit_of(rank: int, num_units: int, tensor_parallel: int) -> int:
@@ -40,8 +42,13 @@ def unit_of(rank: int, num_units: int, tensor_parallel: int) -> int:
     >>> [unit_of(rank, 3, 4) for rank in range(4)]
     [0, 1, 2, 2]
     """
-    ranks_of_units = reversed(split_units(tensor_parallel, num_units))
+    ranks_of_units = _ranks_of_units(num_units, tensor_parallel)
     return [unit for unit, num_ranks in enumerate(ranks_of_units) for _ in range(num_ranks)][rank]
+
+
+def _ranks_of_units(num_units: int, tensor_parallel: int) -> list[int]:
+    """How many ranks share each unit: the last ones have the most, so that the first ranks hold the most here too."""
+    return split_units(tensor_parallel, num_units)[::-1]
 
 
 @dataclass(frozen=True)

@@ -120,9 +120,8 @@ class ModelWeights:
 
     def shared_weights(self, tensor_parallel: int) -> tuple[Weight, ...]:
         """Those of one block that every rank has whole and computes one head of: of more ranks than such heads."""
-        if self.family is None or not self.shape.shares_kv_heads(tensor_parallel):
-            return ()
-        return tuple(weight for weight in self.block if weight.module in self.family.kv_layers)
+        shared = () if self.family is None else self.family.shared_layers(self.shape, tensor_parallel)
+        return tuple(weight for weight in self.block if weight.module in shared)
 
     def multiplied_block(self, tensor_parallel: int) -> Iterator[Weight]:
         """One block's tensors as a token is multiplied with them on the rank of `local_block`."""
@@ -245,7 +244,7 @@ def _has_outside_norms(config: Mapping[str, Any]) -> bool:
 def _local(weight: Weight, family: Family | None, shape: ModelShape, tensor_parallel: int) -> Weight:
     if family is None or tensor_parallel == 1:
         return weight
-    if shape.shares_kv_heads(tensor_parallel) and weight.module in family.kv_layers:
+    if weight.module in family.shared_layers(shape, tensor_parallel):
         return weight  # whole on every rank
     by_output = {**family.columns, **family.norms_over_heads}
     if weight.module in by_output:

@@ -53,9 +53,9 @@ def train_job(loaded: LoadedRun, arguments: Sequence[str], start: Start | None =
 
 def _train_here(loaded: LoadedRun, arguments: Sequence[str], start: Start) -> int:
     folder = RunFolder(loaded.run.train.output_dir)
-    if other_nodes():
+    if idle_nodes := other_nodes():
         print(
-            f"note: the job has {other_nodes()} node(s) more, which stand idle: these ranks are all on this one. `srun "
+            f"note: the job has {idle_nodes} node(s) more, which stand idle: these ranks are all on this one. `srun "
             "megatune train ...` starts a rank for each task of the job.",
             file=sys.stderr,
         )

@@ -72,7 +72,7 @@ def train_rank(loaded: LoadedRun, rank: RankInfo, stop: StopRequest | None = Non
             )  # what is wrong with it is found before anything is waited for
         folder = RunFolder(loaded.run.train.output_dir)
         with training_alone(folder, say=_say) if rank.rank == 0 else nullcontext():
-            if rank.rank == 0:
+            if rank.rank == 0 and loaded.run.checkpoint.resume != "auto":
                 own_start_names().forget_others(folder.begun)
             return _train_rank(loaded, rank, folder, stop, started)
     finally:
