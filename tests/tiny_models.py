@@ -79,6 +79,16 @@ EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoe": ("granitemoe", {**_EXPERTS, "num_local_experts": 4}),
     "gpt_oss": ("gpt_oss", {**_EXPERTS, "num_local_experts": 4, "head_dim": 8, "layer_types": _SLIDING_AND_FULL}),
 }  # fmt: skip
+# Further models whose packed documents only given masks keep apart.
+MASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "afmoe": ("afmoe", {**_EXPERTS, "num_experts": 4, "num_dense_layers": 1, "moe_intermediate_size": 48,
+                        "head_dim": 8, "sliding_window": 8, "layer_types": _SLIDING_AND_FULL}),
+    "biogpt": ("biogpt", {**_HEADS, "intermediate_size": 96, "vocab_size": 101, "hidden_dropout_prob": 0.0,
+                          "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 64, **_TOKENS}),
+    "mpt": ("mpt", {"d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 101, "max_seq_len": 64}),
+    "xglm": ("xglm", {"d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96, "vocab_size": 101,
+                      "dropout": 0.0, "attention_dropout": 0.0, "max_position_embeddings": 64, **_TOKENS}),
+}  # fmt: skip
 VOCABULARY = 101
 
 
@@ -90,17 +100,24 @@ def write_tiny_model(name: str, folder: Path, **changes: Any) -> Path:
     path = folder / "-".join([name, *(f"{key}={value}" for key, value in sorted(changes.items()))])
     if path.is_dir():
         return path
-    model_type, config = TINY[name]
-    generator = torch.Generator().manual_seed(0)
+    model_type, config = {**TINY, **EXPERTS, **MASKED}[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**config, **changes}))
+    perturb(model)
+    model.save_pretrained(path)
+    return path
+
+
+def perturb(model: Any) -> None:
+    """Change every weight of `model`, also those that begin as ones and zeros."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.mul_(2).add_(noise, alpha=0.02)
-    model.save_pretrained(path)
-    return path
 
 
 _IMAGES_TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -8,7 +8,7 @@ import torch
 from megatune.engine.speaker import Gather, Speaker, speaking
 from megatune.engine.world import World
 from megatune.model.build import BuiltModel
-from megatune.model.forward import TokenBatch, loss_of_batch, model_arguments, row_losses_of_batch
+from megatune.model.forward import TokenBatch, loss_of_batch, row_arguments, row_losses_of_batch
 from megatune.model.head_loss import HeadLoss
 
 
@@ -37,7 +37,7 @@ class InferenceEngine:
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """See `Engine.logits`."""
         device = self.world.device
-        arguments = model_arguments(self.built.model, input_ids.to(device), position_ids.to(device))
+        arguments = row_arguments(self.built, input_ids.to(device), position_ids.to(device))
         return self.built.model(**arguments).logits  # type: ignore[no-any-return]
 
     @contextmanager

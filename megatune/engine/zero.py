@@ -34,7 +34,7 @@ from megatune.model.forward import (
     TokenBatch,
     loss_of_batch,
     make_head_loss,
-    model_arguments,
+    row_arguments,
     row_losses_of_batch,
 )
 from megatune.model.head_loss import HeadLoss
@@ -201,7 +201,7 @@ class ZeroEngine:
 
     def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         device = self.world.device
-        arguments = model_arguments(self.built.model, input_ids.to(device), position_ids.to(device))
+        arguments = row_arguments(self.built, input_ids.to(device), position_ids.to(device))
         return self._engine(**arguments).logits  # type: ignore[no-any-return]
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:

@@ -7,6 +7,7 @@ ZeRO-3, partitioned by the engine), so a rank never holds much more than its own
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from megatune.errors import ModelError
 from megatune.model.collectives import TensorGroup
 from megatune.model.conv1d import conv1d_to_linear
+from megatune.model.document_masks import DocumentMasks
 from megatune.model.heads import draw_head, find_class, find_head, head_parameters
 from megatune.model.source import ModelSource, stored_dtype
 from megatune.model.tensor_parallel import VocabularyHead, cut_block, cut_embedding, cut_vocabulary
@@ -48,6 +50,10 @@ class BuiltModel:
     """Parameters that text does not reach: of towers for images or sound, in models that read those too."""
     left_out: tuple[str, ...] = ()
     """Weights of the folder's files that its configuration has no place for."""
+
+    @cached_property
+    def masks(self) -> DocumentMasks:
+        return DocumentMasks(self.model.config)
 
     @property
     def shape(self) -> ModelShape:

@@ -40,7 +40,7 @@ def loss_of_batch(
     The head runs on target positions only: prompts and padding have no loss, and the vocabulary
     makes the head the widest layer of a small model.
     """
-    arguments = model_arguments(built.model, batch.input_ids.to(device), batch.position_ids.to(device))
+    arguments = row_arguments(built, batch.input_ids.to(device), batch.position_ids.to(device))
     if head_loss is not None:
         return head_loss.loss_of(call, arguments, batch.labels)
     labels = batch.labels.to(device)
@@ -58,7 +58,7 @@ def row_losses_of_batch(
     head_loss: HeadLoss | None = None,
 ) -> torch.Tensor:
     """The same for each row, (batch,) in fp32, of a language-model head; without a gradient."""
-    arguments = model_arguments(built.model, batch.input_ids.to(device), batch.position_ids.to(device))
+    arguments = row_arguments(built, batch.input_ids.to(device), batch.position_ids.to(device))
     if head_loss is not None:
         return head_loss.token_losses_of(call, arguments, batch.labels).sum(dim=1)
     return token_losses(*_logits_at_targets(call, built, arguments, batch.labels.to(device))).sum(dim=1)
@@ -98,6 +98,14 @@ def make_head_loss(built: BuiltModel, *, widen: bool) -> HeadLoss | None:
         widen=widen,
     )
     return HeadLoss(head, settings)
+
+
+def row_arguments(built: BuiltModel, input_ids: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Any]:
+    """The arguments for rows of documents, (batch, seq), which do not see each other."""
+    arguments = model_arguments(built.model, input_ids, position_ids)
+    if built.masks.are_given:
+        arguments["attention_mask"] = built.masks.of(position_ids, built.model.dtype)
+    return arguments
 
 
 def model_arguments(model: nn.Module, input_ids: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Any]:

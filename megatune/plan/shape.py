@@ -46,6 +46,12 @@ class ModelShape:
         return heads, -(-heads // self.heads_of_group)
 
 
+def _num_listed(text: Mapping[str, Any]) -> int | None:
+    """Layers of a config.json that lists their kinds and does not count them, as Nemotron-H's."""
+    kinds = text.get("layers_block_type")
+    return len(kinds) if isinstance(kinds, list) else None
+
+
 def shape_from_config(config: Mapping[str, Any], source: str = "config.json") -> ModelShape:
     """The shape that a config.json describes; `source` is its path, for messages.
 
@@ -53,6 +59,7 @@ def shape_from_config(config: Mapping[str, Any], source: str = "config.json") ->
     """
     text = checked(config, source)
     found: dict[str, Any] = {name: read_number(text, name) for name in SPELLINGS}
+    found["num_layers"] = found["num_layers"] or _num_listed(text)
     if text.get("model_type") in _WITHOUT_HEADS:
         found["num_heads"] = 1
     missing = [name for name in ("num_layers", "hidden_size", "num_heads", "vocab_size") if not found[name]]

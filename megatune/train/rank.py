@@ -21,7 +21,7 @@ from megatune.engine.world import World, check_degrees, make_world
 from megatune.errors import MegatuneError
 from megatune.evaluate.exam import Exam
 from megatune.evaluate.loss_check import choose_loss
-from megatune.evaluate.packing_check import refuse_leaking_packing
+from megatune.evaluate.reach_check import check_reach
 from megatune.launch.devices import count_gpus
 from megatune.launch.environment import environment_report
 from megatune.launch.heartbeat import Heart
@@ -219,12 +219,8 @@ def _train(start: _Start) -> int:
         _describe(start, engine, steps, reporter, load_seconds=time.monotonic() - load_started)
         reporter.note(loss)
         _tell_plan(start.planned, reporter)
-        if run.packs:
-            measure = refuse_leaking_packing(engine)
-            reporter.note(
-                f"packing: changing one document moves the logits of the next by {measure.other:.1e} "
-                f"({measure.own:.1e} inside itself)"
-            )
+        if run.model.head == "lm":
+            reporter.note(check_reach(engine, packed=run.packs))
         meter = Meter(
             built=engine.built,
             gradient_checkpointing=run.model.gradient_checkpointing is True,

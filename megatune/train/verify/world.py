@@ -16,6 +16,7 @@ from megatune.engine.plain import PlainEngine
 from megatune.engine.start import join, leave
 from megatune.engine.world import single_world
 from megatune.errors import MegatuneError
+from megatune.evaluate.reach_check import check_reach
 from megatune.launch.ranks import RankInfo, discover_rank
 from megatune.model.build import build_model
 from megatune.model.heads import HeadSpec
@@ -45,6 +46,8 @@ def run_world(task: WorldTask, rank: RankInfo) -> None:
         engine = (
             _plain_engine(run, source) if task.is_reference else _own_engine(run, source, task.batch, rank)
         )
+        if run.model.head == "lm":
+            check_reach(engine, packed=run.packs)
         _record(engine, run, task)
     finally:
         leave()

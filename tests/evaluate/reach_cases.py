@@ -1,4 +1,4 @@
-"""What ranks do in the tests of packing: documents side by side and alone, through the engine."""
+"""What ranks do in the tests of reach: documents side by side and alone, through the engine."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from parity_steps import plain_engine, tiny_run, world_of, zero_engine
 from tiny_models import VOCABULARY
 
 from megatune.errors import ModelError
-from megatune.evaluate.packing_check import measure_leak, refuse_leaking_packing
+from megatune.evaluate.reach_check import Reach, check_reach, measure_reach
 
 LENGTHS = (11, 17)
 
@@ -17,11 +17,14 @@ LENGTHS = (11, 17)
 class Packing:
     """What was found for one model, on one rank."""
 
-    own: float
-    other: float
-    refusal: str | None
+    reach: Reach
+    """Before the check, which may give the model its masks."""
+    answer: str
+    """Of the check, or why it refused."""
+    is_refused: bool
+    reach_after: Reach
     alone: float
-    """Largest difference between a logit of the packed second document and that document's alone."""
+    """Largest difference between a logit of the packed second document and that document's alone, after it."""
 
 
 def pack_models(folders: dict[str, str], tp: int) -> dict[str, Packing]:
@@ -30,17 +33,18 @@ def pack_models(folders: dict[str, str], tp: int) -> dict[str, Packing]:
     for name, folder in folders.items():
         run = tiny_run(folder, max(1, tp))
         engine: Any = plain_engine(run) if tp == 0 else zero_engine(run, world_of(tp))
-        measure = measure_leak(engine)
-        found[name] = Packing(measure.own, measure.other, _refusal(engine), _distance_to_alone(engine))
+        reach = measure_reach(engine, packed=True)
+        answer, is_refused = _answer(engine)
+        after = measure_reach(engine, packed=True)
+        found[name] = Packing(reach, answer, is_refused, after, _distance_to_alone(engine))
     return found
 
 
-def _refusal(engine: Any) -> str | None:
+def _answer(engine: Any) -> tuple[str, bool]:
     try:
-        refuse_leaking_packing(engine)
+        return check_reach(engine, packed=True), False
     except ModelError as error:
-        return str(error)
-    return None
+        return str(error), True
 
 
 def _distance_to_alone(engine: Any) -> float:
