@@ -62,10 +62,30 @@ _OWN: dict[str, dict[str, Any]] = {
                    "ssm_state_size": 16},
     "zamba2": {"layer_types": ["mamba", "hybrid"], "hybrid_layer_ids": [1], "mamba_ngroups": 1, "n_mamba_heads": 8,
                "mamba_headdim": 16, "num_mem_blocks": 1},
+    "xlstm": {"mode": "train", "autocast_kernel_dtype": "float32", "chunk_size": 8},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
+_TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48,
+          "image_size": 28, "patch_size": 14}  # fmt: skip
 MOST_PARAMETERS = 3_000_000
 """A type whose configuration the sizes above do not reach stays too large to be tried."""
+
+
+def _sizes_of(model_type: str) -> dict[str, Any]:
+    """The keys to set in the configuration of `model_type`; of one that reads images too, those of its parts."""
+    from transformers import AutoConfig
+
+    default = AutoConfig.for_model(model_type)
+    known, text = default.to_dict(), default.get_text_config()
+    if text is not default:
+        parts: dict[str, Any] = {"text_config": {"model_type": text.model_type, **_sizes_of(text.model_type)}}
+        tower = known.get("vision_config")
+        if tower:
+            parts["vision_config"] = tower | {key: value for key, value in _TOWER.items() if key in tower}
+        return parts
+    sizes = {key: value for key, value in _GENERAL.items() if key in known or hasattr(default, key)}
+    derived = {key for key in sizes if getattr(getattr(type(default), key, None), "fset", default) is None}
+    return {**{key: value for key, value in sizes.items() if key not in derived}, **_OWN.get(model_type, {})}
 
 
 def write_other_model(model_type: str, folder: Path) -> Path:
@@ -79,10 +99,7 @@ def write_other_model(model_type: str, folder: Path) -> Path:
     path = folder / model_type
     if path.is_dir():
         return path
-    default = AutoConfig.for_model(model_type)
-    known = default.to_dict()
-    sizes = {key: value for key, value in _GENERAL.items() if key in known or hasattr(default, key)}
-    config = AutoConfig.for_model(model_type, **{**sizes, **_OWN.get(model_type, {})})
+    config = AutoConfig.for_model(model_type, **_sizes_of(model_type))
     with torch.device("meta"):
         count = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
     if count > MOST_PARAMETERS:

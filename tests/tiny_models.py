@@ -8,6 +8,18 @@ _LLAMA = {**_HEADS, "intermediate_size": 96, "num_key_value_heads": 4, "vocab_si
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SLIDING_AND_FULL = ["sliding_attention", "full_attention"]
 
+_EXPERTS = {**_LLAMA, "num_attention_heads": 8, "num_experts_per_tok": 2, **_TOKENS}
+# gpt_oss has no tensor-parallel plan.
+EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", {**_EXPERTS, "num_local_experts": 4}),
+    "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "num_local_experts": 4, "moe_intermediate_size": 48, "head_dim": 24}),
+    "qwen2_moe": ("qwen2_moe", {**_EXPERTS, "num_experts": 4, "moe_intermediate_size": 48,
+                                "shared_expert_intermediate_size": 40}),
+    "olmoe": ("olmoe", {**_EXPERTS, "num_experts": 4}),
+    "granitemoe": ("granitemoe", {**_EXPERTS, "num_local_experts": 4}),
+    "gpt_oss": ("gpt_oss", {**_EXPERTS, "num_local_experts": 4, "head_dim": 8, "layer_types": _SLIDING_AND_FULL}),
+}  # fmt: skip
+
 # name -> (model_type, config). Dropout is off: its masks differ between layouts by design.
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 101, "n_positions": 64,
@@ -67,17 +79,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
                               "residual_dropout": 0.0, **_TOKENS}),
     "exaone4": ("exaone4", {**_LLAMA, "sliding_window": 8, "layer_types": _SLIDING_AND_FULL, **_TOKENS}),
     "ernie4_5": ("ernie4_5", {**_LLAMA, "head_dim": 24, "use_bias": True, **_TOKENS}),
-}  # fmt: skip
-_EXPERTS = {**_LLAMA, "num_attention_heads": 8, "num_experts_per_tok": 2, **_TOKENS}
-# Without a tensor-parallel plan; counted and planned.
-EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mixtral": ("mixtral", {**_EXPERTS, "num_local_experts": 4}),
-    "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "num_local_experts": 4, "moe_intermediate_size": 48, "head_dim": 24}),
-    "qwen2_moe": ("qwen2_moe", {**_EXPERTS, "num_experts": 4, "moe_intermediate_size": 48,
-                                "shared_expert_intermediate_size": 40}),
-    "olmoe": ("olmoe", {**_EXPERTS, "num_experts": 4}),
-    "granitemoe": ("granitemoe", {**_EXPERTS, "num_local_experts": 4}),
-    "gpt_oss": ("gpt_oss", {**_EXPERTS, "num_local_experts": 4, "head_dim": 8, "layer_types": _SLIDING_AND_FULL}),
+    **{name: model for name, model in EXPERTS.items() if name != "gpt_oss"},
 }  # fmt: skip
 # Further models whose packed documents only given masks keep apart.
 MASKED: dict[str, tuple[str, dict[str, Any]]] = {

@@ -133,10 +133,12 @@ def cut_block(
     shared = family.shared_layers(shape, group.size)
     for names, dim, layer in ((family.columns, 0, ColumnLinear), (family.rows, 1, RowLinear)):
         for name, segments in names.items():
-            if name not in shared:
+            if name not in shared and _has(block, name, family):
                 cuts |= _cut_linear(block, prefix, name, segments, dim, layer, shape, group)
     for name in shared:
         _share_heads(block, name, shape, group)
+    if family.experts is not None and _has(block, family.experts, family):
+        cuts |= _cut_experts(block, prefix, family, shape, group)
     for name, segments in family.norms_over_heads.items():
         cuts |= _cut_norm(block, prefix, name, segments, shape, group)
     _localise(block, family, shape, group)
@@ -213,6 +215,37 @@ def _share_heads(block: nn.Module, name: str, shape: ModelShape, group: TensorGr
     _replace(block, name, layer)
     for part in ("weight", "bias") if linear.bias is not None else ("weight",):
         _sum_gradient(block, f"{name}.{part}", group)
+
+
+def _has(block: nn.Module, name: str, family: Family) -> bool:
+    """Whether `block` has this module: of a family without experts, each must."""
+    return family.experts is None or any(name == path for path, _ in block.named_modules())
+
+
+def _cut_experts(
+    block: nn.Module, prefix: str, family: Family, shape: ModelShape, group: TensorGroup
+) -> dict[str, Cut]:
+    """Each rank has some features of every expert, and the sum over the group is what they answer.
+
+    All ranks choose alike, for their hidden states are the same bits. The weights of the choice multiply partial
+    answers, so their gradient is summed like that of the input.
+    """
+    assert family.experts is not None, "asked before"
+    experts: Any = block.get_submodule(family.experts)
+    cuts: dict[str, Cut] = {}
+    for name, (dim, segments) in family.stacked.items():
+        leaf = name.rpartition(".")[2]
+        whole = experts.get_parameter(leaf)
+        cut = weight_cut(segments, shape, dim=dim, full_size=whole.shape[dim], name=f"{prefix}{name}")
+        setattr(experts, leaf, _parameter(local_part(whole.detach(), cut, group), whole, is_cut=True))
+        cuts[f"{prefix}{name}"] = cut
+    whole_forward = experts.forward
+
+    def forward(hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return group.sum(whole_forward(group.enter(hidden), chosen, group.enter(weights)))
+
+    experts.forward = forward
+    return cuts
 
 
 def _cut_norm(

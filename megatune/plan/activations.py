@@ -216,15 +216,18 @@ def _score_bytes(model: ModelWeights, tokens: Tokens) -> int:
 def _mlp_bytes(model: ModelWeights, tokens: Tokens, tensor_parallel: int) -> int:
     features, element = -(-model.ffn_size // tensor_parallel), tokens.element_bytes
     if model.has_experts:
-        return _experts_bytes(model, element)
+        return _experts_bytes(model, element, features)
     if model.is_gated:
         return 4 * element * features  # gate, its activation, up, their product
     # gelu_new is written out in Python and keeps five tensors; relu keeps its output alone.
     return {"gelu_new": 5, "relu": 1}.get(activation_name(model), 2) * element * features
 
 
-def _experts_bytes(model: ModelWeights, element: int) -> int:
-    """Of grouped products (transformers' integrations/moe.py): a token lies there once for each of its experts."""
+def _experts_bytes(model: ModelWeights, element: int, features: int) -> int:
+    """Of grouped products (transformers' integrations/moe.py): a token lies there once for each of its experts.
+
+    features: of all experts that a token has, on one rank.
+    """
     experts, hidden = model.kind.experts, model.shape.hidden_size
     count, chosen = next(
         (w.shape[0], w.experts_per_token) for w in model.block if w.experts_per_token is not None
@@ -237,6 +240,4 @@ def _experts_bytes(model: ModelWeights, element: int) -> int:
     )
     has_shared = any(w.module.endswith("shared_expert_gate") for w in model.block)
     shared = element * (hidden + 1) * has_shared
-    return (
-        element * (experts.feature_copies * model.ffn_size + 2 * chosen * hidden) + places + scores + shared
-    )
+    return element * (experts.feature_copies * features + 2 * chosen * hidden) + places + scores + shared

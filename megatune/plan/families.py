@@ -18,6 +18,7 @@ from megatune.plan.shards import Cut, Segment
 #   kv   key or value heads
 #   qkv  for each key-value head: its query heads, its key, its value, interleaved
 #   ffn  features of the feed-forward layer
+#   ffn8 the same, eight at a time: `torch.nn.functional.grouped_mm` wants rows of whole 16 bytes
 Segments = tuple[str, ...]
 
 
@@ -33,10 +34,32 @@ class Family:
     """Replicated parameters that only see this rank's heads: their gradients are summed over the group."""
     norms_over_heads: Mapping[str, Segments] = field(default_factory=dict)
     """RMS norms over all heads together: the weight is cut, the mean of squares is taken over the group."""
+    experts: str | None = None
+    """Module path of experts whose weights are stacked, of (experts, outputs, inputs): cut along their features. A
+    block may have them or a plain feed-forward layer; what it has not got is not cut."""
     slices_alibi: str | None = None
     """Module path whose `alibi` argument must be cut to this rank's heads."""
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     """A reason why this config cannot be cut, or None."""
+
+    @property
+    def stacked(self) -> dict[str, tuple[int, Segments]]:
+        """Path of each stacked weight of experts -> the dimension that is cut, and what it consists of."""
+        if self.experts is None:
+            return {}
+        return {
+            f"{self.experts}.gate_up_proj": (1, ("ffn8", "ffn8")),
+            f"{self.experts}.down_proj": (2, ("ffn8",)),
+        }
+
+    def place_of(self, module: str, *, is_matrix: bool) -> tuple[int, Segments] | None:
+        """The dimension along which a weight of `module` is cut, and what it consists of; None for whole ones."""
+        if module in self.stacked:
+            return self.stacked[module]
+        by_output = {**self.columns, **self.norms_over_heads}
+        if module in by_output:
+            return 0, by_output[module]
+        return (1, self.rows[module]) if module in self.rows and is_matrix else None
 
     @property
     def kv_layers(self) -> tuple[str, ...]:
@@ -77,6 +100,16 @@ _LLAMA_FUSED_GATE = replace(
         "mlp.gate_up_proj": ("ffn", "ffn"),
     },
 )
+_OLMO2 = replace(_LLAMA, norms_over_heads={"self_attn.q_norm": ("q",), "self_attn.k_norm": ("kv",)})
+
+
+def _with_experts(family: Family, experts: str = "mlp.experts", shared: str = "") -> Family:
+    """`family` with experts, in some or all of its blocks; `shared` is one beside them that every token has."""
+    mine = {f"{shared}.{name}_proj": ("ffn",) for name in ("gate", "up")} if shared else {}
+    output = {f"{shared}.down_proj": ("ffn",)} if shared else {}
+    return replace(
+        family, columns={**family.columns, **mine}, rows={**family.rows, **output}, experts=experts
+    )
 
 
 def _interleaved(attention: str, **more: Any) -> Family:
@@ -136,10 +169,12 @@ FAMILIES: dict[str, Family] = {
     ),
     **dict.fromkeys(("qwen3", "gemma3_text", "exaone4"), _LLAMA_HEAD_NORMS),
     **dict.fromkeys(("glm", "glm4"), _LLAMA_FUSED_GATE),
-    **dict.fromkeys(
-        ("olmo2", "olmo3"),
-        replace(_LLAMA, norms_over_heads={"self_attn.q_norm": ("q",), "self_attn.k_norm": ("kv",)}),
-    ),
+    **dict.fromkeys(("olmo2", "olmo3"), _OLMO2),
+    "mixtral": _with_experts(_LLAMA),
+    "qwen3_moe": _with_experts(_LLAMA_HEAD_NORMS),
+    "qwen2_moe": _with_experts(_LLAMA, shared="mlp.shared_expert"),
+    "olmoe": _with_experts(_OLMO2),
+    "granitemoe": _with_experts(_LLAMA, experts="block_sparse_moe.experts"),
     "cohere": replace(_LLAMA, refuse=_refuse_norms_of_each_head),
     "stablelm": replace(
         _LLAMA,
@@ -265,11 +300,10 @@ def weight_cut(segments: Segments, shape: ModelShape, *, dim: int, full_size: in
         "kv": Segment(shape.num_kv_heads, size),
         "qkv": Segment(shape.num_kv_heads, (group + 2) * size),
     }
-    ffn_features = full_size // max(1, segments.count("ffn"))
-    cut = Cut(
-        dim=dim,
-        segments=tuple(Segment(ffn_features, 1) if code == "ffn" else units[code] for code in segments),
-    )
+    features = full_size // len(segments)
+    at_once = 1 if features % 8 else 8
+    units |= {"ffn": Segment(features, 1), "ffn8": Segment(features // at_once, at_once)}
+    cut = Cut(dim=dim, segments=tuple(units[code] for code in segments))
     if cut.size != full_size:
         raise ModelError(
             f"{name} has {full_size} elements along dimension {dim}, the plan of '{shape.model_type}' expects "

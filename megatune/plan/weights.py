@@ -246,14 +246,11 @@ def _local(weight: Weight, family: Family | None, shape: ModelShape, tensor_para
         return weight
     if weight.module in family.shared_layers(shape, tensor_parallel):
         return weight  # whole on every rank
-    by_output = {**family.columns, **family.norms_over_heads}
-    if weight.module in by_output:
-        dim, segments = 0, by_output[weight.module]
-    elif weight.module in family.rows and weight.is_matrix:
-        dim, segments = 1, family.rows[weight.module]
-    else:
+    place = family.place_of(weight.module, is_matrix=weight.is_matrix)
+    if place is None:
         return weight
+    dim, segments = place
     cut = weight_cut(segments, shape, dim=dim, full_size=weight.shape[dim], name=weight.module)
     sizes = list(weight.shape)
     sizes[dim] = cut.local_size(0, tensor_parallel)
-    return Weight(weight.component, weight.module, tuple(sizes))
+    return replace(weight, shape=tuple(sizes))

@@ -18,7 +18,7 @@ from megatune.errors import CheckpointError, ExportError
 
 pytestmark = pytest.mark.world
 
-MODELS = ["gpt2", "gpt2-5-heads", "llama", "llama-tied-9-heads", "gpt_neox", "falcon"]
+MODELS = ["gpt2", "gpt2-5-heads", "llama", "llama-tied-9-heads", "gpt_neox", "falcon", "qwen2_moe"]
 DEGREES = [1, 2]
 
 Saved = dict[tuple[str, int], tuple[Path, np.ndarray]]

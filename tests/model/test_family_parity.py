@@ -12,7 +12,7 @@ from megatune.plan.families import FAMILIES
 pytestmark = pytest.mark.world
 
 LAYOUTS = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2)]
-STEPS = 6
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,8 @@ GROUPED = {
         for name, (model_type, _) in TINY.items()
         if FAMILIES[model_type].can_share_kv_heads and TINY[name][1].get("num_key_value_heads")
     },
+    # A plain feed-forward layer in one block, experts in the other.
+    "qwen3_moe": {"num_attention_heads": 8, "num_key_value_heads": 2, "mlp_only_layers": [1]},
     "llama-tied-9-heads": {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3},
 }
 GROUPED_LAYOUTS = [(4, 1, GROUPED), (4, 2, ("llama-tied-9-heads", "qwen3"))]
