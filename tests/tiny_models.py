@@ -9,7 +9,6 @@ _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SLIDING_AND_FULL = ["sliding_attention", "full_attention"]
 
 _EXPERTS = {**_LLAMA, "num_attention_heads": 8, "num_experts_per_tok": 2, **_TOKENS}
-# gpt_oss has no tensor-parallel plan.
 EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {**_EXPERTS, "num_local_experts": 4}),
     "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "num_local_experts": 4, "moe_intermediate_size": 48, "head_dim": 24}),
@@ -79,7 +78,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
                               "residual_dropout": 0.0, **_TOKENS}),
     "exaone4": ("exaone4", {**_LLAMA, "sliding_window": 8, "layer_types": _SLIDING_AND_FULL, **_TOKENS}),
     "ernie4_5": ("ernie4_5", {**_LLAMA, "head_dim": 24, "use_bias": True, **_TOKENS}),
-    **{name: model for name, model in EXPERTS.items() if name != "gpt_oss"},
+    **EXPERTS,
 }  # fmt: skip
 # Further models whose packed documents only given masks keep apart.
 MASKED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,7 +101,7 @@ def write_tiny_model(name: str, folder: Path, **changes: Any) -> Path:
     path = folder / "-".join([name, *(f"{key}={value}" for key, value in sorted(changes.items()))])
     if path.is_dir():
         return path
-    model_type, config = {**TINY, **EXPERTS, **MASKED}[name]
+    model_type, config = {**TINY, **MASKED}[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**config, **changes}))

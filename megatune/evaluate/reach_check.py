@@ -8,9 +8,10 @@ from megatune.engine.base import Engine
 from megatune.errors import ModelError
 
 _DOCUMENT_TOKENS = 24
-# A leak moves the logits of another document by a good part of what the change moves its own;
-# rounding moves them not at all, or in the last bit where a kernel adds in another order.
-_LARGEST_SHARE = 1e-3
+# A leak moves the logits of another document by a good part of what the change moves its own; rounding moves them not
+# at all, or in the last bit where a kernel adds in another order, as experts with other tokens beside them may.
+_LARGEST_SHARE = {torch.float32: 1e-3}
+_LARGEST_SHARE_OF_LOW_PRECISION = 2e-2
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,17 @@ class Reach:
     """Largest change of a logit of A when B changes, which is later."""
     next: float | None = None
     """Largest change of a logit of B when A changes; None where A and B are one text."""
+    largest_share: float = _LARGEST_SHARE[torch.float32]
+    """Of `own`, that a rounding may move a logit."""
 
     @property
     def is_causal(self) -> bool:
-        return self.earlier <= _LARGEST_SHARE * self.own
+        return self.earlier <= self.largest_share * self.own
 
     @property
     def is_apart(self) -> bool:
         """Whether packed documents do not read each other."""
-        return self.next is not None and self.next <= _LARGEST_SHARE * self.own
+        return self.next is not None and self.next <= self.largest_share * self.own
 
 
 def check_reach(engine: Engine, *, packed: bool) -> str:
@@ -96,7 +99,8 @@ def measure_reach(engine: Engine, *, packed: bool) -> Reach:
         (plain - in_first)[:, second].abs().max(),
     ]
     own, earlier, later = _most_of_any_rank(engine, moved)
-    return Reach(own, earlier, later if packed else None)
+    share = _LARGEST_SHARE.get(engine.built.model.dtype, _LARGEST_SHARE_OF_LOW_PRECISION)
+    return Reach(own, earlier, later if packed else None, share)
 
 
 def _most_of_any_rank(engine: Engine, values: list[torch.Tensor]) -> list[float]:

@@ -137,8 +137,11 @@ def cut_block(
                 cuts |= _cut_linear(block, prefix, name, segments, dim, layer, shape, group)
     for name in shared:
         _share_heads(block, name, shape, group)
+    for name, (dim, segments) in family.parameters.items():
+        if _has(block, name.rpartition(".")[0], family):
+            cuts |= _cut_parameter(block, prefix, name, segments, dim, shape, group)
     if family.experts is not None and _has(block, family.experts, family):
-        cuts |= _cut_experts(block, prefix, family, shape, group)
+        _sum_experts(block.get_submodule(family.experts), family, group)
     for name, segments in family.norms_over_heads.items():
         cuts |= _cut_norm(block, prefix, name, segments, shape, group)
     _localise(block, family, shape, group)
@@ -222,30 +225,43 @@ def _has(block: nn.Module, name: str, family: Family) -> bool:
     return family.experts is None or any(name == path for path, _ in block.named_modules())
 
 
-def _cut_experts(
-    block: nn.Module, prefix: str, family: Family, shape: ModelShape, group: TensorGroup
+def _cut_parameter(
+    block: nn.Module,
+    prefix: str,
+    name: str,
+    segments: Segments,
+    dim: int,
+    shape: ModelShape,
+    group: TensorGroup,
 ) -> dict[str, Cut]:
-    """Each rank has some features of every expert, and the sum over the group is what they answer.
+    path, _, leaf = name.rpartition(".")
+    module = block.get_submodule(path)
+    whole = module.get_parameter(leaf)
+    cut = weight_cut(segments, shape, dim=dim, full_size=whole.shape[dim], name=f"{prefix}{name}")
+    setattr(module, leaf, _parameter(local_part(whole.detach(), cut, group), whole, is_cut=True))
+    return {f"{prefix}{name}": cut}
+
+
+def _sum_experts(experts: nn.Module, family: Family, group: TensorGroup) -> None:
+    """Each rank has some features of every expert: the sum of what they make of them is the answer.
 
     All ranks choose alike, for their hidden states are the same bits. The weights of the choice multiply partial
     answers, so their gradient is summed like that of the input.
     """
-    assert family.experts is not None, "asked before"
-    experts: Any = block.get_submodule(family.experts)
-    cuts: dict[str, Cut] = {}
-    for name, (dim, segments) in family.stacked.items():
-        leaf = name.rpartition(".")[2]
-        whole = experts.get_parameter(leaf)
-        cut = weight_cut(segments, shape, dim=dim, full_size=whole.shape[dim], name=f"{prefix}{name}")
-        setattr(experts, leaf, _parameter(local_part(whole.detach(), cut, group), whole, is_cut=True))
-        cuts[f"{prefix}{name}"] = cut
-    whole_forward = experts.forward
+    added_once = [name.rpartition(".")[2] for name in family.added_once]
+    whole_forward: Callable[..., torch.Tensor] = experts.forward
 
     def forward(hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        return group.sum(whole_forward(group.enter(hidden), chosen, group.enter(weights)))
+        # An attribute of the instance goes before the parameter of that name, which a module looks up last.
+        shown = {name: experts.get_parameter(name) * (group.rank == 0) for name in added_once}
+        experts.__dict__.update(shown)
+        try:
+            return group.sum(whole_forward(group.enter(hidden), chosen, group.enter(weights)))
+        finally:
+            for name in shown:
+                del experts.__dict__[name]
 
     experts.forward = forward
-    return cuts
 
 
 def _cut_norm(

@@ -19,6 +19,8 @@ from megatune.plan.shards import Cut, Segment
 #   qkv  for each key-value head: its query heads, its key, its value, interleaved
 #   ffn  features of the feed-forward layer
 #   ffn8 the same, eight at a time: `torch.nn.functional.grouped_mm` wants rows of whole 16 bytes
+#   pairs8  for each feature its gate and its input side by side, eight such pairs at a time
+#   heads   one number for each query head
 Segments = tuple[str, ...]
 
 
@@ -35,27 +37,21 @@ class Family:
     norms_over_heads: Mapping[str, Segments] = field(default_factory=dict)
     """RMS norms over all heads together: the weight is cut, the mean of squares is taken over the group."""
     experts: str | None = None
-    """Module path of experts whose weights are stacked, of (experts, outputs, inputs): cut along their features. A
-    block may have them or a plain feed-forward layer; what it has not got is not cut."""
+    """Module path of experts, whose partial answers are summed. A block may have them or a plain feed-forward layer;
+    what it has not got is not cut."""
+    parameters: Mapping[str, tuple[int, Segments]] = field(default_factory=dict)
+    """Parameters that are no layer's, as the stacked weights of experts -> the dimension that is cut, its segments."""
+    added_once: tuple[str, ...] = ()
+    """Parameters of experts that are added to their answers: the first rank adds them, for all."""
     slices_alibi: str | None = None
     """Module path whose `alibi` argument must be cut to this rank's heads."""
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     """A reason why this config cannot be cut, or None."""
 
-    @property
-    def stacked(self) -> dict[str, tuple[int, Segments]]:
-        """Path of each stacked weight of experts -> the dimension that is cut, and what it consists of."""
-        if self.experts is None:
-            return {}
-        return {
-            f"{self.experts}.gate_up_proj": (1, ("ffn8", "ffn8")),
-            f"{self.experts}.down_proj": (2, ("ffn8",)),
-        }
-
     def place_of(self, module: str, *, is_matrix: bool) -> tuple[int, Segments] | None:
         """The dimension along which a weight of `module` is cut, and what it consists of; None for whole ones."""
-        if module in self.stacked:
-            return self.stacked[module]
+        if module in self.parameters:
+            return self.parameters[module]
         by_output = {**self.columns, **self.norms_over_heads}
         if module in by_output:
             return 0, by_output[module]
@@ -108,7 +104,14 @@ def _with_experts(family: Family, experts: str = "mlp.experts", shared: str = ""
     mine = {f"{shared}.{name}_proj": ("ffn",) for name in ("gate", "up")} if shared else {}
     output = {f"{shared}.down_proj": ("ffn",)} if shared else {}
     return replace(
-        family, columns={**family.columns, **mine}, rows={**family.rows, **output}, experts=experts
+        family,
+        columns={**family.columns, **mine},
+        rows={**family.rows, **output},
+        experts=experts,
+        parameters={  # of (experts, outputs, inputs)
+            f"{experts}.gate_up_proj": (1, ("ffn8", "ffn8")),
+            f"{experts}.down_proj": (2, ("ffn8",)),
+        },
     )
 
 
@@ -175,6 +178,18 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": _with_experts(_LLAMA, shared="mlp.shared_expert"),
     "olmoe": _with_experts(_OLMO2),
     "granitemoe": _with_experts(_LLAMA, experts="block_sparse_moe.experts"),
+    "gpt_oss": replace(
+        _LLAMA,
+        experts="mlp.experts",
+        parameters={  # of (experts, inputs, outputs)
+            "self_attn.sinks": (0, ("heads",)),
+            "mlp.experts.gate_up_proj": (2, ("pairs8",)),
+            "mlp.experts.gate_up_proj_bias": (1, ("pairs8",)),
+            "mlp.experts.down_proj": (1, ("ffn8",)),
+        },
+        added_once=("mlp.experts.down_proj_bias",),
+        partial_gradients=("mlp.experts.down_proj_bias",),
+    ),
     "cohere": replace(_LLAMA, refuse=_refuse_norms_of_each_head),
     "stablelm": replace(
         _LLAMA,
@@ -301,8 +316,11 @@ def weight_cut(segments: Segments, shape: ModelShape, *, dim: int, full_size: in
         "qkv": Segment(shape.num_kv_heads, (group + 2) * size),
     }
     features = full_size // len(segments)
-    at_once = 1 if features % 8 else 8
-    units |= {"ffn": Segment(features, 1), "ffn8": Segment(features // at_once, at_once)}
+    units["heads"] = Segment(shape.num_kv_heads, group, group)
+    units["ffn"] = Segment(features, 1)
+    for code, width in (("ffn8", 1), ("pairs8", 2)):
+        at_once = width if features % (8 * width) else 8 * width
+        units[code] = Segment(features // at_once, at_once)
     cut = Cut(dim=dim, segments=tuple(units[code] for code in segments))
     if cut.size != full_size:
         raise ModelError(

@@ -9,7 +9,7 @@ import transformers
 from packaging.version import Version
 from parity_steps import plain_engine, tiny_run
 from reach_cases import LENGTHS, Packing, pack_models
-from tiny_models import MASKED, TINY, VOCABULARY, write_tiny_model
+from tiny_models import MASKED, TINY, VOCABULARY, perturb, write_tiny_model
 from worlds import Worlds
 
 from megatune.errors import ModelError
@@ -27,14 +27,14 @@ DEGREES = [0, 2]
 """0: one plain process; 2: the real engine at tp=2, where each rank sees half of the logits."""
 CASES = [
     *((name, tp) for name in TINY for tp in DEGREES),
-    *((name, tp) for name in ("gpt_oss", *MASKED) for tp in (0, 1)),
+    *((name, tp) for name in MASKED for tp in (0, 1)),
 ]
 
 
 @pytest.fixture(scope="module")
 def packings(worlds: Worlds, session_folder: Path) -> dict[tuple[str, int], list[Packing]]:
     """(family, degree) -> what each rank found."""
-    folders = {name: str(write_tiny_model(name, session_folder)) for name in (*TINY, "gpt_oss", *MASKED)}
+    folders = {name: str(write_tiny_model(name, session_folder)) for name in (*TINY, *MASKED)}
     found: dict[tuple[str, int], list[Packing]] = {}
     for tp in {tp for _, tp in CASES}:
         names = [name for name, degree in CASES if degree == tp]
@@ -134,7 +134,9 @@ def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path) -> None:
         num_attention_heads=2,
         intermediate_size=48,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_config(config)
+    perturb(model)  # what it draws is small, and so is what a token then sees of the others
+    model.save_pretrained(tmp_path)
     engine = plain_engine(tiny_run(str(tmp_path)))
 
     for packed in (True, False):

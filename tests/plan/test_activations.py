@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import EXPERTS, TINY
+from tiny_models import TINY
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatune.model.conv1d import conv1d_to_linear
@@ -15,7 +15,6 @@ from megatune.plan.weights import count_model
 _BATCH, _SEQ = 2, 48
 _COUNTED = {
     **TINY,
-    **EXPERTS,
     "cohere, normed heads": ("cohere", {**TINY["cohere"][1], "use_qk_norm": True}),
     "stablelm, normed heads": ("stablelm", {**TINY["stablelm"][1], "qk_layernorm": True}),
 }

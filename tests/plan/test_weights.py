@@ -91,7 +91,6 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("seed_oss", {**TINY["seed_oss"][1], "attention_bias": False, "attention_out_bias": True, "mlp_bias": True}),
     ("glm", {**TINY["glm"][1], "attention_bias": False}),
     ("olmo2", {**TINY["olmo2"][1], "attention_bias": True}),
-    *EXPERTS.values(),
     ("qwen2_moe", {**EXPERTS["qwen2_moe"][1], "qkv_bias": False}),
     ("qwen3_moe", {**EXPERTS["qwen3_moe"][1], "attention_bias": True}),
     ("gpt_oss", {**EXPERTS["gpt_oss"][1], "attention_bias": False}),
