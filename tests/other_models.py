@@ -88,7 +88,7 @@ def _sizes_of(model_type: str) -> dict[str, Any]:
     return {**{key: value for key, value in sizes.items() if key not in derived}, **_OWN.get(model_type, {})}
 
 
-def write_other_model(model_type: str, folder: Path) -> Path:
+def write_other_model(model_type: str, folder: Path, vocab_size: int = VOCABULARY) -> Path:
     """A Hugging Face folder of a tiny `model_type` below `folder`; written once.
 
     Raises what transformers raises for sizes that the type does not take, ValueError for one that stays large.
@@ -100,6 +100,10 @@ def write_other_model(model_type: str, folder: Path) -> Path:
     if path.is_dir():
         return path
     config = AutoConfig.for_model(model_type, **_sizes_of(model_type))
+    for part in {id(config): config, id(config.get_text_config()): config.get_text_config()}.values():
+        for key in ("vocab_size", "vocab_size_per_layer_input"):
+            if hasattr(part, key):
+                setattr(part, key, vocab_size)
     with torch.device("meta"):
         count = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
     if count > MOST_PARAMETERS:

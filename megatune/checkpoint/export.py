@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from megatune.checkpoint.layout import MODEL_FOLDER, read_json
+from megatune.checkpoint.layout import BUFFERS, MODEL_FOLDER, read_json
 from megatune.checkpoint.stream import TensorFile, TensorPlan, split_files
 from megatune.checkpoint.whole import WholeTensors
 from megatune.engine.state import WEIGHT
@@ -29,7 +30,7 @@ WHOLE = "model.safetensors"
 def export_checkpoint(
     checkpoint: Path, target: Path, *, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES, verify: bool = True
 ) -> int:
-    """Write `target`; returns the number of parameters in it.
+    """Write `target`; returns the number of parameters in it. Buffers keep their dtypes.
 
     `verify` checks the rank files against the manifest's hashes first. Written beside the target and
     renamed, and re-opened and counted before that. Raises ExportError for a target that is there already
@@ -38,15 +39,18 @@ def export_checkpoint(
     if target.exists():
         raise ExportError(f"{target} is already there; give another folder or remove it first.")
     whole = WholeTensors(checkpoint, verify=verify)
-    plan = {name: TensorPlan(shape, dtype) for name, shape in whole.shapes.items()}
+    buffers = _buffers(checkpoint)
+    plan = {name: TensorPlan(tuple(value.shape), value.dtype) for name, value in buffers.items()}
+    plan |= {name: TensorPlan(shape, dtype) for name, shape in whole.shapes.items()}
     unfinished = target.with_name(target.name + ".tmp")
     if unfinished.exists():
         shutil.rmtree(unfinished)
     try:
         shutil.copytree(checkpoint / MODEL_FOLDER, unfinished)
-        _write_shards(whole, unfinished, plan, shard_bytes)
+        (unfinished / BUFFERS).unlink(missing_ok=True)
+        _write_shards(whole, buffers, unfinished, plan, shard_bytes)
         _write_dtype(unfinished, dtype)
-        count = _count(unfinished, plan)
+        count = _count(unfinished, plan) - sum(value.numel() for value in buffers.values())
         sync_folder(unfinished)
         unfinished.rename(target)
         sync_folder(target.absolute().parent)
@@ -56,6 +60,13 @@ def export_checkpoint(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)  # gone when it has become the target
     return count
+
+
+def _buffers(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Those of the model, the widest elements first: the format wants tensors aligned."""
+    path = checkpoint / MODEL_FOLDER / BUFFERS
+    found = load_file(path) if path.exists() else {}
+    return dict(sorted(found.items(), key=lambda item: -item[1].element_size()))
 
 
 def _why_not_written(target: Path, error: OSError, plan: Mapping[str, TensorPlan], dtype: torch.dtype) -> str:
@@ -80,7 +91,11 @@ def replace_export(checkpoint: Path, target: Path, *, dtype: torch.dtype) -> Non
 
 
 def _write_shards(
-    whole: WholeTensors, folder: Path, plan: Mapping[str, TensorPlan], shard_bytes: int
+    whole: WholeTensors,
+    buffers: Mapping[str, torch.Tensor],
+    folder: Path,
+    plan: Mapping[str, TensorPlan],
+    shard_bytes: int,
 ) -> None:
     """Files under the hub's names: one `model.safetensors`, or several with an index beside them."""
     shards = split_files({name: tensor.num_bytes for name, tensor in plan.items()}, shard_bytes)
@@ -90,7 +105,7 @@ def _write_shards(
         weight_map |= dict.fromkeys(names, file)
         with TensorFile(folder / file, {name: plan[name] for name in names}) as shard:
             for name in names:
-                shard.add(name, [whole.read(WEIGHT, name)])
+                shard.add(name, [buffers[name] if name in buffers else whole.read(WEIGHT, name)])
     if len(shards) > 1:
         total = sum(tensor.num_bytes for tensor in plan.values())
         listing = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

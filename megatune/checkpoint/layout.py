@@ -20,6 +20,8 @@ from megatune.errors import CheckpointError
 TRAINING = "training.json"
 WEIGHTS = "weights.json"
 MODEL_FOLDER = "model"
+BUFFERS = "buffers.safetensors"
+"""In the folder of the model: what is stored with its weights, and is none. An export has them among its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

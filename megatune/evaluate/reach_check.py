@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatune.engine.base import Engine
+from megatune.engine.base import Predictor
 from megatune.errors import ModelError
 
 _DOCUMENT_TOKENS = 24
@@ -37,7 +37,7 @@ class Reach:
         return self.next is not None and self.next <= self.largest_share * self.own
 
 
-def check_reach(engine: Engine, *, packed: bool) -> str:
+def check_reach(engine: Predictor, *, packed: bool) -> str:
     """Refuse a model that sees what it is to predict; with `packed`, keep documents apart. Collective.
 
     Says what was found. Raises ModelError where a later token moves earlier logits, or packed documents move each
@@ -77,7 +77,7 @@ def check_reach(engine: Engine, *, packed: bool) -> str:
     )
 
 
-def measure_reach(engine: Engine, *, packed: bool) -> Reach:
+def measure_reach(engine: Predictor, *, packed: bool) -> Reach:
     """Run a row whose halves change in turn, `packed` as two documents. Collective: every rank calls it."""
     vocabulary = engine.built.shape.vocab_size
     length = _DOCUMENT_TOKENS if packed else _DOCUMENT_TOKENS // 2
@@ -103,7 +103,7 @@ def measure_reach(engine: Engine, *, packed: bool) -> Reach:
     return Reach(own, earlier, later if packed else None, share)
 
 
-def _most_of_any_rank(engine: Engine, values: list[torch.Tensor]) -> list[float]:
+def _most_of_any_rank(engine: Predictor, values: list[torch.Tensor]) -> list[float]:
     """NaN where one rank has it."""
     world = engine.world
     found = torch.zeros(len(values), world.size, dtype=torch.float64, device=world.device)

@@ -51,6 +51,11 @@ class BuiltModel:
     left_out: tuple[str, ...] = ()
     """Weights of the folder's files that its configuration has no place for."""
 
+    @property
+    def is_text_alone(self) -> bool:
+        """Whether the class that transformers builds for this folder is its language model without the rest."""
+        return self.source.head is None and type(self.model.config) is not type(self.source.config)
+
     @cached_property
     def masks(self) -> DocumentMasks:
         return DocumentMasks(self.model.config)
@@ -102,6 +107,7 @@ def build_model(
     family = find_family(source.config_dict(), source.shape, group.size)
     model, left_out = _load(source, initialize, attn_implementation, seed)
     if gradient_checkpointing:
+        _refuse_without_checkpointing(model)
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = False
     transposed = conv1d_to_linear(model)
@@ -160,6 +166,14 @@ def _refuse_without_language_model(source: ModelSource) -> None:
         "a folder of a language model; where one is inside, save that alone, with its tokenizer: "
         "`model.get_decoder()` of the loaded model."
     )
+
+
+def _refuse_without_checkpointing(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"model.gradient_checkpointing is true, but a {type(model).__name__} of transformers cannot compute its "
+            "blocks again. Use model.gradient_checkpointing=false."
+        )
 
 
 def _random(source: ModelSource, attention: str, seed: int) -> PreTrainedModel:

@@ -9,6 +9,11 @@ from megatune.units import counted
 def left_out_notes(built: BuiltModel) -> Iterator[str]:
     """One sentence for each thing."""
     text = built.source.config.get_text_config()
+    if built.is_text_alone:
+        yield (
+            f"the folder holds a '{built.source.config.model_type}'; its language model alone is trained and exported, "
+            f"as a {type(built.model).__name__}"
+        )
     if built.left_out:
         shown = ", ".join(built.left_out[:3])
         yield (

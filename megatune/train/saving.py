@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from megatune.checkpoint.folders import prune, remove_unfinished, set_aside_newer, write_hint
@@ -27,6 +28,7 @@ from megatune.launch.run_folder import RunFolder
 from megatune.report.records import ResumeRecord
 from megatune.tasks.scores import greater_is_better
 from megatune.train.identity import identity_hash, refuse_another_run, run_identity
+from megatune.train.model_folder import write_folder
 from megatune.train.reporting import Reporter
 from megatune.train.saves import Saves
 from megatune.train.state import TrainingState
@@ -293,7 +295,7 @@ class Checkpoints:
             step=state.step,
             training={"state": state.to_json(), "identity": self._identity},
             weights=describe_weights(self._engine.built, self._engine.divisions),
-            write_model=self._engine.built.source.copy_without_weights,
+            write_model=partial(write_folder, self._engine.built),
             accumulation=self._batch.accumulation,
             config_hash=identity_hash(self._identity),
             data={

@@ -19,6 +19,7 @@ from megatune.engine.kernels import widens_bf16
 from megatune.engine.world import World, own_device, single_world
 from megatune.errors import DataError, NotPreparedError
 from megatune.evaluate.exam import Exam, Marking, Result, set_exam, take_exam
+from megatune.evaluate.reach_check import check_reach
 from megatune.launch.ask_ranks import ask_ranks
 from megatune.launch.run_folder import RunFolder
 from megatune.model.build import build_model
@@ -64,8 +65,11 @@ def score_together(run: Run, split: str, world: World, *, labels_from: str) -> R
             group=world.tensor_group,
             widen_bf16=widens_bf16(run.precision, world),
         )
+        engine = InferenceEngine(built, world)
+        if run.packs:
+            check_reach(engine, packed=True)  # documents stay as far apart as in training
         result = take_exam(
-            InferenceEngine(built, world),
+            engine,
             exam,
             prepared,
             marking,

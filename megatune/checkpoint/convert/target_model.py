@@ -53,9 +53,15 @@ def describe_target(folder: Path) -> TargetModel:
     with torch.device("meta"):
         model = auto_class_of(source.config).from_config(source.config, trust_remote_code=False)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    everything = dict(model.named_parameters(remove_duplicate=False))
+    buffers = [name for name in model.state_dict() if name not in everything]
+    if buffers:
+        raise ConvertError(
+            f"a {type(model).__name__} has {len(buffers)} stored tensors that are no parameters, {buffers[0]} among "
+            "them: megatune converts models of parameters alone."
+        )
     own_name = {id(value): name for name, value in model.named_parameters()}
-    everything = model.named_parameters(remove_duplicate=False)
-    aliases = {name: own_name[id(value)] for name, value in everything if own_name[id(value)] != name}
+    aliases = {name: own_name[id(value)] for name, value in everything.items() if own_name[id(value)] != name}
     return TargetModel(
         source=source, shapes=shapes, aliases=aliases, transposed=frozenset(conv1d_to_linear(model))
     )
