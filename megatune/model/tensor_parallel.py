@@ -131,16 +131,17 @@ def cut_block(
     """Cut one transformer block in place. Returns parameter name (with `prefix`) -> cut."""
     cuts: dict[str, Cut] = {}
     shared = family.shared_layers(shape, group.size)
+    own_layers = _layers_of(block, prefix, family) - {*shared}
     for names, dim, layer in ((family.columns, 0, ColumnLinear), (family.rows, 1, RowLinear)):
         for name, segments in names.items():
-            if name not in shared and _has(block, name, family):
+            if name in own_layers:
                 cuts |= _cut_linear(block, prefix, name, segments, dim, layer, shape, group)
     for name in shared:
         _share_heads(block, name, shape, group)
     for name, (dim, segments) in family.parameters.items():
-        if _has(block, name.rpartition(".")[0], family):
+        if _has(block, name.rpartition(".")[0]):
             cuts |= _cut_parameter(block, prefix, name, segments, dim, shape, group)
-    if family.experts is not None and _has(block, family.experts, family):
+    if family.experts is not None and _has(block, family.experts):
         _sum_experts(block.get_submodule(family.experts), family, group)
     for name, segments in family.norms_over_heads.items():
         cuts |= _cut_norm(block, prefix, name, segments, shape, group)
@@ -220,9 +221,22 @@ def _share_heads(block: nn.Module, name: str, shape: ModelShape, group: TensorGr
         _sum_gradient(block, f"{name}.{part}", group)
 
 
-def _has(block: nn.Module, name: str, family: Family) -> bool:
-    """Whether `block` has this module: of a family without experts, each must."""
-    return family.experts is None or any(name == path for path, _ in block.named_modules())
+def _has(block: nn.Module, name: str) -> bool:
+    return any(name == path for path, _ in block.named_modules())
+
+
+def _layers_of(block: nn.Module, prefix: str, family: Family) -> set[str]:
+    """The layers to cut: all of the plan; where blocks may have experts, those of feed-forward layers that it has."""
+    layers = {*family.columns, *family.rows}
+    if family.experts is None:
+        return layers
+    found = {name for name in layers if name.startswith("self_attn.") or _has(block, name)}
+    if not _has(block, family.experts) and all(name.startswith("self_attn.") for name in found):
+        raise ModelError(
+            f"{prefix}{family.experts}: this block has neither experts of that name nor a feed-forward layer that "
+            "megatune knows to cut. Use parallel.tp_size=1."
+        )
+    return found
 
 
 def _cut_parameter(

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from megatune.errors import PlanError
+from megatune.errors import ModelError, PlanError
 from megatune.model.build import build_model
 from megatune.model.conv1d import conv1d_to_linear
 from megatune.model.heads import find_head
@@ -265,3 +265,15 @@ def test_of_experts_those_that_a_token_has_are_multiplied_in_plan_and_run_alike(
 def test_experts_in_some_layers_only_are_not_counted() -> None:
     with pytest.raises(PlanError, match=r"experts in some layers only \(mlp_only_layers = \[0\]"):
         count_model({"model_type": "qwen3_moe", "mlp_only_layers": [0]})
+
+
+def test_a_block_without_what_the_plan_of_experts_names_is_refused() -> None:
+    from megatune.plan.shape import shape_from_config
+
+    kind, config = EXPERTS["qwen3_moe"]
+    block: Any = _meta_model(kind, config).get_submodule("model.layers.0")
+    block.mlp = torch.nn.Identity()
+    shape = shape_from_config(AutoConfig.for_model(kind, **config).to_dict())
+
+    with pytest.raises(ModelError, match=r"neither experts of that name nor a feed-forward layer.*tp_size=1"):
+        cut_block(block, "", FAMILIES[kind], shape, _FirstOf(2))  # type: ignore[arg-type]
