@@ -73,16 +73,20 @@ def step_batches(
 ) -> list[Batch]:
     """This rank's micro-batches of the optimizer step that begins at `position`: `accumulation` of them.
 
+    The longest rows come first: the loss of a step does not depend on how its rows fall into micro-batches and
+    ranks, and where those of like length share one there is less padding, and ranks wait less for each other.
     All ranks of a tensor-parallel group pass the same `dp_rank` and get the same batches.
     """
     global_rows = micro_batch * accumulation * data_parallel
     rows = step_rows(position, num_rows=prepared.num_rows, global_rows=global_rows, seed=seed)
+    rows = rows[np.argsort(-prepared.lengths_of(rows), kind="stable")]
     micro_batches = micro_batch_rows(
         rows,
         micro_batch=micro_batch,
         accumulation=accumulation,
         data_parallel=data_parallel,
         dp_rank=dp_rank,
+        turn=position.epoch + position.cursor // global_rows,
     )
     return [_batch(prepared, numbers) for numbers in micro_batches]
 

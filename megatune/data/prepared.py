@@ -93,6 +93,12 @@ class PreparedSet:
         offsets = self.arrays["example_offsets"]
         return np.add.reduceat(offsets[examples + 1] - offsets[examples], starts[:-1] - starts[0])
 
+    def lengths_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Tokens of each of `rows`."""
+        bounds, offsets = self.arrays["row_offsets"], self.arrays["example_offsets"]
+        examples = [self.arrays["row_examples"][bounds[row] : bounds[row + 1]] for row in rows]
+        return np.array([(offsets[one + 1] - offsets[one]).sum() for one in examples], dtype=np.int64)
+
     def num_examples_in(self, num_rows: int | None) -> int:
         """Examples of the first `num_rows` rows, or of all."""
         last = self.num_rows if num_rows is None else min(num_rows, self.num_rows)

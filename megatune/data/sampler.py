@@ -66,21 +66,27 @@ def total_steps(run: Run, num_rows: int, global_rows: int) -> int:
 
 
 def micro_batch_rows(
-    rows: RowNumbers, *, micro_batch: int, accumulation: int, data_parallel: int, dp_rank: int
+    rows: RowNumbers, *, micro_batch: int, accumulation: int, data_parallel: int, dp_rank: int, turn: int = 0
 ) -> list[RowNumbers]:
     """The part of one global batch that data-parallel rank `dp_rank` trains on, as micro-batches.
 
     Always `accumulation` arrays of at most `micro_batch` rows; those at the end are empty when the
-    batch is short, and no two ranks differ by more than one row. All ranks of a tensor-parallel
-    group pass the same `dp_rank` and so see the same rows.
+    batch is short, and no two ranks differ by more than one row. Neighbours in `rows` stay together, and the ranks
+    take turns, from `turn` on: where the longest rows come first, no rank has them always. All ranks of a
+    tensor-parallel group pass the same `dp_rank` and so see the same rows.
     """
     room = micro_batch * accumulation * data_parallel
     if len(rows) > room:
         raise ValueError(
             f"{len(rows)} rows do not fit {micro_batch} x {accumulation} x {data_parallel} = {room}"
         )
-    mine = rows[dp_rank::data_parallel]
-    return [mine[i * micro_batch : (i + 1) * micro_batch] for i in range(accumulation)]
+    at_once = micro_batch * data_parallel
+    return [
+        np.array_split(rows[i * at_once : (i + 1) * at_once], data_parallel)[
+            (dp_rank + turn + i) % data_parallel
+        ]
+        for i in range(accumulation)
+    ]
 
 
 @lru_cache(maxsize=2)  # each step asks for the order of its epoch; a resumed run for one more

@@ -11,7 +11,7 @@ from megatune.data.batches import collate, evaluation_batches, step_batches
 from megatune.data.examples import Example
 from megatune.data.prepared import PreparedSet
 from megatune.data.quality import Report
-from megatune.data.sampler import Position, num_steps_per_epoch, position_of_step
+from megatune.data.sampler import Position, num_steps_per_epoch, position_of_step, step_rows
 from megatune.tasks.labels import IGNORED
 
 
@@ -143,6 +143,20 @@ def test_every_layout_takes_the_same_rows_in_the_same_step(
         for cursor in (0, 4, 8)
     ]
     assert sum(map(len, steps)) == prepared.num_targets
+
+
+def test_rows_of_like_length_share_a_micro_batch_and_no_rank_always_has_the_longest(prepared):
+    layout = {"micro_batch": 2, "accumulation": 1, "data_parallel": 2}
+    longest = []
+    for cursor in (0, 4):
+        position = Position(0, cursor)
+        lengths = sorted(
+            prepared.lengths_of(step_rows(position, num_rows=11, global_rows=4, seed=3)), reverse=True
+        )
+        ranks = [step_batches(prepared, position, seed=3, **layout, dp_rank=rank)[0] for rank in range(2)]
+        assert sorted(batch.num_tokens for batch in ranks) == sorted((sum(lengths[:2]), sum(lengths[2:])))
+        longest.append(max(range(2), key=lambda rank: ranks[rank].num_tokens))
+    assert longest == [0, 1]
 
 
 @pytest.mark.parametrize(("data_parallel", "micro_batch"), [(1, 1), (2, 2), (4, 3), (3, 8)])

@@ -27,15 +27,15 @@ def epoch_of_steps(num_rows, global_rows, seed, epoch):
 
 
 @settings(deadline=None)
-@given(st.integers(1, 60), SMALL, SMALL, SMALL, st.integers(0, 9), st.integers(0, 3))
+@given(st.integers(1, 60), SMALL, SMALL, SMALL, st.integers(0, 9), st.integers(0, 3), st.integers(0, 9))
 def test_the_ranks_of_any_layout_train_each_row_once_in_the_same_steps(
-    num_rows, micro_batch, accumulation, data_parallel, seed, epoch
+    num_rows, micro_batch, accumulation, data_parallel, seed, epoch, turn
 ):
     global_rows = micro_batch * accumulation * data_parallel
     steps = epoch_of_steps(num_rows, global_rows, seed, epoch)
     layout = {"micro_batch": micro_batch, "accumulation": accumulation, "data_parallel": data_parallel}
     for rows in steps:
-        by_rank = [micro_batch_rows(rows, **layout, dp_rank=rank) for rank in range(data_parallel)]
+        by_rank = [micro_batch_rows(rows, **layout, dp_rank=rank, turn=turn) for rank in range(data_parallel)]
         assert all(len(batches) == accumulation for batches in by_rank)
         assert all(len(batch) <= micro_batch for batches in by_rank for batch in batches)
         loads = [sum(map(len, batches)) for batches in by_rank]
