@@ -1,6 +1,7 @@
 """Pictures on the disk: whole, or not there."""
 
 import resource
+from contextlib import contextmanager
 
 import pytest
 from matplotlib.figure import Figure
@@ -15,13 +16,15 @@ def drawn() -> Figure:
     return figure
 
 
-@pytest.fixture
+@contextmanager
 def at_most_100_bytes():
-    """A file of this process can hold no more."""
+    """A file of this process can hold no more; nor can that with the output of the tests, so only inside."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_picture_has_the_format_of_its_ending(drawn, tmp_path):
@@ -32,12 +35,11 @@ def test_a_picture_has_the_format_of_its_ending(drawn, tmp_path):
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")
 
 
-@pytest.mark.usefixtures("at_most_100_bytes")
 def test_a_picture_without_room_leaves_the_old_one_and_no_scratch_file(drawn, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"the old one")
 
-    with pytest.raises(OSError, match=f"cannot write: .*{path}"):
+    with pytest.raises(OSError, match=f"cannot write: .*{path}"), at_most_100_bytes():
         save_figure(drawn, path)
 
     assert path.read_bytes() == b"the old one"
