@@ -12,7 +12,7 @@ from megatune.plan.families import FAMILIES
 pytestmark = pytest.mark.world
 
 LAYOUTS = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2)]
-STEPS = 4
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
