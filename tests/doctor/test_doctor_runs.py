@@ -14,7 +14,7 @@ from command_line import assert_refused, megatune
 
 from megatune.config import load_run
 from megatune.doctor.job import choose_num_ranks as doctor_ranks
-from megatune.plan.links import read_links
+from megatune.plan.links import links_json, read_links
 from megatune.train.job import choose_num_ranks as train_ranks
 
 pytestmark = pytest.mark.world
@@ -33,10 +33,13 @@ def test_two_local_ranks_pass_and_leave_their_report_and_links(run_file, output_
     assert measured.pop("slurm") == measured.pop("gpus") == "n/a"
     assert set(measured.values()) <= {"ok", "warn"}
     assert json.loads((output_dir / "doctor.json").read_text()) == answer
+    (times,) = next(rung["measured"] for rung in answer["rungs"] if rung["name"] == "pairs").values()
+    assert len(times) == 3 and all(seconds > 0 for seconds in times.values())
     (host,) = answer["nodes"]
     links = read_links(cache / "links.json", host)
-    assert links is not None and links.intra_node is not None and links.inter_node is None
-    assert links.intra_node.bytes_per_s == answer["links"]["intra_node"]["bytes_per_s"]
+    # On a machine that others use no line may go through the times: then both say n/a.
+    assert links is not None and links.inter_node is None
+    assert links_json(links) == answer["links"]
     assert not list(output_dir.glob(".doctor-*"))
 
 
