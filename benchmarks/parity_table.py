@@ -98,7 +98,8 @@ def render(found: dict[tuple[str, int, int], Differences], steps: int) -> str:
             "",
             f"Made with {packages} on CPU cores (gloo) by `python benchmarks/parity_table.py`; "
             "`tests/model/test_family_parity.py`",
-            "holds the same limits on every test run. `megatune verify RUN.yaml` does it for your own "
+            "holds every family to the same limits in every test run, at tp=2 dp=2 and tp=4 dp=1, and those whose "
+            "layers are cut in a way of their own at all layouts. `megatune verify RUN.yaml` does it for your own "
             "model and layout.",
             "",
         ]
