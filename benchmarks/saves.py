@@ -7,6 +7,7 @@ One JSON line each: seconds that training was blocked, seconds until the checkpo
 without a save in flight.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from megatune.bench.suite import Work
 from megatune.report.metrics import read_metrics
 
 STEPS_BETWEEN, WARMUP = 4, 2
+BARE = "deepspeed"  # as the first argument: what the ranks of torchrun run
 
 
 def train(run_file: Path, output_dir: Path, *overrides: str) -> list[dict[str, Any]]:
@@ -87,73 +90,68 @@ def save_with_deepspeed(model_folder: str, target: str, saves: str) -> None:
             (Path(target) / "seconds.json").write_text(json.dumps(taken))
 
 
+def bare_deepspeed(model: Path, target: Path, ranks: int, saves: int) -> dict[str, Any]:
+    """`save_checkpoint` of a bare engine on as many ranks, started by torchrun."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    asked = [__file__, BARE, str(model), str(target), str(saves)]
+    subprocess.run([*torchrun, *asked], check=True, capture_output=True)
+    taken = json.loads((target / "seconds.json").read_text())
+    return {
+        "case": "DeepSpeed save_checkpoint (no sync, no hash)",
+        "blocked_median_s": statistics.median(taken[1:]),
+        "blocked_range_s": spread(taken[1:]),
+    }
+
+
+def ratios(waits: dict[str, Any], behind: dict[str, Any]) -> dict[str, Any]:
+    """What saving behind training takes beside waiting for it, and how busy the machine was."""
+    beside, alone = behind["step_beside_save_median_s"], behind["step_median_s"]
+    return {
+        "blocked_behind_to_waiting": behind["blocked_median_s"] / waits["blocked_median_s"],
+        "step_beside_save_to_alone": beside / alone if beside and alone else None,
+        "load_1_5_15_min": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def measured(shape: str, ranks: int, saves: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """The record of each case as it is done, then the ratios."""
+    steps = WARMUP + STEPS_BETWEEN * saves
+    work = Work(model=shape, ranks=ranks, warmup_steps=WARMUP, steps=steps, max_seq_length=256)
+    inputs = write_inputs(work, folder / "inputs")
+    every = [
+        f"train.max_steps={steps}",
+        f"checkpoint.save_steps={STEPS_BETWEEN}",
+        "checkpoint.save_total_limit=2",
+    ]
+    found = {}
+    for name, is_async in (("training waits", "false"), ("behind training", "true")):
+        output_dir = folder / name.replace(" ", "-")
+        found[name] = figures(
+            name, train(inputs.run_file, output_dir, *every, f"checkpoint.async={is_async}")
+        )
+        yield found[name]
+    yield bare_deepspeed(inputs.model, folder / "deepspeed", ranks, saves)
+    yield resumed(inputs.run_file, output_dir, steps)
+    yield verified(output_dir)
+    yield exported(output_dir, folder / "export")
+    yield ratios(*found.values())
+
+
 def main() -> None:
     """Print a JSON record a case, then the ratios."""
-    if sys.argv[1] == "deepspeed":
+    if sys.argv[1:2] == [BARE]:
         save_with_deepspeed(*sys.argv[2:])
         return
-    shape = sys.argv[1]
-    ranks, saves = (
-        (int(sys.argv[2]) if len(sys.argv) > 2 else 2),
-        (int(sys.argv[3]) if len(sys.argv) > 3 else 5),
-    )
-    steps = WARMUP + STEPS_BETWEEN * saves
+    parser = argparse.ArgumentParser(description="What saving costs.")
+    parser.add_argument("shape", help="a folder of benchmarks/models")
+    parser.add_argument("ranks", type=int, nargs="?", default=2)
+    parser.add_argument("saves", type=int, nargs="?", default=5, help="two or more: the first is told apart")
+    asked = parser.parse_args()
+    if asked.ranks < 1 or asked.saves < 2:
+        parser.error("at least one rank and two saves are needed")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        work = Work(model=shape, ranks=ranks, warmup_steps=WARMUP, steps=steps, max_seq_length=256)
-        inputs = write_inputs(work, folder / "inputs")
-        common = [
-            f"train.max_steps={steps}",
-            f"checkpoint.save_steps={STEPS_BETWEEN}",
-            "checkpoint.save_total_limit=2",
-        ]
-        found = {}
-        for name, is_async in (("training waits", "false"), ("behind training", "true")):
-            output_dir = folder / name.replace(" ", "-")
-            entries = train(inputs.run_file, output_dir, *common, f"checkpoint.async={is_async}")
-            found[name] = figures(name, entries)
-            print(json.dumps(found[name]), flush=True)
-        torchrun = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={ranks}",
-        ]
-        bare = folder / "deepspeed"
-        subprocess.run(
-            [*torchrun, __file__, "deepspeed", str(inputs.model), str(bare), str(saves)],
-            check=True,
-            capture_output=True,
-        )
-        taken = json.loads((bare / "seconds.json").read_text())
-        print(
-            json.dumps(
-                {
-                    "case": "DeepSpeed save_checkpoint (no sync, no hash)",
-                    "blocked_median_s": statistics.median(taken[1:]),
-                    "blocked_range_s": spread(taken[1:]),
-                }
-            ),
-            flush=True,
-        )
-        print(json.dumps(resumed(inputs.run_file, output_dir, steps)), flush=True)
-        print(json.dumps(verified(output_dir)), flush=True)
-        print(json.dumps(exported(output_dir, folder / "export")), flush=True)
-        waits, behind = found.values()
-        print(
-            json.dumps(
-                {
-                    "blocked_behind_to_waiting": behind["blocked_median_s"] / waits["blocked_median_s"],
-                    "step_beside_save_to_alone": (
-                        behind["step_beside_save_median_s"] / behind["step_median_s"]
-                        if behind["step_beside_save_median_s"] and behind["step_median_s"]
-                        else None
-                    ),
-                    "load_1_5_15_min": [round(load, 2) for load in os.getloadavg()],
-                }
-            )
-        )
+        for record in measured(asked.shape, asked.ranks, asked.saves, Path(scratch)):
+            print(json.dumps(record), flush=True)
 
 
 def resumed(run_file: Path, output_dir: Path, steps: int) -> dict[str, Any]:
