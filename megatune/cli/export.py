@@ -7,22 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatune.config import load_run
-from megatune.errors import ConfigError, DataError
+from megatune.errors import CheckpointError, ConfigError, DataError
+from megatune.launch.checkpoints import MANIFEST
 from megatune.launch.run_folder import RunFolder
 from megatune.units import format_count
 
 
 def export_run(source: Path, target: Path, dtype: str) -> None:
     """Export a run's newest whole checkpoint, or the checkpoint given."""
-    from megatune.checkpoint.export import export_checkpoint
     from megatune.engine.dtypes import DTYPES
 
     if dtype not in DTYPES:
         raise ConfigError(
             [f"--dtype is {dtype!r}. Use one of {', '.join(DTYPES)}."], source="megatune export"
         )
-    checkpoint = find_source(source)
-    count = export_checkpoint(checkpoint, target, dtype=DTYPES[dtype])
+    checkpoint, count = _export(source, target, dtype)
     print(f"exported {checkpoint} to {target}: {format_count(count)} parameters in {dtype}")
 
 
@@ -44,19 +43,30 @@ def model_folder(model: Path) -> Iterator[Path]:
         return
     if folder.export.is_dir():
         print(f"note: {folder.export} is of an earlier model of this run; taking {newest}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="export-", dir=model) as scratch:
+        target = Path(scratch) / "export"
+        _export(model, target, load_run(folder.run_file).run.precision)
+        yield target
+
+
+def _export(source: Path, target: Path, dtype: str) -> tuple[Path, int]:
+    """(the checkpoint that was exported, its parameters); the next one when a run that goes on removes it meanwhile."""
     from megatune.checkpoint.export import export_checkpoint
     from megatune.engine.dtypes import DTYPES
 
-    with tempfile.TemporaryDirectory(prefix="export-", dir=model) as scratch:
-        target = Path(scratch) / "export"
-        export_checkpoint(find_source(model), target, dtype=DTYPES[load_run(folder.run_file).run.precision])
-        yield target
+    while True:
+        checkpoint = find_source(source)
+        try:
+            return checkpoint, export_checkpoint(checkpoint, target, dtype=DTYPES[dtype])
+        except (CheckpointError, OSError):
+            if checkpoint == source or (checkpoint / MANIFEST).is_file():
+                raise
+            print(f"{checkpoint} was removed meanwhile; taking the next", file=sys.stderr)
 
 
 def find_source(source: Path) -> Path:
     """The checkpoint folder that `source` is, or the newest whole one of the run folder that it is."""
     from megatune.checkpoint.folders import newest_whole
-    from megatune.launch.checkpoints import MANIFEST
 
     if (source / MANIFEST).is_file():
         return source
