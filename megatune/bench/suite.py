@@ -17,7 +17,7 @@ SUITES = Path(megatune.__file__).parent.parent / "benchmarks" / "suites"
 
 
 _RANKS = "{ranks}"
-_MOST_RANKS = 1024
+MOST_RANKS = 1024
 """More than the devices of any one machine."""
 
 
@@ -208,7 +208,7 @@ def _faults(suite: Suite) -> list[str]:
 
 def _faults_of_names(suite: Suite) -> Iterator[str]:
     """A baseline that only a larger machine runs is no fault: a suite file is for all."""
-    known = {case.name for case in suite.expanded(_MOST_RANKS)}
+    known = {case.name for case in suite.expanded(MOST_RANKS)}
     here = dict.fromkeys(case.name for case in suite.expanded())
     for key in ("baseline", "losses_of"):
         name = getattr(suite, key)

@@ -17,7 +17,7 @@ from megatune.bench.printed import render_tables
 from megatune.bench.record import machine, make_record, peak_words, read_record, save_record, what_ran
 from megatune.bench.regressions import Verdict, compare_records, obstacles
 from megatune.bench.rounds import Result, name_of, run_rounds
-from megatune.bench.suite import LARGEST, Case, Suite, Work, load_suite
+from megatune.bench.suite import LARGEST, MOST_RANKS, Case, Suite, Work, load_suite
 from megatune.cli.workers import show_handed_in
 from megatune.config import LoadedRun
 from megatune.errors import ConfigError
@@ -79,7 +79,7 @@ def hand_in_suite(name: str, options: BenchOptions) -> int:
     """Hand the suite to Slurm, a task of an array for each round."""
     suite = load_suite(name)
     cases = chosen(suite, options.only)
-    _refuse_what_no_job_takes(suite, works_of(suite, cases))
+    _refuse_what_no_job_takes(suite, cases, works_of(suite, cases))
     asked = Asked(
         suite_name=Path(name).stem,
         suite=suite.model_copy(update={"cases": tuple(cases), "matrix": {}}),
@@ -98,12 +98,14 @@ def hand_in_suite(name: str, options: BenchOptions) -> int:
     )
 
 
-def _refuse_what_no_job_takes(suite: Suite, works: Mapping[str, Work | None]) -> None:
-    """Raise ConfigError for what is worked out on the machine itself, and for models that are not there."""
+def _refuse_what_no_job_takes(suite: Suite, cases: Sequence[Case], works: Mapping[str, Work | None]) -> None:
+    """Raise ConfigError for those of `cases` that count on the machine itself, and for models that are not there."""
+    asked = {case.name for case in cases}
     problems = [
-        f"case {case.name!r} counts the devices of one machine (`ranks`): on nodes of a job a case has all their ranks."
+        f"case {case.name!r} counts the devices of one machine (`ranks`): on nodes of a job a case has all their "
+        "ranks. Leave it out with --only."
         for case in suite.cases
-        if case.ranks is not None
+        if case.ranks is not None and any(one.name in asked for one in case.over_ranks(MOST_RANKS))
     ]
     if any(work is not None and work.model == LARGEST for work in works.values()):
         problems.append(f"work.model = {LARGEST} is chosen on one machine: name a model.")

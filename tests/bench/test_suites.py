@@ -200,6 +200,20 @@ def test_what_is_worked_out_on_one_machine_is_not_handed_to_slurm(tmp_path: Path
         hand_in_suite("largest", options)
 
 
+def test_cases_that_are_left_out_do_not_keep_the_others_from_slurm(tmp_path: Path):
+    path = tmp_path / "mixed.yaml"
+    path.write_text(
+        "about: x\nwork: {model: llama-1m}\n"
+        "cases: [{name: 'over {ranks}', train: [], ranks: up-to-devices}, {name: plain, train: []}]\n"
+    )
+    run_file = tmp_path / "run.yaml"  # refused after the suite was taken
+    with pytest.raises(ConfigError, match=r"'over \{ranks\}' counts.*with --only"):
+        hand_in_suite(str(path), BenchOptions(slurm=run_file))
+    with pytest.raises(ConfigError, match=r"run\.yaml") as error:
+        hand_in_suite(str(path), BenchOptions(slurm=run_file, only=("plain",)))
+    assert "counts the devices" not in str(error.value)
+
+
 def test_made_up_rows_are_the_same_each_time_and_as_long_as_asked():
     full = Work(model="llama-17m", max_seq_length=64, steps=2)
     mixed = Work(model="llama-17m", max_seq_length=64, rows="mixed", steps=2)
