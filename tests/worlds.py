@@ -126,7 +126,13 @@ def _serve(pipe: Connection, rank: int, num_ranks: int, port: int, path: list[st
 
 
 class Worlds:
-    """The worlds of a test session, by size."""
+    """The worlds of a test session, by size.
+
+    Those of more than `_MOST_KEPT` ranks end with their function: gloo's threads wake all the time, and few tests ask
+    for so many.
+    """
+
+    _MOST_KEPT = 4
 
     def __init__(self) -> None:
         self._worlds: dict[int, TestWorld] = {}
@@ -134,12 +140,15 @@ class Worlds:
     def run(self, num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         world = self._worlds.get(num_ranks) or TestWorld(num_ranks)
         self._worlds[num_ranks] = world
+        is_kept = False
         try:
-            return world.run(function, *args)
-        except BaseException:
-            world.close()
-            del self._worlds[num_ranks]
-            raise
+            found = world.run(function, *args)
+            is_kept = num_ranks <= self._MOST_KEPT
+        finally:
+            if not is_kept:
+                world.close()
+                del self._worlds[num_ranks]
+        return found
 
     def close(self) -> None:
         for world in self._worlds.values():
