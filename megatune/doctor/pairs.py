@@ -65,8 +65,10 @@ def measure_pairs(place: Place) -> Json:
 
 
 def _play(pair: Pair, place: Place) -> dict[str, float]:
-    """The shortest of several trips of each size. In turns: a moment in which others have the cores or
-    the network then falls on every size, and not on all trips of one."""
+    """The shortest of several trips of each size.
+
+    In turns: a moment in which others have the cores or the network falls on every size, not on all trips of one.
+    """
     kind = place.device.type
     messages = [torch.zeros(num_bytes // 4, device=place.device) for num_bytes in _SIZES_BYTES[kind]]
     for message in messages:

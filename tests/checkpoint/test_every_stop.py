@@ -19,7 +19,7 @@ STEPS, GLOBAL_ROWS = 20, 4
 DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 LAYOUTS = {1: (1, 1), 2: (2, 1), 4: (2, 2)}
 STEP_FIELDS = ("step", "epoch", "loss", "grad_norm", "learning_rate", "target_tokens", "tokens", "skipped")
-# A start of four ranks costs four times that of one, and bf16 keeps what fp32 keeps beside its own.
+# Four ranks in bf16 alone, whose masters and moments are those of fp32: a chain of their starts is the dearest.
 CASES = [
     (1, "fp32", LOADING, 0),
     (2, "fp32", LOADING, 0),

@@ -1,7 +1,10 @@
 """An exported folder is a plain Hugging Face model that computes what the trained engine computes."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +16,12 @@ from tiny_models import write_tiny_model
 from transformers import AutoModelForCausalLM
 from worlds import Worlds
 
+from megatune.checkpoint import export
 from megatune.checkpoint.export import export_checkpoint, replace_export
-from megatune.errors import CheckpointError, ExportError
+from megatune.checkpoint.manifest import read_manifest, render_manifest
+from megatune.cli.export import export_run
+from megatune.errors import CheckpointError, DataError, ExportError
+from megatune.launch.checkpoints import MANIFEST, folder_name
 
 pytestmark = pytest.mark.world
 
@@ -147,3 +154,37 @@ def test_a_full_disk_leaves_nothing_of_an_export_and_names_the_way_out(
     assert "megatune export RUN TARGET" in str(caught.value)
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
     assert free_bytes(small_disk) == before
+
+
+@pytest.mark.parametrize("moment", ["WholeTensors", "_write_shards"])
+def test_of_a_run_that_removes_its_checkpoint_meanwhile_the_next_is_exported(
+    saved: Saved,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    moment: str,
+) -> None:
+    checkpoint, expected = saved["gpt2", 1]
+    manifest = read_manifest(checkpoint)
+    older, newer = (tmp_path / "run/checkpoints" / folder_name(manifest.step + later) for later in (0, 1))
+    for folder in (older, newer):
+        shutil.copytree(checkpoint, folder)
+    (newer / MANIFEST).write_bytes(render_manifest(replace(manifest, step=manifest.step + 1)))
+    real = getattr(export, moment)
+
+    def beside_a_prune(*arguments: Any, **options: Any) -> Any:
+        if newer.exists():
+            shutil.rmtree(newer)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(export, moment, beside_a_prune)
+    export_run(tmp_path / "run", tmp_path / "out", "fp32")
+
+    told = capsys.readouterr()
+    assert f"{newer} was removed meanwhile" in told.err
+    assert f"exported {older}" in told.out
+    np.testing.assert_allclose(logits_of(tmp_path / "out"), expected, atol=2e-5)
+
+    shutil.rmtree(older)
+    with pytest.raises(DataError, match="neither a checkpoint nor a run folder with one"):
+        export_run(tmp_path / "run", tmp_path / "again", "fp32")

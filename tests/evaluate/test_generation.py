@@ -35,13 +35,19 @@ def references(worlds: Worlds, folders: dict[str, str]) -> dict[str, Any]:
     return worlds.run(1, family_references, folders, NUM_PROMPTS)[0]
 
 
-# Learned positions, angles of parts of a head, and windows of caches; the others where layers and rows are divided.
+# Learned positions, angles of parts of a head, windows of caches, and experts; the others where both layers and rows
+# are divided.
 FEW = ("gpt2-5-heads", "glm", "gemma2", "qwen3_moe")
 
 
 @pytest.mark.parametrize(("tp", "dp", "names"), [(1, 2, FEW), (2, 1, FEW), (2, 2, tuple(TINY))])
 def test_greedy_tokens_of_every_family_are_those_of_transformers_on_one_device(
-    worlds: Worlds, folders: dict[str, str], references: dict[str, Any], tp: int, dp: int, names: Any
+    worlds: Worlds,
+    folders: dict[str, str],
+    references: dict[str, Any],
+    tp: int,
+    dp: int,
+    names: tuple[str, ...],
 ) -> None:
     some = {name: folders[name] for name in names}
     for rank in worlds.run(tp * dp, family_answers, some, tp, "once", NUM_PROMPTS, 2):

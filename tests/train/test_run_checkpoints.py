@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ending_cases import train_as, train_ending, train_stopped_at_once
@@ -18,10 +17,8 @@ from tiny_runs import (
 from worlds import Worlds
 from written_checkpoints import write_checkpoint
 
-from megatune.checkpoint import export
 from megatune.checkpoint.folders import newest_whole
 from megatune.cli.export import model_folder
-from megatune.errors import DataError
 from megatune.report.summary import summarise
 
 pytestmark = pytest.mark.world
@@ -232,31 +229,6 @@ def test_an_export_that_was_trained_on_from_is_not_the_runs_model(
     with model_folder(run_dir) as folder:
         assert folder != run_dir / "export"
     assert "is of an earlier model" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("moment", ["WholeTensors", "_write_shards"])
-def test_a_checkpoint_that_a_training_removes_while_it_is_exported_is_replaced_by_the_next(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
-) -> None:
-    first, last = sorted((run_dir / "checkpoints").iterdir())
-    real = getattr(export, moment)
-
-    def beside_a_prune(*arguments: Any, **options: Any) -> Any:
-        if last.exists():
-            shutil.rmtree(last)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(export, moment, beside_a_prune)
-    with model_folder(run_dir) as folder:
-        assert (folder / "model.safetensors").is_file()
-    assert f"{last} was removed meanwhile" in capsys.readouterr().err
-
-    shutil.rmtree(first)
-    with (
-        pytest.raises(DataError, match="neither a checkpoint nor a run folder with one"),
-        model_folder(run_dir),
-    ):
-        pass
 
 
 def test_what_a_kill_has_left_beyond_the_limit_goes_with_the_next_start(
